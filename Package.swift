@@ -1,0 +1,29 @@
+// swift-tools-version: 6.3
+import PackageDescription
+
+let strict: [SwiftSetting] = [.treatAllWarnings(as: .error), .swiftLanguageMode(.v6)]
+
+let package = Package(
+  name: "SwiftEP",
+  products: [
+    .library(name: "SwiftEP", targets: ["SwiftEP"]),
+    .executable(name: "swiftep", targets: ["swiftep"]),
+  ],
+  targets: [
+    .target(name: "CPlatform"),
+    .target(name: "EPKernels", swiftSettings: strict),
+    .target(name: "Arena", dependencies: ["CPlatform"], swiftSettings: strict),
+    .target(name: "HostMachine", dependencies: ["CPlatform", "EPKernels"], swiftSettings: strict),
+    .target(
+      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostMachine"],
+      swiftSettings: strict),
+    .target(name: "Conformance", dependencies: ["SwiftEP"], swiftSettings: strict),
+    .executableTarget(
+      name: "swiftep", dependencies: ["Conformance", "CPlatform", "SwiftEP"], swiftSettings: strict),
+    .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
+    .testTarget(name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
+    .testTarget(
+      name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
+    .testTarget(name: "ToolTests", dependencies: ["swiftep", "Conformance", "SwiftEP"], swiftSettings: strict),
+  ]
+)

@@ -1,0 +1,54 @@
+/// The free ranges of an arena, by offset. First fit; neighbours merge when a range comes back.
+package struct HoleList: Sendable {
+  /// Every range begins and ends at a multiple of this, a page.
+  package static let granule: Int64 = 4096
+
+  private var holes: [Range<Int64>] = []
+
+  package init() {}
+
+  /// Bytes free, over all holes.
+  package var freeByteCount: Int64 { holes.reduce(0) { $0 + Int64($1.count) } }
+
+  package static func roundUp(_ byteCount: Int64) -> Int64 { (byteCount + granule - 1) / granule * granule }
+
+  /// Takes `byteCount` bytes, rounded up to the granule, or returns nil where no hole is large enough. Zero bytes take
+  /// nothing.
+  package mutating func take(_ byteCount: Int64) -> Range<Int64>? {
+    let size = Self.roundUp(byteCount)
+    if size == 0 { return 0..<0 }
+    guard let index = holes.firstIndex(where: { Int64($0.count) >= size }) else { return nil }
+    let hole = holes[index]
+    let taken = hole.lowerBound..<hole.lowerBound + size
+    if taken.upperBound == hole.upperBound {
+      holes.remove(at: index)
+    } else {
+      holes[index] = taken.upperBound..<hole.upperBound
+    }
+    return taken
+  }
+
+  /// Takes the largest hole whole; empty where nothing is free.
+  package mutating func takeLargest() -> Range<Int64> {
+    guard let index = holes.indices.max(by: { holes[$0].count < holes[$1].count }) else { return 0..<0 }
+    return holes.remove(at: index)
+  }
+
+  /// Gives a range back that was taken, or adds a new one. The range overlaps no hole.
+  package mutating func give(_ range: Range<Int64>) {
+    if range.isEmpty { return }
+    let index = holes.firstIndex { $0.lowerBound >= range.upperBound } ?? holes.endIndex
+    holes.insert(range, at: index)
+    if index + 1 < holes.endIndex && holes[index].upperBound == holes[index + 1].lowerBound {
+      holes[index] = holes[index].lowerBound..<holes[index + 1].upperBound
+      holes.remove(at: index + 1)
+    }
+    if index > 0 && holes[index - 1].upperBound == holes[index].lowerBound {
+      holes[index - 1] = holes[index - 1].lowerBound..<holes[index].upperBound
+      holes.remove(at: index)
+    }
+  }
+
+  /// The hole that ends at `offset`, if one does: growing the arena there extends it.
+  package func hole(endingAt offset: Int64) -> Range<Int64>? { holes.last { $0.upperBound == offset } }
+}

@@ -1,0 +1,68 @@
+// What Linux offers and Swift's Glibc module does not reach, and the inner loops over rows.
+//
+// The loops are C because only C can compile one function for several instruction sets and choose at run time: the
+// package is built for the oldest x86-64 (or any other processor) and still uses AVX2 where it is there.
+
+#ifndef SWIFTEP_CPLATFORM_H
+#define SWIFTEP_CPLATFORM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// MARK: System calls. Each returns what the system call returns; -1 means errno is set.
+
+/// A memory file that no one else can open: close-on-exec, resizable, never shrinkable once `swiftep_seal_shrink` was
+/// called.
+int swiftep_memfd_create(const char *name);
+int swiftep_seal_shrink(int descriptor);
+/// Takes the memory now rather than at the first touch.
+int swiftep_populate(void *address, size_t byte_count);
+/// Sleeps while `*word == expected`, at most `nanoseconds`. Works between processes.
+int swiftep_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds);
+int swiftep_futex_wake(const void *word, int count);
+
+/// Cores that this process may run on.
+int swiftep_usable_core_count(void);
+
+/// One turn of a spin loop.
+static inline void swiftep_relax(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// MARK: Rows
+
+enum swiftep_format { SWIFTEP_BF16 = 1, SWIFTEP_FP16 = 2, SWIFTEP_FP32 = 3 };
+
+/// Copies `byte_count` bytes, a multiple of 16, to each destination (16-byte aligned). Streaming stores go around the
+/// caches: end the batch with `swiftep_store_fence`.
+void swiftep_scatter(void *const *destinations, int destination_count, const void *source, size_t byte_count, bool streaming);
+
+/// Orders earlier streaming stores before later stores.
+void swiftep_store_fence(void);
+
+/// Quantizes `channel_count` BF16 channels to FP8 E4M3 (round to nearest even, saturating), in blocks of 128 channels:
+/// `inverse * x` with `inverse = 448 / amax` and `scale = amax / 448`, amax clamped from below at 1e-4. With
+/// `power_of_two`, the scale is rounded up to a power of two and stored as its biased exponent, one byte a block;
+/// otherwise as a Float.
+void swiftep_quantize_e4m3(uint8_t *values, void *scales, const uint16_t *source, size_t channel_count, bool power_of_two);
+
+struct swiftep_reduction {
+  int format;
+  int row_count;
+  const void *const *rows;
+  /// NULL: every weight is one, and nothing is multiplied.
+  const float *weights;
+  /// NULL where absent.
+  const void *bias0, *bias1;
+};
+
+/// `output[i] = round(0 + w0 * rows[0][i] + w1 * rows[1][i] + ... + bias0[i] + bias1[i])`, each operation rounded in
+/// Float, in this order.
+void swiftep_reduce(void *output, const struct swiftep_reduction *reduction, size_t first, size_t element_count, bool streaming);
+
+#endif

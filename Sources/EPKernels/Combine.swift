@@ -1,0 +1,139 @@
+/// Everything that one rank's combine needs, in one fixed-layout struct.
+@frozen public struct CombineArguments {
+  public var view: RankView
+  public var header: ExchangeHeader
+  public var handle: HandleView
+  public var operation: OperationView
+  /// This rank's rows (and top-k weights) to be copied into its arena first; null when they lie there already.
+  public var stagedRows: Address
+  public var stagedWeights: Address
+  public var rowCount: Int32
+  /// BF16, FP16 or FP32.
+  public var format: RowFormat
+  public var elementsPerRow: Int32
+  /// Sum of the token's rows, `[tokenCount, elementsPerRow]`, in this rank's memory.
+  public var output: Address
+  /// Float `[tokenCount, topK]` of the token's owner, by expert only; null: rows are added as they are.
+  public var rowWeights: Address
+  public var biases: (Address, Address)
+  /// Float `[tokenCount, topK]`: the summed top-k weights; null when not asked for.
+  public var weightsOutput: Address
+
+  @inlinable public init(
+    view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, stagedRows: Address,
+    stagedWeights: Address, rowCount: Int32, format: RowFormat, elementsPerRow: Int32, output: Address,
+    rowWeights: Address,
+    biases: (Address, Address), weightsOutput: Address
+  ) {
+    self.view = view
+    self.header = header
+    self.handle = handle
+    self.operation = operation
+    self.stagedRows = stagedRows
+    self.stagedWeights = stagedWeights
+    self.rowCount = rowCount
+    self.format = format
+    self.elementsPerRow = elementsPerRow
+    self.output = output
+    self.rowWeights = rowWeights
+    self.biases = biases
+    self.weightsOutput = weightsOutput
+  }
+
+  @inlinable var rowByteCount: Int32 { elementsPerRow &* (format == .fp32 ? 4 : 2) }
+  /// Top-k weights that one received row carries.
+  @inlinable var weightsPerRow: Int32 { handle.layout.layout == .bySource ? handle.layout.topK : 1 }
+}
+
+/// First half of a combine: rows outside the arena are staged into it; then the exchange, which says that this rank's
+/// rows are ready.
+@inlinable public func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  if arguments.header.fault == 0 { stage(machine, arguments) }
+  guard machine.arriveLocal(operation.at(operation.layout.prepared)) else { return }
+
+  var header = arguments.header
+  if header.fault == 0 { header.handleEpoch = handle.at(handle.layout.epoch).load(Int64.self, at: 0) }
+  let epoch = exchange(machine, view: view, header: header, operation: operation) { _ in }
+  guard let epoch else { return }
+  var rank: Int32 = 0
+  while rank < view.rankCount {
+    let peer = exchangeHeader(view, epoch: epoch, source: rank)
+    let arena = view.arena(of: rank)
+    operation.setColumn(Columns.rows, atRank: rank, arena.advanced(byBytes: peer.outputOffset))
+    operation.setColumn(Columns.weights, atRank: rank, arena.advanced(byBytes: peer.weightsOffset))
+    rank = rank &+ 1
+  }
+}
+
+@inlinable func stage<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let arena = arguments.view.ownArena
+  if !arguments.stagedRows.isNull {
+    let rowByteCount = arguments.rowByteCount
+    let staged = arena.advanced(byBytes: arguments.header.outputOffset)
+    let job = ScatterJob(
+      source: arguments.stagedRows, rowCount: arguments.rowCount, rowByteCount: rowByteCount, slotCount: 1,
+      transform: .copy,
+      writtenByteCount: Int64(arguments.rowCount) &* Int64(rowByteCount))
+    machine.scatterRows(job) { row, _ in
+      RowTarget(row: staged.advanced(byBytes: Int64(row) &* Int64(rowByteCount)), scales: .null)
+    }
+  }
+  if !arguments.stagedWeights.isNull {
+    let byteCount = 4 &* arguments.weightsPerRow
+    let staged = arena.advanced(byBytes: arguments.header.weightsOffset)
+    machine.shareOut(arguments.rowCount) { row in
+      let offset = Int64(row) &* Int64(byteCount)
+      machine.copyRecord(
+        from: arguments.stagedWeights.advanced(byBytes: offset), to: staged.advanced(byBytes: offset),
+        byteCount: byteCount)
+    }
+  }
+}
+
+/// Second half: each token's owner reads the rows where they lie, sums them, and then tells their owners that it has.
+@inlinable public func deliverCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  guard operation.isOK else { return }
+  let rowByteCount = Int64(arguments.rowByteCount)
+  let rowWeights = arguments.rowWeights
+  let job = ReduceJob(
+    output: arguments.output, rowCount: handle.layout.chunks.tokenCount, elementCount: arguments.elementsPerRow,
+    slotCount: handle.layout.slotCount, format: arguments.format, isWeighted: !rowWeights.isNull,
+    biases: arguments.biases)
+  machine.reduceRows(job) { token, slot in
+    let place = handle.place(token: token, slot: slot, view)
+    if place.rank < 0 { return .none }
+    let rows = operation.column(Columns.rows, atRank: place.rank)
+    let weight = rowWeights.isNull ? 1 : rowWeights.load(Float.self, at: token &* handle.layout.slotCount &+ slot)
+    return RowSource(row: rows.advanced(byBytes: Int64(place.row) &* rowByteCount), weight: weight)
+  }
+  if !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
+  complete(machine, view: view, operation: operation)
+}
+
+/// By source: sums the received weights over ranks. By expert: each slot's weight comes from its one row.
+@inlinable func combineWeights<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  let topK = handle.layout.topK
+  if handle.layout.layout == .bySource {
+    let job = ReduceJob(
+      output: arguments.weightsOutput, rowCount: handle.layout.chunks.tokenCount, elementCount: topK,
+      slotCount: handle.layout.slotCount, format: .fp32, isWeighted: false, biases: (.null, .null))
+    machine.reduceRows(job) { token, slot in
+      let place = handle.place(token: token, slot: slot, view)
+      if place.rank < 0 { return .none }
+      let weights = operation.column(Columns.weights, atRank: place.rank)
+      return RowSource(row: weights.advanced(byBytes: 4 &* Int64(place.row) &* Int64(topK)), weight: 1)
+    }
+    return
+  }
+  machine.shareOut(handle.layout.chunks.tokenCount) { token in
+    machine.forEach(topK) { slot in
+      let place = handle.place(token: token, slot: slot, view)
+      let weights = operation.column(Columns.weights, atRank: max(0, place.rank))
+      let weight = place.rank < 0 ? 0 : weights.load(Float.self, at: place.row)
+      arguments.weightsOutput.store(weight, at: token &* topK &+ slot)
+    }
+  }
+}

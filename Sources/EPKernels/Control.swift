@@ -1,0 +1,189 @@
+/// What a rank knows of its group: the same in every kernel of a buffer.
+@frozen public struct RankView {
+  public var rank: Int32
+  public var rankCount: Int32
+  public var expertCount: Int32
+  /// Experts that live on this rank.
+  public var localExpertCount: Int32
+  /// UInt64 `[rankCount]`: where each rank's arena is mapped here.
+  public var arenas: Address
+  /// Int32 `[expertCount]`: the rank of each expert.
+  public var expertOwner: Address
+  /// Int32 `[expertCount]`: the index of each expert among those of its rank.
+  public var expertLocal: Address
+  /// `OperationStatus` of the first operation that timed out: later ones then end at once.
+  public var failure: Address
+  /// How long a wait for a peer may take.
+  public var timeoutNanoseconds: UInt64
+
+  @inlinable public init(
+    rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
+    expertLocal: Address, failure: Address, timeoutNanoseconds: UInt64
+  ) {
+    self.rank = rank
+    self.rankCount = rankCount
+    self.expertCount = expertCount
+    self.localExpertCount = localExpertCount
+    self.arenas = arenas
+    self.expertOwner = expertOwner
+    self.expertLocal = expertLocal
+    self.failure = failure
+    self.timeoutNanoseconds = timeoutNanoseconds
+  }
+
+  @inlinable public func arena(of rank: Int32) -> Address {
+    Address(bits: arenas.load(UInt64.self, at: rank))
+  }
+
+  @inlinable public var ownArena: Address { arena(of: rank) }
+
+  @inlinable public var control: ControlLayout {
+    ControlLayout(rankCount: rankCount, expertCount: expertCount)
+  }
+
+  @inlinable public func owner(ofExpert expert: Int32) -> Int32 { expertOwner.load(Int32.self, at: expert) }
+  @inlinable public func localIndex(ofExpert expert: Int32) -> Int32 { expertLocal.load(Int32.self, at: expert) }
+}
+
+/// The two signals of an operation. Each rank has one word per slot and source, written by that source alone.
+@frozen public enum SignalSlot: Int32, Sendable {
+  /// "My block of the exchange lies in your arena." For a combine also: "my rows are ready."
+  case exchange = 0
+  /// Of a dispatch: "my rows lie in your arena." Of a combine: "I have read your rows."
+  case completion = 1
+}
+
+/// The first bytes of every arena: what peers write to coordinate. Sizes and offsets come from here alone.
+///
+///     doorbell | own epoch | signal words [slot][source] | exchange pages [epoch parity][source]
+@frozen public struct ControlLayout {
+  public var rankCount: Int32
+  public var expertCount: Int32
+
+  @inlinable public init(rankCount: Int32, expertCount: Int32) {
+    self.rankCount = rankCount
+    self.expertCount = expertCount
+  }
+
+  /// Reserved for the machine: how a sleeping waiter is woken.
+  @inlinable public static var doorbellOffset: Int64 { 0 }
+  /// UInt64: exchanges that this rank has begun. Only its own kernels touch it.
+  @inlinable public static var epochOffset: Int64 { 128 }
+  @inlinable static var signalsOffset: Int64 { 256 }
+  /// A cache line a word, so that one source's store disturbs no other.
+  @inlinable static var signalStride: Int64 { 64 }
+
+  @inlinable public func signalOffset(_ slot: SignalSlot, source: Int32) -> Int64 {
+    Self.signalsOffset &+ Int64(slot.rawValue &* rankCount &+ source) &* Self.signalStride
+  }
+
+  @inlinable var pagesOffset: Int64 {
+    alignUp(Self.signalsOffset &+ 2 &* Int64(rankCount) &* Self.signalStride, to: 128)
+  }
+
+  /// One source's contribution: its header, then its tokens per rank and per expert (Int32 each).
+  @inlinable public var exchangeBlockByteCount: Int64 {
+    alignUp(ExchangeHeader.byteCount &+ 4 &* (Int64(rankCount) &+ Int64(expertCount)), to: 128)
+  }
+
+  @inlinable public func exchangeOffset(epoch: UInt64, source: Int32) -> Int64 {
+    pagesOffset &+ (Int64(epoch & 1) &* Int64(rankCount) &+ Int64(source)) &* exchangeBlockByteCount
+  }
+
+  @inlinable public var byteCount: Int64 {
+    alignUp(pagesOffset &+ 2 &* Int64(rankCount) &* exchangeBlockByteCount, to: 4096)
+  }
+}
+
+/// What every rank tells every other when an operation begins.
+///
+/// The first fields, one for each case of `HeaderField`, must be the same on all ranks. All are Int64, so that they can
+/// be compared by index.
+@frozen public struct ExchangeHeader {
+  public var operation: Int64 = 0
+  public var handleEpoch: Int64 = 0
+  public var format: Int64 = 0
+  public var transform: Int64 = 0
+  public var elementsPerRow: Int64 = 0
+  public var topK: Int64 = 0
+  public var indexByteCount: Int64 = 0
+  public var isWeighted: Int64 = 0
+  public var layout: Int64 = 0
+  public var sizing: Int64 = 0
+  public var expertAlignment: Int64 = 0
+  public var scaleByteCount: Int64 = 0
+  public var sidecarByteCounts: (Int64, Int64, Int64) = (0, 0, 0)
+
+  /// Not zero: this rank was called wrongly; see `InputFault`.
+  public var fault: Int64 = 0
+  public var faultDetails: (Int64, Int64, Int64) = (0, 0, 0)
+  public var tokenCount: Int64 = 0
+  /// Dispatch: a free hole in this rank's arena. Combine: where this rank's rows lie in it.
+  public var outputOffset: Int64 = 0
+  public var outputCapacity: Int64 = 0
+  /// Rows that the output is laid out for; 0: as many as arrive.
+  public var outputRowCapacity: Int64 = 0
+  /// Combine: where this rank's top-k weights lie in its arena.
+  public var weightsOffset: Int64 = 0
+
+  @inlinable public init() {}
+
+  @inlinable public static var byteCount: Int64 { 256 }
+}
+
+/// The fields of a header that all ranks must agree on, numbered as they lie in it.
+@frozen public enum HeaderField: Int64, CaseIterable, Sendable {
+  case operation, handle, format, transform, elementsPerRow, topK, indexByteCount, isWeighted, layout, sizing
+  case expertAlignment, scaleByteCount, sidecar0, sidecar1, sidecar2
+}
+
+@frozen public enum Operation: Int64, Sendable {
+  case dispatch = 1
+  case cachedDispatch = 2
+  case combine = 3
+}
+
+/// Why a rank's arguments cannot be used. The details' meanings stand beside each case; they travel in its header, so
+/// that all ranks can report the same error.
+@frozen public enum InputFault: Int64, CaseIterable, Sendable {
+  /// Details: token, slot, expert found.
+  case expertOutOfRange = 1
+  /// Details: token, slot, expert that an earlier slot of the token names too.
+  case duplicateExpert = 2
+  /// Found while still on the host: the details are an index into what the host knows (see the public API's faults).
+  case argument = 3
+  /// The arena could not grow. Details: bytes needed, bytes allowed.
+  case arenaExhausted = 4
+}
+
+/// How an operation ended; written by kernels, read by the host.
+@frozen public struct OperationStatus {
+  public var code: Int64 = 0
+  /// The rank at fault.
+  public var rank: Int64 = 0
+  public var details: (Int64, Int64, Int64, Int64) = (0, 0, 0, 0)
+  /// Bytes that this rank's output takes, known after a dispatch's exchange.
+  public var neededByteCount: Int64 = 0
+
+  @inlinable public init() {}
+  @inlinable public init(_ code: StatusCode, rank: Int64, _ details: (Int64, Int64, Int64, Int64)) {
+    self.code = code.rawValue
+    self.rank = rank
+    self.details = details
+  }
+  @inlinable public static var byteCount: Int64 { 64 }
+}
+
+@frozen public enum StatusCode: Int64, Sendable {
+  case ok = 0
+  /// Details: the fault, then its three details.
+  case inputFault = 1
+  /// Details: the header field, rank 0's value, the other rank's value.
+  case disagreement = 2
+  /// Details: the signal slot that was waited for, the epoch expected, the epoch found.
+  case timeout = 3
+  /// The output does not fit. Details: bytes needed, bytes available.
+  case overflow = 4
+  /// An earlier operation of this buffer timed out. Rank and details are that operation's.
+  case failedBefore = 5
+}

@@ -1,0 +1,244 @@
+/// Everything that one rank's dispatch needs, in one fixed-layout struct.
+@frozen public struct DispatchArguments {
+  public var view: RankView
+  public var header: ExchangeHeader
+  public var handle: HandleView
+  public var operation: OperationView
+  public var routing: RoutingView
+  public var columns: Columns
+  public var transform: RowTransform
+  /// Bytes of one row of the caller's tensor.
+  public var sourceRowByteCount: Int32
+  /// The caller's tensors for the columns `Columns.rows` to `Columns.origins - 1`; null where there is none.
+  public var sources: (Address, Address, Address, Address, Address)
+  public var expertAlignment: Int32
+  public var zeroesPadding: Bool
+  /// The handle is complete: no layout, no counts.
+  public var isCached: Bool
+
+  @inlinable public init(
+    view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, routing: RoutingView,
+    columns: Columns,
+    transform: RowTransform, sourceRowByteCount: Int32, sources: (Address, Address, Address, Address, Address),
+    expertAlignment: Int32, zeroesPadding: Bool, isCached: Bool
+  ) {
+    self.view = view
+    self.header = header
+    self.handle = handle
+    self.operation = operation
+    self.routing = routing
+    self.columns = columns
+    self.transform = transform
+    self.sourceRowByteCount = sourceRowByteCount
+    self.sources = sources
+    self.expertAlignment = expertAlignment
+    self.zeroesPadding = zeroesPadding
+    self.isCached = isCached
+  }
+
+  @inlinable func source(ofColumn column: Int32) -> Address {
+    switch column {
+    case 0: sources.0
+    case 1: sources.1
+    case 2: sources.2
+    case 3: sources.3
+    default: sources.4
+    }
+  }
+}
+
+/// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
+/// has moved.
+@inlinable public func prepareDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  let isLaidOut = !arguments.isCached && arguments.header.fault == 0
+  if isLaidOut {
+    machine.shareOut(handle.layout.chunks.chunkCount) { chunk in
+      layOut(
+        machine, chunk: chunk, routing: arguments.routing, view: view, handle: handle, operation: operation)
+    }
+  }
+  guard machine.arriveLocal(operation.at(operation.layout.prepared)) else { return }
+
+  var header = arguments.header
+  if isLaidOut { reportFault(in: &header, handle: handle, operation: operation) }
+  if arguments.isCached && header.fault == 0 {
+    header.handleEpoch = handle.at(handle.layout.epoch).load(Int64.self, at: 0)
+  }
+  let sendsCounts = isLaidOut && header.fault == 0
+  let epoch = exchange(machine, view: view, header: header, operation: operation) { block in
+    if sendsCounts { sumCounters(machine, into: block, handle: handle, operation: operation) }
+  }
+  guard let epoch else { return }
+  if !arguments.isCached {
+    place(
+      machine, view: view, epoch: epoch, expertAlignment: arguments.expertAlignment, handle: handle,
+      operation: operation)
+  }
+  fitOutputs(view, epoch: epoch, columns: arguments.columns, handle: handle, operation: operation)
+}
+
+/// The first chunk's fault, in token order, becomes this rank's.
+@inlinable func reportFault(in header: inout ExchangeHeader, handle: HandleView, operation: OperationView) {
+  var chunk: Int32 = 0
+  while chunk < handle.layout.chunks.chunkCount && header.fault == 0 {
+    let record = operation.fault(ofChunk: chunk)
+    header.fault = record.load(Int64.self, at: 0)
+    header.faultDetails = (
+      record.load(Int64.self, at: 1), record.load(Int64.self, at: 2), record.load(Int64.self, at: 3)
+    )
+    chunk = chunk &+ 1
+  }
+}
+
+/// This rank's tokens per rank and per expert: its chunks' counters, summed.
+@inlinable func sumCounters<M: Machine>(
+  _ machine: M, into block: Address, handle: HandleView, operation: OperationView
+) {
+  let counts = block.advanced(byBytes: ExchangeHeader.byteCount)
+  machine.forEach(operation.layout.counterCount) { index in
+    var sum: Int32 = 0
+    var chunk: Int32 = 0
+    while chunk < handle.layout.chunks.chunkCount {
+      sum = sum &+ operation.counters(ofChunk: chunk).load(Int32.self, at: index)
+      chunk = chunk &+ 1
+    }
+    counts.store(sum, at: index)
+  }
+}
+
+/// Second half: every row is written straight to its final place, with its metadata; then the signals.
+@inlinable public func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  guard operation.isOK else { return }
+  let rowWidth = Int64(arguments.columns[Columns.rows])
+  let scaleWidth = Int64(arguments.columns[Columns.scales])
+  let quantizes = arguments.transform != .copy
+  let job = ScatterJob(
+    source: arguments.source(ofColumn: Columns.rows), rowCount: handle.layout.chunks.tokenCount,
+    rowByteCount: arguments.sourceRowByteCount, slotCount: handle.layout.slotCount, transform: arguments.transform,
+    writtenByteCount: handle.at(handle.layout.sentRows).load(Int64.self, at: 0) &* rowWidth)
+  machine.scatterRows(job) { token, slot in
+    let place = handle.place(token: token, slot: slot, view)
+    if place.rank < 0 { return .none }
+    let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowWidth)
+    if !quantizes { return RowTarget(row: row, scales: .null) }
+    let scales = operation.column(Columns.scales, atRank: place.rank)
+    return RowTarget(row: row, scales: scales.advanced(byBytes: Int64(place.row) &* scaleWidth))
+  }
+  machine.shareOut(handle.layout.chunks.tokenCount) { token in
+    var slot: Int32 = 0
+    while slot < handle.layout.slotCount {
+      let place = handle.place(token: token, slot: slot, view)
+      if place.rank >= 0 { writeMetadata(machine, arguments, token: token, slot: slot, place: place) }
+      slot = slot &+ 1
+    }
+  }
+  markPadding(machine, arguments)
+  complete(machine, view: view, operation: operation)
+}
+
+/// Everything of a row but the row itself: scales and sidecars as the caller gave them, where it came from, its local
+/// experts and weights.
+@inlinable func writeMetadata<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, token: Int32, slot: Int32, place: Place
+) {
+  let (view, operation, routing) = (arguments.view, arguments.operation, arguments.routing)
+  let row = place.row
+  var column = Columns.scales
+  while column < Columns.origins {
+    let source = arguments.source(ofColumn: column)
+    if !source.isNull {
+      let width = arguments.columns[column]
+      machine.copyRecord(
+        from: source.advanced(byBytes: Int64(token) &* Int64(width)),
+        to: operation.column(column, atRank: place.rank).advanced(byBytes: Int64(row) &* Int64(width)),
+        byteCount: width)
+    }
+    column = column &+ 1
+  }
+  let origins = operation.column(Columns.origins, atRank: place.rank)
+    .advanced(byBytes: 8 &* Int64(row))
+  origins.store(view.rank, at: 0)
+  origins.store(token, at: 1)
+
+  let indexWidth = arguments.columns[Columns.indices]
+  if indexWidth == 0 { return }
+  let weightWidth = arguments.columns[Columns.weights]
+  let indices = operation.column(Columns.indices, atRank: place.rank)
+    .advanced(byBytes: Int64(row) &* Int64(indexWidth))
+  let weights = operation.column(Columns.weights, atRank: place.rank)
+    .advanced(byBytes: Int64(row) &* Int64(weightWidth))
+  // By source a row keeps all top-k slots; by expert it has one.
+  let bySource = arguments.handle.layout.layout == .bySource
+  let firstSlot = bySource ? 0 : slot
+  machine.forEach(bySource ? routing.topK : 1) { index in
+    let expert = routing.expert(token: token, slot: firstSlot &+ index)
+    let isLocal = expert >= 0 && view.owner(ofExpert: expert) == place.rank
+    let local = isLocal ? view.localIndex(ofExpert: expert) : -1
+    if routing.indexByteCount == 8 {
+      indices.store(Int64(local), at: index)
+    } else {
+      indices.store(local, at: index)
+    }
+    if weightWidth != 0 {
+      let weight = routing.weights.load(Float.self, at: token &* routing.topK &+ firstSlot &+ index)
+      weights.store(isLocal ? weight : 0, at: index)
+    }
+  }
+}
+
+/// Marks the rows of this rank's own output that no token fills: between groups of experts, and the tail of a
+/// worst-case output.
+@inlinable func markPadding<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, handle) = (arguments.view, arguments.handle)
+  let total = handle.total(atRank: view.rank)
+  if handle.layout.layout == .byExpert && arguments.expertAlignment > 1 {
+    machine.shareOut(view.localExpertCount) { expert in
+      var groupStart: Int32 = 0
+      var earlier: Int32 = 0
+      while earlier < expert {
+        let aligned = handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: earlier)
+        groupStart = groupStart &+ aligned
+        earlier = earlier &+ 1
+      }
+      let first = groupStart &+ handle.at(handle.layout.tokensPerExpert).load(Int32.self, at: expert)
+      let end = groupStart &+ handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: expert)
+      markRows(machine, arguments, first: first, end: end, zeroing: arguments.zeroesPadding)
+    }
+  }
+  let rowCapacity = Int32(truncatingIfNeeded: arguments.header.outputRowCapacity)
+  if rowCapacity > total {
+    let rowsPerPiece: Int32 = 256
+    let pieceCount = (rowCapacity &- total &+ rowsPerPiece &- 1) / rowsPerPiece
+    machine.shareOut(pieceCount) { piece in
+      let first = total &+ piece &* rowsPerPiece
+      markRows(
+        machine, arguments, first: first, end: min(rowCapacity, first &+ rowsPerPiece), zeroing: false)
+    }
+  }
+}
+
+@inlinable func markRows<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, first: Int32, end: Int32, zeroing: Bool
+) {
+  if end <= first { return }
+  markColumn(machine, arguments, Columns.origins, first: first, end: end, pattern: UInt32.max)
+  markColumn(machine, arguments, Columns.indices, first: first, end: end, pattern: UInt32.max)
+  markColumn(machine, arguments, Columns.weights, first: first, end: end, pattern: 0)
+  if !zeroing { return }
+  var column = Columns.rows
+  while column < Columns.origins {
+    markColumn(machine, arguments, column, first: first, end: end, pattern: 0)
+    column = column &+ 1
+  }
+}
+
+@inlinable func markColumn<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, _ column: Int32, first: Int32, end: Int32, pattern: UInt32
+) {
+  let width = Int64(arguments.columns[column])
+  machine.fill(
+    arguments.operation.column(column, atRank: arguments.view.rank).advanced(byBytes: Int64(first) &* width),
+    byteCount: Int64(end &- first) &* width, pattern: pattern)
+}

@@ -1,0 +1,142 @@
+/// Which token goes where, as the caller says it.
+@frozen public struct RoutingView {
+  public var tokenCount: Int32
+  /// 0: routing is by `table`.
+  public var topK: Int32
+  /// Int32 or Int64 `[tokenCount, topK]`: experts, -1 for none.
+  public var indices: Address
+  public var indexByteCount: Int32
+  /// Float `[tokenCount, topK]`, or null.
+  public var weights: Address
+  /// UInt8 `[tokenCount, rankCount]`: not zero where the token goes to the rank.
+  public var table: Address
+
+  @inlinable public init(
+    tokenCount: Int32, topK: Int32, indices: Address, indexByteCount: Int32, weights: Address, table: Address
+  ) {
+    self.tokenCount = tokenCount
+    self.topK = topK
+    self.indices = indices
+    self.indexByteCount = indexByteCount
+    self.weights = weights
+    self.table = table
+  }
+
+  @inlinable public func rawExpert(token: Int32, slot: Int32) -> Int64 {
+    let cell = token &* topK &+ slot
+    return indexByteCount == 8 ? indices.load(Int64.self, at: cell) : Int64(indices.load(Int32.self, at: cell))
+  }
+
+  /// An expert that `findFault` has let through.
+  @inlinable public func expert(token: Int32, slot: Int32) -> Int32 {
+    Int32(truncatingIfNeeded: rawExpert(token: token, slot: slot))
+  }
+
+  /// The slots at which `token` names an expert that does not exist, or one that it has named already.
+  @inlinable func fault(token: Int32, expertCount: Int32) -> (fault: InputFault, slot: Int32)? {
+    var slot: Int32 = 0
+    while slot < topK {
+      let expert = rawExpert(token: token, slot: slot)
+      if expert < -1 || expert >= Int64(expertCount) { return (.expertOutOfRange, slot) }
+      var earlier: Int32 = 0
+      while earlier < slot && expert >= 0 {
+        if rawExpert(token: token, slot: earlier) == expert { return (.duplicateExpert, slot) }
+        earlier = earlier &+ 1
+      }
+      slot = slot &+ 1
+    }
+    return nil
+  }
+
+  /// Bit `b`: `token` goes to rank `64 * word + b`.
+  @inlinable func rankMembers(token: Int32, word: Int32, _ view: RankView) -> UInt64 {
+    var members: UInt64 = 0
+    if topK == 0 {
+      let first = word &* 64
+      var rank = first
+      while rank < min(view.rankCount, first &+ 64) {
+        if table.load(UInt8.self, at: token &* view.rankCount &+ rank) != 0 {
+          members |= 1 &<< UInt64(truncatingIfNeeded: rank &- first)
+        }
+        rank = rank &+ 1
+      }
+      return members
+    }
+    var slot: Int32 = 0
+    while slot < topK {
+      let expert = expert(token: token, slot: slot)
+      if expert >= 0 {
+        let rank = view.owner(ofExpert: expert)
+        if rank &>> 6 == word { members |= 1 &<< UInt64(truncatingIfNeeded: rank & 63) }
+      }
+      slot = slot &+ 1
+    }
+    return members
+  }
+
+  /// Bit `b`: `token` goes to expert `64 * word + b`.
+  @inlinable func expertMembers(token: Int32, word: Int32) -> UInt64 {
+    var members: UInt64 = 0
+    var slot: Int32 = 0
+    while slot < topK {
+      let expert = expert(token: token, slot: slot)
+      if expert >= 0 && expert &>> 6 == word { members |= 1 &<< UInt64(truncatingIfNeeded: expert & 63) }
+      slot = slot &+ 1
+    }
+    return members
+  }
+
+  @inlinable func slot(ofExpert expert: Int32, token: Int32) -> Int32 {
+    var slot: Int32 = 0
+    while self.expert(token: token, slot: slot) != expert { slot = slot &+ 1 }
+    return slot
+  }
+}
+
+/// Numbers the tokens of one chunk per rank and per expert, into the handle's slot tables and the operation's counters.
+/// Bad input is recorded, not followed.
+@inlinable func layOut<M: Machine>(
+  _ machine: M, chunk: Int32, routing: RoutingView, view: RankView, handle: HandleView, operation: OperationView
+) {
+  let tokens = handle.layout.chunks.tokens(of: chunk)
+  let counters = operation.counters(ofChunk: chunk)
+  machine.fill(counters, byteCount: 4 &* Int64(operation.layout.counterCount), pattern: 0)
+  let faultRecord = operation.fault(ofChunk: chunk)
+  faultRecord.store(Int64(0), at: 0)
+  let culprit = machine.firstToken(tokens) { routing.fault(token: $0, expertCount: view.expertCount) != nil }
+  if culprit >= 0 {
+    if let (fault, slot) = routing.fault(token: culprit, expertCount: view.expertCount) {
+      faultRecord.store(fault.rawValue, at: 0)
+      faultRecord.store(Int64(culprit), at: 1)
+      faultRecord.store(Int64(slot), at: 2)
+      faultRecord.store(routing.rawExpert(token: culprit, slot: slot), at: 3)
+    }
+    return
+  }
+
+  let slotCount = handle.layout.slotCount
+  let slotIndices = handle.at(handle.layout.slotIndices)
+  let firstCell = Int64(tokens.lowerBound) &* Int64(slotCount)
+  let cellCount = Int64(tokens.count) &* Int64(slotCount)
+  machine.fill(slotIndices.advanced(byBytes: 4 &* firstCell), byteCount: 4 &* cellCount, pattern: UInt32.max)
+
+  let bySource = handle.layout.layout == .bySource
+  machine.mapTokens(
+    tokens, destinationCount: view.rankCount, counters: counters,
+    members: { token, word in routing.rankMembers(token: token, word: word, view) },
+    visit: { token, rank, index in
+      if bySource { slotIndices.store(index, at: token &* slotCount &+ rank) }
+    })
+  if routing.topK == 0 { return }
+  let slotKeys = handle.at(handle.layout.slotKeys)
+  machine.mapTokens(
+    tokens, destinationCount: view.expertCount, counters: counters.advanced(byBytes: 4 &* Int64(view.rankCount)),
+    members: { token, word in routing.expertMembers(token: token, word: word) },
+    visit: { token, expert, index in
+      if !bySource {
+        let cell = token &* slotCount &+ routing.slot(ofExpert: expert, token: token)
+        slotIndices.store(index, at: cell)
+        slotKeys.store(expert, at: cell)
+      }
+    })
+}

@@ -1,0 +1,180 @@
+/// Memory of one rank that no peer touches, zeroed before its first use: one block for each handle, and one for each
+/// operation.
+
+/// How tokens are cut into chunks that workers number on their own.
+@frozen public struct Chunks {
+  public var tokenCount: Int32
+  public var chunkCount: Int32
+
+  @inlinable public init(tokenCount: Int32, chunkCount: Int32) {
+    self.tokenCount = tokenCount
+    self.chunkCount = chunkCount
+  }
+
+  @inlinable var tokensPerChunk: Int32 { max(1, (tokenCount &+ chunkCount &- 1) / chunkCount) }
+
+  @inlinable public func tokens(of chunk: Int32) -> Range<Int32> {
+    let first = min(tokenCount, chunk &* tokensPerChunk)
+    let end = min(tokenCount, first &+ tokensPerChunk)
+    return Range(uncheckedBounds: (first, end))
+  }
+
+  @inlinable public func chunk(ofToken token: Int32) -> Int32 { token / tokensPerChunk }
+}
+
+/// A handle's block: everything that repeats a dispatch or undoes it.
+///
+/// A token has `slotCount` slots: one for each rank (by source) or one for each of its top-k experts (by expert). A
+/// *key* is what is numbered: a rank or an expert. Row of slot = `base[chunk][key] + slotIndex[token][slot]`.
+@frozen public struct HandleLayout {
+  public var chunks: Chunks
+  public var rankCount: Int32
+  public var expertCount: Int32
+  public var localExpertCount: Int32
+  public var topK: Int32
+  public var layout: RowLayout
+
+  @inlinable public init(
+    chunks: Chunks, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, topK: Int32, layout: RowLayout
+  ) {
+    self.chunks = chunks
+    self.rankCount = rankCount
+    self.expertCount = expertCount
+    self.localExpertCount = localExpertCount
+    self.topK = topK
+    self.layout = layout
+  }
+
+  @inlinable public var slotCount: Int32 { layout == .bySource ? rankCount : topK }
+  @inlinable public var keyCount: Int32 { layout == .bySource ? rankCount : expertCount }
+
+  /// UInt64: the epoch of the exchange that made this handle, the same on all ranks.
+  @inlinable public var epoch: Int64 { 0 }
+  /// Int64: rows that this rank sends.
+  @inlinable public var sentRows: Int64 { 8 }
+  /// Int32 `[1]`: rows that this rank received, padding included.
+  @inlinable public var rowCount: Int64 { 16 }
+  /// Int32 `[rankCount]`: rows at each rank.
+  @inlinable public var totals: Int64 { 64 }
+  /// Int32 `[rankCount]`: tokens from each source.
+  @inlinable public var tokensPerSource: Int64 { totals &+ alignUp(4 &* Int64(rankCount), to: 64) }
+  /// Int32 `[localExpertCount]`: tokens of each local expert.
+  @inlinable public var tokensPerExpert: Int64 { tokensPerSource &+ alignUp(4 &* Int64(rankCount), to: 64) }
+  /// Int32 `[localExpertCount]`: the same, each rounded up to the expert alignment.
+  @inlinable public var alignedTokensPerExpert: Int64 {
+    tokensPerExpert &+ alignUp(4 &* Int64(localExpertCount), to: 64)
+  }
+  /// Int32 `[chunkCount, keyCount]`.
+  @inlinable public var bases: Int64 { alignedTokensPerExpert &+ alignUp(4 &* Int64(localExpertCount), to: 64) }
+  /// Int32 `[tokenCount, slotCount]`, -1 for a slot without destination.
+  @inlinable public var slotIndices: Int64 {
+    bases &+ alignUp(4 &* Int64(chunks.chunkCount) &* Int64(keyCount), to: 64)
+  }
+  /// Int32 `[tokenCount, slotCount]`: the experts, by expert only.
+  @inlinable public var slotKeys: Int64 { slotIndices &+ slotTableByteCount }
+
+  @inlinable var slotTableByteCount: Int64 { alignUp(4 &* Int64(chunks.tokenCount) &* Int64(slotCount), to: 64) }
+
+  @inlinable public var byteCount: Int64 {
+    layout == .bySource ? slotKeys : slotKeys &+ slotTableByteCount
+  }
+}
+
+/// A row's place at its destination.
+@frozen public struct Place {
+  /// -1: this slot has no destination.
+  public var rank: Int32
+  public var row: Int32
+
+  @inlinable public init(rank: Int32, row: Int32) {
+    self.rank = rank
+    self.row = row
+  }
+}
+
+/// A handle's block and its layout: where every row of a dispatch went.
+@frozen public struct HandleView {
+  public var block: Address
+  public var layout: HandleLayout
+
+  @inlinable public init(block: Address, layout: HandleLayout) {
+    self.block = block
+    self.layout = layout
+  }
+
+  @inlinable func at(_ offset: Int64) -> Address { block.advanced(byBytes: offset) }
+
+  @inlinable public func total(atRank rank: Int32) -> Int32 { at(layout.totals).load(Int32.self, at: rank) }
+
+  @inlinable public func place(token: Int32, slot: Int32, _ view: RankView) -> Place {
+    let cell = token &* layout.slotCount &+ slot
+    let index = at(layout.slotIndices).load(Int32.self, at: cell)
+    if index < 0 { return Place(rank: -1, row: 0) }
+    let key = layout.layout == .bySource ? slot : at(layout.slotKeys).load(Int32.self, at: cell)
+    let chunk = layout.chunks.chunk(ofToken: token)
+    let base = at(layout.bases).load(Int32.self, at: chunk &* layout.keyCount &+ key)
+    let rank = layout.layout == .bySource ? slot : view.owner(ofExpert: key)
+    return Place(rank: rank, row: base &+ index)
+  }
+}
+
+/// An operation's block: its status, its workers' countdowns, and where its rows are.
+@frozen public struct OperationLayout {
+  public var rankCount: Int32
+  public var expertCount: Int32
+  /// Chunks to be numbered; 0 when the operation has no layout step.
+  public var chunkCount: Int32
+
+  @inlinable public init(rankCount: Int32, expertCount: Int32, chunkCount: Int32) {
+    self.rankCount = rankCount
+    self.expertCount = expertCount
+    self.chunkCount = chunkCount
+  }
+
+  /// `OperationStatus`.
+  @inlinable public var status: Int64 { 0 }
+  /// UInt32, a cache line each.
+  @inlinable public var prepared: Int64 { 64 }
+  @inlinable public var delivered: Int64 { 128 }
+  /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
+  @inlinable public var columns: Int64 { 192 }
+  /// `InputFault` and its details, Int64 `[chunkCount, 4]`.
+  @inlinable public var faults: Int64 { columns &+ 8 &* Int64(rankCount) &* Int64(Columns.count) }
+  /// Int32 `[chunkCount, rankCount + expertCount]`: tokens per rank and per expert.
+  @inlinable public var counters: Int64 { faults &+ 32 &* Int64(chunkCount) }
+  @inlinable public var counterCount: Int32 { rankCount &+ expertCount }
+  @inlinable public var byteCount: Int64 {
+    alignUp(counters &+ 4 &* Int64(chunkCount) &* Int64(counterCount), to: 64)
+  }
+}
+
+/// An operation's block and its layout.
+@frozen public struct OperationView {
+  public var block: Address
+  public var layout: OperationLayout
+
+  @inlinable public init(block: Address, layout: OperationLayout) {
+    self.block = block
+    self.layout = layout
+  }
+
+  @inlinable func at(_ offset: Int64) -> Address { block.advanced(byBytes: offset) }
+
+  @inlinable public var status: OperationStatus { at(layout.status).load(OperationStatus.self, at: 0) }
+  @inlinable public func set(_ status: OperationStatus) { at(layout.status).store(status, at: 0) }
+  @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
+
+  @inlinable func column(_ column: Int32, atRank rank: Int32) -> Address {
+    Address(bits: at(layout.columns).load(UInt64.self, at: rank &* Columns.count &+ column))
+  }
+
+  @inlinable func setColumn(_ column: Int32, atRank rank: Int32, _ address: Address) {
+    at(layout.columns).store(address.bits, at: rank &* Columns.count &+ column)
+  }
+
+  @inlinable func counters(ofChunk chunk: Int32) -> Address {
+    at(layout.counters &+ 4 &* Int64(chunk) &* Int64(layout.counterCount))
+  }
+
+  @inlinable func fault(ofChunk chunk: Int32) -> Address { at(layout.faults &+ 32 &* Int64(chunk)) }
+}

@@ -1,0 +1,154 @@
+/// What the protocol asks of the hardware it runs on. A machine value is one *worker*: a CPU thread or a GPU warp.
+///
+/// All workers of a rank run the same kernel. Kernel code is uniform across a worker: it never speaks of lanes, blocks
+/// or address spaces. Closures passed here are pure functions of their arguments, so that a machine may evaluate them
+/// on all lanes at once, and stores made in them go to places that no other call of the closure touches.
+public protocol Machine {
+  /// This worker, in `0..<workerCount`.
+  var workerIndex: Int32 { get }
+  /// Workers that run this launch.
+  var workerCount: Int32 { get }
+
+  // MARK: Loops
+
+  /// Calls `body` for indices of `0..<count` such that over all workers each index is visited once.
+  func shareOut(_ count: Int32, _ body: (Int32) -> Void)
+
+  /// Calls `body` for every index of `0..<count`, all by this worker, in any order.
+  func forEach(_ count: Int32, _ body: (Int32) -> Void)
+
+  /// The first of `tokens` for which `predicate` holds, or -1.
+  func firstToken(_ tokens: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32
+
+  /// Numbers the tokens `tokens` that go to each of `destinationCount` destinations, in token order.
+  ///
+  /// - Parameters:
+  ///   - counters: Int32 `[destinationCount]`, zero before the call; afterwards the number of tokens a destination.
+  ///   - members: bit `b` of `members(token, word)` says that `token` goes to destination `64 * word + b`.
+  ///   - visit: called once per token and destination, with the number of earlier tokens that go there.
+  func mapTokens(
+    _ tokens: Range<Int32>, destinationCount: Int32, counters: Address,
+    members: (_ token: Int32, _ word: Int32) -> UInt64,
+    visit: (_ token: Int32, _ destination: Int32, _ index: Int32) -> Void)
+
+  // MARK: Rows
+
+  /// Copies every row of `job` to each of its destinations, shared out over all workers.
+  ///
+  /// When this worker's part of it returns, its stores are ordered before its next `arriveLocal` or `signal`.
+  func scatterRows(_ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget)
+
+  /// Sums, for every output row of `job`, the source rows of its slots in slot order, then the biases: accumulated in
+  /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
+  func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource)
+
+  /// Copies one small record, by this worker alone. `byteCount` is a multiple of 4, both addresses are aligned to 4.
+  func copyRecord(from source: Address, to destination: Address, byteCount: Int32)
+
+  /// Fills `byteCount` bytes, a multiple of 4, with a repeated 32-bit pattern, by this worker alone.
+  func fill(_ destination: Address, byteCount: Int64, pattern: UInt32)
+
+  // MARK: Order
+
+  /// Counts this worker in at `counter` (a UInt32 in this rank's own memory, zero at first). Returns true to the last
+  /// of `workerCount` workers, which then sees everything that the others wrote before they arrived; the counter is
+  /// zero again.
+  func arriveLocal(_ counter: Address) -> Bool
+
+  /// Stores `epoch` into the signal word at `arena + offset` with release order at system scope, and wakes who waits
+  /// there.
+  func signal(_ arena: Address, offset: Int64, epoch: UInt64)
+
+  /// Waits until the signal word at `arena + offset` is at least `epoch`. Its acquire pairs with the release in
+  /// `signal`. Returns false when `deadline` (see `now`) has passed first.
+  func await(_ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64) -> Bool
+
+  /// Nanoseconds of a clock that never goes back.
+  var now: UInt64 { get }
+}
+
+/// Rows to send: what `Machine.scatterRows` reads.
+@frozen public struct ScatterJob {
+  /// Row 0; the rows are contiguous.
+  public var source: Address
+  public var rowCount: Int32
+  /// Bytes of one source row, a multiple of 16.
+  public var rowByteCount: Int32
+  /// A row has at most this many destinations.
+  public var slotCount: Int32
+  public var transform: RowTransform
+  /// Bytes that all workers of this rank together will write: lets a machine choose between cached and streaming
+  /// stores.
+  public var writtenByteCount: Int64
+
+  @inlinable public init(
+    source: Address, rowCount: Int32, rowByteCount: Int32, slotCount: Int32, transform: RowTransform,
+    writtenByteCount: Int64
+  ) {
+    self.source = source
+    self.rowCount = rowCount
+    self.rowByteCount = rowByteCount
+    self.slotCount = slotCount
+    self.transform = transform
+    self.writtenByteCount = writtenByteCount
+  }
+}
+
+/// One destination of a row.
+@frozen public struct RowTarget {
+  /// Null: this slot has no destination.
+  public var row: Address
+  /// Where the scales of a quantized row go; null when the transform makes none.
+  public var scales: Address
+
+  @inlinable public init(row: Address, scales: Address) {
+    self.row = row
+    self.scales = scales
+  }
+
+  @inlinable public static var none: RowTarget { RowTarget(row: .null, scales: .null) }
+}
+
+/// Rows to sum: what `Machine.reduceRows` writes and reads.
+@frozen public struct ReduceJob {
+  /// Output row 0; the rows are contiguous, `elementCount` elements of `format` each.
+  public var output: Address
+  public var rowCount: Int32
+  public var elementCount: Int32
+  /// A row has at most this many sources.
+  public var slotCount: Int32
+  /// BF16, FP16 or FP32, of sources, biases and output alike.
+  public var format: RowFormat
+  /// Multiply each source row by its weight.
+  public var isWeighted: Bool
+  /// Tensors of the output's shape that are added last, in this order; null when absent.
+  public var biases: (Address, Address)
+
+  @inlinable public init(
+    output: Address, rowCount: Int32, elementCount: Int32, slotCount: Int32, format: RowFormat, isWeighted: Bool,
+    biases: (Address, Address)
+  ) {
+    self.output = output
+    self.rowCount = rowCount
+    self.elementCount = elementCount
+    self.slotCount = slotCount
+    self.format = format
+    self.isWeighted = isWeighted
+    self.biases = biases
+  }
+}
+
+/// One source of an output row.
+@frozen public struct RowSource {
+  /// Null: this slot has no row.
+  public var row: Address
+  /// Read only when the job is weighted.
+  public var weight: Float
+
+  @inlinable public init(row: Address, weight: Float) {
+    self.row = row
+    self.weight = weight
+  }
+
+  @inlinable public static var none: RowSource { RowSource(row: .null, weight: 0) }
+}

@@ -1,0 +1,139 @@
+import CPlatform
+import EPKernels
+import Synchronization
+
+/// The protocol's machine on a CPU: one worker is one thread.
+package struct HostMachine: Machine {
+  package let workerIndex: Int32
+  package let workerCount: Int32
+  let tuning: HostTuning
+
+  init(workerIndex: Int32, workerCount: Int32, tuning: HostTuning) {
+    self.workerIndex = workerIndex
+    self.workerCount = workerCount
+    self.tuning = tuning
+  }
+}
+
+/// What differs between hosts and jobs, found once.
+package struct HostTuning: Sendable {
+  /// How long a wait spins before it sleeps: long where every worker has a core, short where ranks share cores.
+  package var spinNanoseconds: UInt64
+  /// Writing more bytes than this in one operation, a rank streams around the caches.
+  package var streamingByteCountMin: Int64
+
+  package init(spinNanoseconds: UInt64, streamingByteCountMin: Int64) {
+    self.spinNanoseconds = spinNanoseconds
+    self.streamingByteCountMin = streamingByteCountMin
+  }
+
+  /// For `threadCount` threads that will wait for each other on a host with `coreCount` cores.
+  package init(threadCount: Int, coreCount: Int) {
+    self.init(
+      spinNanoseconds: threadCount <= coreCount ? 50_000 : 2_000, streamingByteCountMin: 8 << 20)
+  }
+}
+
+// MARK: - Loops
+
+extension HostMachine {
+  /// A contiguous share, so that a worker's rows lie together.
+  @inline(__always)
+  func share(of count: Int32) -> Range<Int32> {
+    let first = Int32(Int64(count) * Int64(workerIndex) / Int64(workerCount))
+    let end = Int32(Int64(count) * Int64(workerIndex + 1) / Int64(workerCount))
+    return first..<end
+  }
+
+  @inline(__always)
+  package func shareOut(_ count: Int32, _ body: (Int32) -> Void) {
+    for index in share(of: count) { body(index) }
+  }
+
+  @inline(__always)
+  package func forEach(_ count: Int32, _ body: (Int32) -> Void) {
+    var index: Int32 = 0
+    while index < count {
+      body(index)
+      index &+= 1
+    }
+  }
+
+  @inline(__always)
+  package func firstToken(_ tokens: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32 {
+    for token in tokens where predicate(token) { return token }
+    return -1
+  }
+
+  @inline(__always)
+  package func mapTokens(
+    _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32, Int32) -> UInt64,
+    visit: (Int32, Int32, Int32) -> Void
+  ) {
+    let wordCount = (destinationCount + 63) / 64
+    for token in tokens {
+      for word in 0..<wordCount {
+        var remaining = members(token, word)
+        while remaining != 0 {
+          let destination = 64 &* word &+ Int32(truncatingIfNeeded: remaining.trailingZeroBitCount)
+          remaining &= remaining &- 1
+          let index = counters.load(Int32.self, at: destination)
+          visit(token, destination, index)
+          counters.store(index &+ 1, at: destination)
+        }
+      }
+    }
+  }
+}
+
+// MARK: - Order
+
+extension HostMachine {
+  package func arriveLocal(_ counter: Address) -> Bool {
+    let word = atomic(counter, UInt32.self)
+    // Releases this worker's stores to the last; the last acquires those of all.
+    let arrived = word.pointee.wrappingAdd(1, ordering: .acquiringAndReleasing).newValue
+    if arrived < UInt32(workerCount) { return false }
+    word.pointee.store(0, ordering: .relaxed)
+    return true
+  }
+
+  package func signal(_ arena: Address, offset: Int64, epoch: UInt64) {
+    let word = atomic(arena.advanced(byBytes: offset), UInt64.self)
+    // Releases everything written to the peer; pairs with the acquire in `await`.
+    word.pointee.store(epoch, ordering: .releasing)
+    doorbell(of: arena).ring()
+  }
+
+  package func await(_ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64) -> Bool {
+    let word = atomic(arena.advanced(byBytes: offset), UInt64.self)
+    return doorbell(of: arena).wait(until: deadline, spinningFor: tuning.spinNanoseconds) {
+      // Pairs with the release in `signal`.
+      word.pointee.load(ordering: .acquiring) >= epoch
+    }
+  }
+
+  package var now: UInt64 { monotonicNow() }
+
+  private func doorbell(of arena: Address) -> Doorbell {
+    Doorbell(at: arena.advanced(byBytes: ControlLayout.doorbellOffset).hostPointer)
+  }
+
+  private func atomic<Word: AtomicRepresentable>(_ address: Address, _ type: Word.Type) -> UnsafeMutablePointer<
+    Atomic<Word>
+  > {
+    // SAFETY: an atomic integer has its integer's layout; signal words and counters are used as nothing else.
+    address.hostPointer.assumingMemoryBound(to: Atomic<Word>.self)
+  }
+}
+
+extension Address {
+  /// The address as this process's memory; the address must not be null.
+  package var hostPointer: UnsafeMutableRawPointer {
+    UnsafeMutableRawPointer(bitPattern: UInt(bits))!
+  }
+
+  package init(_ pointer: UnsafeRawPointer) {
+    self.init(bits: UInt64(UInt(bitPattern: pointer)))
+  }
+}

@@ -1,0 +1,181 @@
+import CPlatform
+import EPKernels
+
+/// The loops over rows. A *piece* is part of a row: rows are cut when there are too few of them to keep all workers
+/// busy.
+extension HostMachine {
+  package func scatterRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
+    let streams = job.writtenByteCount >= tuning.streamingByteCountMin
+    if job.transform == .copy {
+      let pieces = Pieces(rowCount: job.rowCount, rowSize: job.rowByteCount, granule: 64, workerCount: workerCount)
+      forEachTarget(job, pieces, route: route) { row, bytes, targets in
+        for index in targets.indices { targets[index].row += Int(bytes.lowerBound) }
+        let source = job.source.hostPointer + Int(row) * Int(job.rowByteCount) + Int(bytes.lowerBound)
+        scatter(source, byteCount: bytes.count, to: targets, streams: streams)
+      }
+    } else {
+      quantizeRows(job, streams: streams, route: route)
+    }
+    if streams { swiftep_store_fence() }
+  }
+
+  private func scatter(
+    _ source: UnsafeRawPointer, byteCount: Int, to targets: UnsafeMutableBufferPointer<Target>, streams: Bool
+  ) {
+    withUnsafeTemporaryAllocation(of: UnsafeMutableRawPointer?.self, capacity: targets.count) { rows in
+      for index in targets.indices { rows.initializeElement(at: index, to: targets[index].row) }
+      swiftep_scatter(rows.baseAddress!, Int32(targets.count), source, byteCount, streams)
+    }
+  }
+
+  struct Target {
+    var row: UnsafeMutableRawPointer
+    var scales: UnsafeMutableRawPointer?
+  }
+
+  /// Calls `body` with each piece of this worker's share and the places where its row goes; pieces that go nowhere are
+  /// skipped.
+  @inline(__always)
+  private func forEachTarget(
+    _ job: ScatterJob, _ pieces: Pieces, route: (Int32, Int32) -> RowTarget,
+    _ body: (_ row: Int32, _ part: Range<Int32>, _ targets: UnsafeMutableBufferPointer<Target>) -> Void
+  ) {
+    withUnsafeTemporaryAllocation(of: Target.self, capacity: Int(job.slotCount)) { targets in
+      shareOut(pieces.count) { piece in
+        let (row, part) = pieces[piece]
+        var count = 0
+        forEach(job.slotCount) { slot in
+          let target = route(row, slot)
+          if target.row.isNull { return }
+          targets[count] = Target(
+            row: target.row.hostPointer, scales: target.scales.isNull ? nil : target.scales.hostPointer)
+          count += 1
+        }
+        if count > 0 { body(row, part, UnsafeMutableBufferPointer(rebasing: targets[..<count])) }
+      }
+    }
+  }
+
+  /// Channels that are quantized before they are written out: they stay in the first-level cache.
+  private static var quantizedChannelCount: Int { 4096 }
+
+  private func quantizeRows(_ job: ScatterJob, streams: Bool, route: (Int32, Int32) -> RowTarget) {
+    let isPowerOfTwo = job.transform == .quantizeUE8M0Scales
+    let scaleSize = isPowerOfTwo ? 1 : 4
+    let pieces = Pieces(
+      rowCount: job.rowCount, rowSize: job.rowByteCount / 2, granule: channelsPerScale, workerCount: workerCount)
+    let bufferSize = Self.quantizedChannelCount
+    withUnsafeTemporaryAllocation(byteCount: 2 * bufferSize, alignment: 64) { buffer in
+      let values = buffer.baseAddress!
+      let scales = values + bufferSize
+      forEachTarget(job, pieces, route: route) { row, channels, targets in
+        for first in stride(from: Int(channels.lowerBound), to: Int(channels.upperBound), by: bufferSize) {
+          let count = min(bufferSize, Int(channels.upperBound) - first)
+          let source = job.source.hostPointer + Int(row) * Int(job.rowByteCount) + 2 * first
+          swiftep_quantize_e4m3(values, scales, source.assumingMemoryBound(to: UInt16.self), count, isPowerOfTwo)
+          let blockCount = (count + Int(channelsPerScale) - 1) / Int(channelsPerScale)
+          let firstScale = first / Int(channelsPerScale) * scaleSize
+          for target in targets {
+            (target.scales! + firstScale).copyMemory(from: scales, byteCount: blockCount * scaleSize)
+          }
+          // Shifted for the scatter, then back, since a row may take several rounds.
+          for index in targets.indices { targets[index].row += first }
+          scatter(values, byteCount: count, to: targets, streams: streams)
+          for index in targets.indices { targets[index].row -= first }
+        }
+        if isPowerOfTwo && channels.upperBound == job.rowByteCount / 2 {
+          padPackedScales(job, targets)
+        }
+      }
+    }
+  }
+
+  /// UE8M0 scales are packed by four: the bytes behind the last are zero.
+  private func padPackedScales(_ job: ScatterJob, _ targets: UnsafeMutableBufferPointer<Target>) {
+    let blockCount = Int((job.rowByteCount / 2 + channelsPerScale - 1) / channelsPerScale)
+    for target in targets {
+      for byte in blockCount..<(blockCount + 3) / 4 * 4 {
+        (target.scales! + byte).storeBytes(of: 0, as: UInt8.self)
+      }
+    }
+  }
+
+  package func reduceRows(_ job: ReduceJob, source: (Int32, Int32) -> RowSource) {
+    let elementSize: Int32 = job.format == .fp32 ? 4 : 2
+    let pieces = Pieces(
+      rowCount: job.rowCount, rowSize: job.elementCount, granule: 64, workerCount: workerCount)
+    let rowByteCount = Int(job.elementCount * elementSize)
+    let streams = Int64(rowByteCount) * Int64(job.rowCount) >= tuning.streamingByteCountMin
+    withUnsafeTemporaryAllocation(of: UnsafeRawPointer?.self, capacity: Int(job.slotCount)) { rows in
+      withUnsafeTemporaryAllocation(of: Float.self, capacity: Int(job.slotCount)) { weights in
+        shareOut(pieces.count) { piece in
+          let (row, elements) = pieces[piece]
+          var count = 0
+          forEach(job.slotCount) { slot in
+            let term = source(row, slot)
+            if term.row.isNull { return }
+            rows[count] = UnsafeRawPointer(term.row.hostPointer)
+            weights[count] = term.weight
+            count += 1
+          }
+          let offset = Int(row) * rowByteCount
+          var reduction = swiftep_reduction(
+            format: job.format.rawValue, row_count: Int32(count), rows: UnsafePointer(rows.baseAddress),
+            weights: job.isWeighted ? UnsafePointer(weights.baseAddress) : nil, bias0: job.biases.0.rowPointer(offset),
+            bias1: job.biases.1.rowPointer(offset))
+          swiftep_reduce(
+            job.output.hostPointer + offset, &reduction, Int(elements.lowerBound), elements.count, streams)
+        }
+      }
+    }
+    if streams { swiftep_store_fence() }
+  }
+
+  @inline(__always)
+  package func copyRecord(from source: Address, to destination: Address, byteCount: Int32) {
+    var word: Int32 = 0
+    while word < byteCount / 4 {
+      destination.store(source.load(UInt32.self, at: word), at: word)
+      word &+= 1
+    }
+  }
+
+  package func fill(_ destination: Address, byteCount: Int64, pattern: UInt32) {
+    if byteCount == 0 { return }
+    UnsafeMutableBufferPointer(
+      start: destination.hostPointer.assumingMemoryBound(to: UInt32.self), count: Int(byteCount / 4)
+    ).update(repeating: pattern)
+  }
+}
+
+extension Address {
+  fileprivate func rowPointer(_ offset: Int) -> UnsafeRawPointer? {
+    isNull ? nil : UnsafeRawPointer(hostPointer + offset)
+  }
+}
+
+/// Rows cut into equal pieces, so many that all workers have some.
+private struct Pieces {
+  private let piecesPerRow: Int32
+  private let rowSize: Int32
+  private let pieceSize: Int32
+  let count: Int32
+
+  /// - Parameter granule: what sizes of pieces are multiples of, except for the last of a row.
+  init(rowCount: Int32, rowSize: Int32, granule: Int32, workerCount: Int32) {
+    self.rowSize = rowSize
+    // Below eight rows a worker, whole rows leave some idle at the end.
+    let isScarce = workerCount > 1 && rowCount < 8 * workerCount
+    let wanted = isScarce ? min(8, max(1, rowSize / 2048)) : 1
+    let pieceSize = max(granule, (rowSize / wanted + granule - 1) / granule * granule)
+    self.pieceSize = pieceSize
+    piecesPerRow = max(1, (rowSize + pieceSize - 1) / pieceSize)
+    count = rowCount * piecesPerRow
+  }
+
+  subscript(piece: Int32) -> (row: Int32, part: Range<Int32>) {
+    let row = piece / piecesPerRow
+    let first = (piece % piecesPerRow) * pieceSize
+    return (row, first..<min(rowSize, first + pieceSize))
+  }
+}

@@ -1,0 +1,126 @@
+import EPKernels
+
+/// A call's argument that cannot be used, as three integers: they travel to all ranks in the exchange, so that every
+/// rank throws the same error.
+package struct ArgumentFault: Error, Equatable {
+  package enum Kind: Int64 {
+    /// Numbers of dimensions.
+    case dimensionCount = 1
+    /// The size of one dimension.
+    case dimension
+    /// `expected` is a set of dtypes, one bit each.
+    case dtype
+    /// Bytes of a row: `expected` is what they must be a multiple of.
+    case rowByteCount
+    /// 1: to be given, 0: not to be given.
+    case presence
+    case atLeast
+    case atMost
+    /// A handle that another buffer made.
+    case foreign
+    /// By source: 0, by expert: 1.
+    case layout
+  }
+
+  package enum Name: Int64 {
+    case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
+    case rows, topKWeights, rowWeights, biases, output
+  }
+
+  package let kind: Kind
+  package let name: Name
+  package let dimension: Int
+  package let expected: Int64
+  package let found: Int64
+
+  init(_ kind: Kind, _ name: Name, dimension: Int = 0, expected: Int, found: Int) {
+    self.kind = kind
+    self.name = name
+    self.dimension = dimension
+    self.expected = Int64(expected)
+    self.found = Int64(found)
+  }
+
+  var details: (Int64, Int64, Int64) {
+    (kind.rawValue | name.rawValue << 8 | Int64(dimension) << 16, expected, found)
+  }
+
+  init?(_ details: (Int64, Int64, Int64)) {
+    guard let kind = Kind(rawValue: details.0 & 0xff), let name = Name(rawValue: details.0 >> 8 & 0xff) else {
+      return nil
+    }
+    self.init(
+      kind, name, dimension: Int(details.0 >> 16), expected: Int(details.1), found: Int(details.2))
+  }
+
+  func error(rank: Int) -> EPError {
+    var argument = "\(name)"
+    let texts: (expected: String, found: String)
+    switch kind {
+    case .dimensionCount: texts = ("\(expected) dimensions", "\(found)")
+    case .dimension:
+      argument += ".shape[\(dimension)]"
+      texts = ("\(expected)", "\(found)")
+    case .dtype:
+      let allowed = DType.allCases.filter { expected >> $0.rawValue & 1 == 1 }
+      texts = (
+        allowed.map { "\($0)" }.joined(separator: " or "), DType(rawValue: Int(found)).map { "\($0)" } ?? "\(found)"
+      )
+    case .rowByteCount: texts = ("rows of a positive multiple of \(expected) bytes", "\(found) bytes")
+    case .presence: texts = expected == 1 ? ("a tensor", "none") : ("none", "a tensor")
+    case .atLeast: texts = ("at least \(expected)", "\(found)")
+    case .atMost: texts = ("at most \(expected)", "\(found)")
+    case .foreign: texts = ("a handle of this buffer", "one of another buffer")
+    case .layout:
+      texts = ("\(RowLayout(code: expected))", "\(RowLayout(code: found))")
+    }
+    return .invalidArgument(rank: rank, argument: argument, expected: texts.expected, found: texts.found)
+  }
+}
+
+extension RowLayout {
+  fileprivate init(code: Int64) { self = code == 0 ? .bySource : .byExpert }
+}
+
+extension Set<DType> {
+  /// One bit a dtype.
+  fileprivate var mask: Int { reduce(0) { $0 | 1 << $1.rawValue } }
+}
+
+// MARK: - Checks
+
+extension Tensor {
+  func check(_ name: ArgumentFault.Name, dimensionCount: Int) throws(ArgumentFault) {
+    if shape.count != dimensionCount {
+      throw ArgumentFault(.dimensionCount, name, expected: dimensionCount, found: shape.count)
+    }
+  }
+
+  func check(_ name: ArgumentFault.Name, dtype allowed: Set<DType>) throws(ArgumentFault) {
+    if !allowed.contains(dtype) {
+      throw ArgumentFault(.dtype, name, expected: allowed.mask, found: dtype.rawValue)
+    }
+  }
+
+  /// A nil size may be anything.
+  func check(_ name: ArgumentFault.Name, shape expected: [Int?]) throws(ArgumentFault) {
+    try check(name, dimensionCount: expected.count)
+    for (dimension, size) in expected.enumerated() where size != nil && size != shape[dimension] {
+      throw ArgumentFault(.dimension, name, dimension: dimension, expected: size!, found: shape[dimension])
+    }
+  }
+
+  /// Bytes of one element of the first dimension.
+  var rowByteCount: Int { shape.dropFirst().reduce(dtype.byteCount, *) }
+
+  func check(_ name: ArgumentFault.Name, rowByteCountMultipleOf multiple: Int) throws(ArgumentFault) {
+    if rowByteCount == 0 || rowByteCount % multiple != 0 || rowByteCount > Int(Int32.max) {
+      throw ArgumentFault(.rowByteCount, name, expected: multiple, found: rowByteCount)
+    }
+  }
+}
+
+func check(_ name: ArgumentFault.Name, _ value: Int, in range: ClosedRange<Int>) throws(ArgumentFault) {
+  if value < range.lowerBound { throw ArgumentFault(.atLeast, name, expected: range.lowerBound, found: value) }
+  if value > range.upperBound { throw ArgumentFault(.atMost, name, expected: range.upperBound, found: value) }
+}

@@ -1,0 +1,161 @@
+import Arena
+import EPKernels
+import HostMachine
+
+/// What the operations of one buffer share.
+final class BufferCore: Sendable {
+  let rank: Int
+  let rankCount: Int
+  let device: any Device
+  let arena: RankArena
+  /// Every rank's arena as this process has it mapped, by rank.
+  let arenas: [ArenaMemory]
+  let timeout: Duration
+  let view: RankView
+  let owners: [Int32]
+  /// Memory behind `view`'s addresses.
+  private let tables: any TensorStorage
+  private let isClosed = Guarded(false)
+  /// Calls of one buffer run one at a time.
+  let callLock = Guarded(())
+
+  init(
+    communicator: Communicator, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena, arenas: [ArenaMemory],
+    timeout: Duration
+  ) {
+    rank = communicator.rank
+    rankCount = communicator.rankCount
+    self.device = device
+    self.arena = arena
+    self.arenas = arenas
+    self.timeout = timeout
+    owners = plan.shape.owners
+    let expertCount = owners.count
+    let failureOffset = Int64(0)
+    let arenasOffset = alignUp(failureOffset + OperationStatus.byteCount, to: 64)
+    let ownersOffset = arenasOffset + 8 * Int64(rankCount)
+    let localsOffset = ownersOffset + 4 * Int64(expertCount)
+    tables = device.makeLocalMemory(byteCount: localsOffset + 4 * Int64(expertCount))
+    let base = tables.base
+    view = RankView(
+      rank: Int32(rank), rankCount: Int32(rankCount), expertCount: Int32(expertCount),
+      localExpertCount: Int32(owners.count { $0 == communicator.rank }), arenas: base.advanced(byBytes: arenasOffset),
+      expertOwner: base.advanced(byBytes: ownersOffset), expertLocal: base.advanced(byBytes: localsOffset),
+      failure: base.advanced(byBytes: failureOffset), timeoutNanoseconds: timeout.nanoseconds)
+    for (rank, arena) in arenas.enumerated() {
+      view.arenas.store(Address(arena.base).bits, at: Int32(rank))
+    }
+    var seen = [Int32](repeating: 0, count: rankCount)
+    for (expert, owner) in owners.enumerated() {
+      view.expertOwner.store(owner, at: Int32(expert))
+      view.expertLocal.store(seen[Int(owner)], at: Int32(expert))
+      seen[Int(owner)] += 1
+    }
+  }
+
+  deinit { device.close() }
+
+  func close() {
+    let wasOpen = isClosed.withLock { isClosed in
+      defer { isClosed = true }
+      return !isClosed
+    }
+    if wasOpen { callLock.withLock { _ in device.close() } }
+  }
+
+  /// Throws unless the buffer can take another call.
+  func checkOpen() throws(EPError) {
+    if isClosed.withLock({ $0 }) { throw .bufferClosed }
+  }
+
+  // MARK: Errors
+
+  /// What a kernel's status means; nil when it means success.
+  func error(from status: OperationStatus) -> EPError? {
+    let rank = Int(status.rank)
+    let details = status.details
+    switch StatusCode(rawValue: status.code) {
+    case .ok: return nil
+    case .inputFault: return inputError(rank: rank, details)
+    case .disagreement: return disagreement(rank: rank, details)
+    case .timeout: return rankMissing(rank, details)
+    case .overflow: return .outOfMemory(rank: rank, neededByteCount: details.0, availableByteCount: details.1)
+    case .failedBefore: return .bufferLost(cause: rankMissing(rank, details))
+    case nil: preconditionFailure("unknown status \(status.code)")
+    }
+  }
+
+  private func rankMissing(_ rank: Int, _ details: (Int64, Int64, Int64, Int64)) -> EPError {
+    let step: EPError.Step = details.0 == Int64(SignalSlot.exchange.rawValue) ? .exchange : .completion
+    return .rankMissing(rank: rank, step: step, timeout: timeout)
+  }
+
+  private func inputError(rank: Int, _ details: (Int64, Int64, Int64, Int64)) -> EPError {
+    let (fault, a, b, c) = details
+    switch InputFault(rawValue: fault) {
+    case .expertOutOfRange:
+      return .invalidArgument(
+        rank: rank, argument: "indices[\(a), \(b)]", expected: "-1 or an expert of 0..<\(owners.count)", found: "\(c)")
+    case .duplicateExpert:
+      return .invalidArgument(
+        rank: rank, argument: "indices[\(a), \(b)]", expected: "an expert that the token names once",
+        found: "\(c) again")
+    case .argument:
+      guard let argument = ArgumentFault((a, b, c)) else { preconditionFailure("unknown fault \(details)") }
+      return argument.error(rank: rank)
+    case .arenaExhausted: return .outOfMemory(rank: rank, neededByteCount: a, availableByteCount: b)
+    case nil: preconditionFailure("unknown fault \(fault)")
+    }
+  }
+
+  private func disagreement(rank: Int, _ details: (Int64, Int64, Int64, Int64)) -> EPError {
+    guard let field = HeaderField(rawValue: details.0) else { preconditionFailure("unknown field \(details.0)") }
+    return .ranksDisagree(
+      about: field.title, rank: rank, expected: field.describe(details.1), found: field.describe(details.2))
+  }
+}
+
+extension HeaderField {
+  fileprivate var title: String {
+    switch self {
+    case .operation: "the operation"
+    case .handle: "the handle (its dispatch's epoch)"
+    case .format: "the rows' dtype"
+    case .transform: "quantization"
+    case .elementsPerRow: "hidden"
+    case .topK: "topK"
+    case .indexByteCount: "bytes of an index"
+    case .isWeighted: "whether weights are given"
+    case .layout: "the layout"
+    case .sizing: "sizing"
+    case .expertAlignment: "expertAlignment"
+    case .scaleByteCount: "bytes of a row's scales"
+    case .sidecar0, .sidecar1, .sidecar2: "bytes of a row in sidecar \(rawValue - HeaderField.sidecar0.rawValue)"
+    }
+  }
+
+  fileprivate func describe(_ value: Int64) -> String {
+    switch self {
+    case .operation: Operation(rawValue: value).map { "\($0)" } ?? "\(value)"
+    case .format: DType(rawValue: Int(value)).map { "\($0)" } ?? "\(value)"
+    case .transform: RowTransform(rawValue: Int32(value)).map { "\($0)" } ?? "\(value)"
+    case .isWeighted: value == 0 ? "none" : "weights"
+    case .layout: value == 0 ? "bySource" : "byExpert"
+    case .sizing: value == 0 ? "exact" : "worstCase"
+    default: "\(value)"
+    }
+  }
+}
+
+extension ExchangeHeader {
+  mutating func set(_ fault: ArgumentFault) {
+    self.fault = InputFault.argument.rawValue
+    faultDetails = fault.details
+  }
+
+  /// Memory for an output that the arena cannot give.
+  mutating func set(_ error: EPError) {
+    fault = InputFault.arenaExhausted.rawValue
+    if case .outOfMemory(_, let needed, let available) = error { faultDetails = (needed, available, 0) }
+  }
+}

@@ -1,0 +1,138 @@
+import EPKernels
+
+/// Where tokens go.
+public enum Routing: Sendable {
+  /// Experts of each token, Int32 or Int64 `[tokens, topK]`, -1 for none, none twice in a token; weights fp32 `[tokens,
+  /// topK]`.
+  case topK(indices: Tensor, weights: Tensor? = nil)
+  /// uint8 `[tokens, ranks]`: not zero where a token goes to a rank.
+  case table(Tensor)
+  /// As an earlier dispatch of the same buffer, without layout and counts; top-k indices and weights do not travel
+  /// again.
+  case cached(DispatchHandle)
+}
+
+/// How large the tensors are that a dispatch returns.
+public enum Sizing: Sendable {
+  /// As large as what arrives. The call returns when the counts are known.
+  case exact
+  /// For all tokens of all ranks, or as many as the plan allows. The call waits for nothing; counts stay in memory,
+  /// rows behind the last have -1 as origin and as indices.
+  case worstCase
+}
+
+public struct DispatchOptions: Sendable {
+  /// Cached routing keeps the layout of its handle.
+  public var layout: RowLayout = .bySource
+  /// By expert: each group of rows begins at a multiple of this. By source: counts per expert are rounded up to it.
+  public var expertAlignment = 1
+  /// By expert: fill the rows between groups with zero bytes. Their origins and indices are -1 in any case.
+  public var zeroesPadding = false
+  public var sizing: Sizing = .exact
+  /// BF16 rows arrive as FP8 E4M3 with scales in this format.
+  public var quantization: ScaleFormat?
+  /// Workers to use; nil: all that the buffer has.
+  public var workers: Int?
+  /// Return while rows still travel; the result's event says when they have arrived.
+  public var isAsynchronous = false
+  /// The rows that are given are ready only when these events are complete.
+  public var after: [Event] = []
+
+  public init() {}
+}
+
+/// What repeats a dispatch (`Routing.cached`) or undoes it (`combine`). Belongs to the buffer that made it.
+public final class DispatchHandle: Sendable {
+  let bufferID: ObjectIdentifier
+  let memory: any TensorStorage
+  let layout: HandleLayout
+  public let tokenCount: Int
+  /// Rows of the tensors that the dispatch returned: all that arrived, or the worst case.
+  public let rowCapacity: Int
+  let expertAlignment: Int
+
+  init(core: BufferCore, memory: any TensorStorage, layout: HandleLayout, rowCapacity: Int, expertAlignment: Int) {
+    bufferID = ObjectIdentifier(core)
+    self.memory = memory
+    self.layout = layout
+    tokenCount = Int(layout.chunks.tokenCount)
+    self.rowCapacity = rowCapacity
+    self.expertAlignment = expertAlignment
+  }
+
+  var view: HandleView { HandleView(block: memory.base, layout: layout) }
+
+  public var rowLayout: RowLayout { layout.layout == .bySource ? .bySource : .byExpert }
+  public var topK: Int { Int(layout.topK) }
+
+  fileprivate func counts(_ offset: Int64, _ count: Int32) -> Tensor {
+    Tensor(dtype: .int32, shape: [Int(count)], storage: memory, byteOffset: offset)
+  }
+}
+
+/// What arrived at this rank. The tensors of rows and their metadata are the arena memory that peers wrote; it is given
+/// back when the last tensor is gone.
+public struct DispatchResult: Sendable {
+  /// `[rows, hidden]`.
+  public let rows: Tensor
+  /// Of FP8 rows; see `ScaleFormat`.
+  public let scales: Tensor?
+  /// `[rows, …]`, as the sender's.
+  public let sidecars: [Tensor]
+  /// int32 `[rows, 2]`: source rank and source token; -1 in rows that no token fills.
+  public let origins: Tensor
+  /// `[rows, topK]` (by expert: `[rows, 1]`), in the sender's index type: local experts, -1 for experts of other ranks.
+  /// Nil without top-k routing.
+  public let topKIndices: Tensor?
+  /// fp32, as `topKIndices`: 0 where that is -1.
+  public let topKWeights: Tensor?
+  public let handle: DispatchHandle
+  /// Complete when all rows have arrived.
+  public let event: Event
+}
+
+extension DispatchResult {
+  /// int32 `[1]`: rows that arrived, padding between groups included. Valid, like all counts, once the event is
+  /// complete; after a dispatch with exact sizing, at once.
+  public var rowCount: Tensor { handle.counts(handle.layout.rowCount, 1) }
+  /// int32 `[ranks]`: tokens from each source rank.
+  public var tokensPerSource: Tensor { handle.counts(handle.layout.tokensPerSource, handle.layout.rankCount) }
+  /// int32 `[local experts]`: tokens of each, rounded up to `expertAlignment`. Zero without top-k routing.
+  public var tokensPerExpert: Tensor {
+    handle.counts(handle.layout.alignedTokensPerExpert, handle.layout.localExpertCount)
+  }
+  /// int32 `[local experts]`: tokens of each, as they are.
+  public var unalignedTokensPerExpert: Tensor {
+    handle.counts(handle.layout.tokensPerExpert, handle.layout.localExpertCount)
+  }
+}
+
+public struct CombineOptions: Sendable {
+  /// By expert: fp32 `[tokens, topK]`, this rank's own weights, multiplied into its experts' rows as they are summed.
+  public var rowWeights: Tensor?
+  /// fp32 `[rows, topK]` (by expert `[rows, 1]`): weights to be brought back to the tokens' owners and summed, as
+  /// gradients are.
+  public var topKWeights: Tensor?
+  /// Up to two tensors `[tokens, hidden]` in the rows' dtype, added last.
+  public var biases: [Tensor] = []
+  /// Where to put the sums, `[tokens, hidden]` in the rows' dtype; nil: arena memory that the result owns.
+  public var output: Tensor?
+  /// Workers to use; nil: all that the buffer has.
+  public var workers: Int?
+  /// Return at once; the result's event says when the sums are there and all peers have read this rank's rows.
+  public var isAsynchronous = false
+  /// The rows that are given are ready only when these events are complete.
+  public var after: [Event] = []
+
+  public init() {}
+}
+
+/// What came back to this rank's tokens.
+public struct CombineResult: Sendable {
+  /// `[tokens, hidden]`.
+  public let tokens: Tensor
+  /// fp32 `[tokens, topK]`, where `CombineOptions.topKWeights` was given.
+  public let topKWeights: Tensor?
+  /// Complete when the sums are there and all peers have read this rank's rows, which may then be overwritten.
+  public let event: Event
+}

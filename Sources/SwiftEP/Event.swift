@@ -1,0 +1,119 @@
+import EPKernels
+import Glibc
+import HostMachine
+
+/// A point in the work of a buffer, or of the caller: something that can be waited for.
+public final class Event: Sendable {
+  private enum Kind: Sendable {
+    case operation(PendingOperation)
+    case manual(Guarded<Bool>)
+  }
+
+  private let kind: Kind
+
+  init(_ operation: PendingOperation) { kind = .operation(operation) }
+
+  /// An event that the caller completes with `signal()`: for work of its own that operations are to wait for.
+  public init() { kind = .manual(Guarded(false)) }
+
+  /// Completes an event that was made with `init()`; of others, nothing changes.
+  public func signal() {
+    if case .manual(let flag) = kind { flag.withLock { $0 = true } }
+  }
+
+  public var isComplete: Bool {
+    switch kind {
+    case .operation(let operation): operation.isFinished
+    case .manual(let flag): flag.withLock { $0 }
+    }
+  }
+
+  /// Returns when the event is complete.
+  ///
+  /// - Throws: what the operation failed with.
+  public func wait() throws(EPError) {
+    switch kind {
+    case .operation(let operation): try operation.finish()
+    case .manual(let flag):
+      while !flag.withLock({ $0 }) { usleep(50) }
+    }
+  }
+
+  /// Waits at most `nanoseconds`. Returns whether the event is complete and what it stands for succeeded.
+  func wait(atMost nanoseconds: UInt64) -> Bool {
+    switch kind {
+    case .operation(let operation):
+      // Its own waits for peers are bounded.
+      return (try? operation.finish()) != nil
+    case .manual(let flag):
+      let deadline = monotonicNow() &+ nanoseconds
+      while !flag.withLock({ $0 }) {
+        if monotonicNow() >= deadline { return false }
+        usleep(50)
+      }
+      return true
+    }
+  }
+
+  /// Whether operations of `core` are behind this event anyway.
+  func isOf(_ core: BufferCore) -> Bool {
+    if case .operation(let operation) = kind { return operation.core === core }
+    return false
+  }
+}
+
+/// An operation under way.
+final class PendingOperation: Sendable {
+  let core: BufferCore
+  /// What the kernels use, kept alive until the last of them has finished.
+  let resources: OperationResources
+  private let layout: OperationLayout
+  /// The last launch queued so far.
+  private let ticket = Guarded<UInt64>(0)
+
+  init(_ core: BufferCore, chunkCount: Int, retaining retained: [any Sendable]) {
+    self.core = core
+    layout = OperationLayout(
+      rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount))
+    resources = OperationResources(
+      memory: core.device.makeLocalMemory(byteCount: layout.byteCount), retained: retained)
+  }
+
+  var view: OperationView { OperationView(block: resources.memory.base, layout: layout) }
+
+  /// The status, once a launch that sets it has finished.
+  var status: OperationStatus { view.status }
+
+  /// Queues a launch of this operation.
+  func enqueue(_ launch: KernelLaunch, workerCount: Int, isUrgent: Bool) {
+    let queued = core.device.enqueue(
+      launch, workerCount: workerCount, keeping: resources, isUrgent: isUrgent)
+    ticket.withLock { $0 = queued }
+  }
+
+  var isFinished: Bool { core.device.isFinished(ticket.withLock { $0 }) }
+
+  /// Waits for all launches queued so far.
+  func wait() { core.device.wait(for: ticket.withLock { $0 }) }
+
+  /// Waits, then throws what the operation failed with.
+  func finish() throws(EPError) {
+    wait()
+    if let error = core.error(from: status) { throw error }
+  }
+}
+
+/// Memory that an operation's kernels use.
+final class OperationResources: Sendable {
+  let memory: any TensorStorage
+  private let retained: Guarded<[any Sendable]>
+
+  init(memory: any TensorStorage, retained: [any Sendable]) {
+    self.memory = memory
+    self.retained = Guarded(retained)
+  }
+
+  func retain(_ more: any Sendable) { retained.withLock { $0.append(more) } }
+
+  func releaseLast() { retained.withLock { _ = $0.removeLast() } }
+}

@@ -1,0 +1,208 @@
+import EPKernels
+
+extension ExpertBuffer {
+  /// Brings rows back to their tokens' owners and sums them: the inverse, and the gradient, of the dispatch that made
+  /// `handle`. Collective.
+  ///
+  /// `tokens[t] = round(sum of w * row over the places t went to + biases)`, in Float, in the order of ranks (by
+  /// expert: of top-k slots), rounded once to nearest even. By source, rows arrive as they are to be added; by expert
+  /// they can be weighted here. Owners read the rows where they lie; rows outside the arena (see `combineInput`) are
+  /// copied into it first.
+  ///
+  /// - Parameters:
+  ///   - rows: `[rows, hidden]`, bf16, fp16 or fp32, in rows of a multiple of 16 bytes, as many as the dispatch
+  ///     returned. Not to be changed until the result's event is complete.
+  ///   - handle: of a dispatch of this buffer. It can be used any number of times.
+  /// - Throws: as `dispatch`.
+  public func combine(
+    _ rows: Tensor, with handle: DispatchHandle, options: CombineOptions = CombineOptions()
+  ) throws(EPError) -> CombineResult {
+    try core.callLock.withLock { _ throws(EPError) in
+      try core.checkOpen()
+      return try CombineCall(core: core, rows: rows, handle: handle, options: options).run()
+    }
+  }
+
+  /// A tensor for `combine`'s rows that lies where peers can read it, so that nothing is copied: `[rows, hidden]` for
+  /// the rows of `handle`'s dispatch. Its bytes are whatever lay there before. Not collective.
+  ///
+  /// - Throws: `outOfMemory` when the arena can hold no more, `invalidArgument`, `bufferClosed`.
+  public func combineInput(for handle: DispatchHandle, hidden: Int, dtype: DType) throws(EPError) -> Tensor {
+    try core.checkOpen()
+    do throws(ArgumentFault) {
+      try core.check(handle)
+      try check(.rows, hidden, in: 1...Int(Int32.max))
+    } catch {
+      throw error.error(rank: rank)
+    }
+    let block = try core.arena.take(Int64(handle.rowCapacity * hidden * dtype.byteCount))
+    return Tensor(dtype: dtype, shape: [handle.rowCapacity, hidden], storage: block, byteOffset: 0)
+  }
+}
+
+/// One call of `combine`.
+private struct CombineCall {
+  let core: BufferCore
+  let rows: Tensor
+  let handle: DispatchHandle
+  let options: CombineOptions
+
+  private var workerCount: Int { options.workers ?? core.device.workerCountMax }
+  private var hidden: Int { rows.shape[1] }
+  private var weightsPerRow: Int { handle.rowLayout == .bySource ? handle.topK : 1 }
+
+  func run() throws(EPError) -> CombineResult {
+    do throws(ArgumentFault) {
+      try checkArguments()
+    } catch {
+      try core.report(error, as: .combine, workerCount: 1)
+    }
+    let pending = PendingOperation(
+      core, chunkCount: 0, retaining: [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
+    core.queueWaits(options.after, isUrgent: options.isAsynchronous)
+
+    var header = makeHeader()
+    var staged: (rows: Address, weights: Address) = (.null, .null)
+    var outputs: (tokens: Tensor, topKWeights: Tensor?)?
+    do throws(EPError) {
+      staged = try placeInputs(&header, pending)
+      outputs = try makeOutputs()
+      pending.resources.retain([outputs!.tokens, outputs!.topKWeights])
+    } catch {
+      header.set(error)
+    }
+    let arguments = CombineArguments(
+      view: core.view, header: header, handle: handle.view, operation: pending.view, stagedRows: staged.rows,
+      stagedWeights: staged.weights, rowCount: Int32(handle.rowCapacity), format: rows.dtype.sumFormat,
+      elementsPerRow: Int32(hidden), output: outputs?.tokens.address ?? .null,
+      rowWeights: options.rowWeights?.address ?? .null,
+      biases: (options.biases.first?.address ?? .null, options.biases.dropFirst().first?.address ?? .null),
+      weightsOutput: outputs?.topKWeights?.address ?? .null)
+    pending.enqueue(.prepareCombine(arguments), workerCount: workerCount, isUrgent: options.isAsynchronous)
+    pending.enqueue(.deliverCombine(arguments), workerCount: workerCount, isUrgent: options.isAsynchronous)
+    if outputs == nil || !options.isAsynchronous { try pending.finish() }
+    guard let outputs else { preconditionFailure("a fault that no rank reported") }
+    return CombineResult(tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending))
+  }
+
+  private func checkArguments() throws(ArgumentFault) {
+    try core.check(handle)
+    try rows.check(.rows, shape: [handle.rowCapacity, nil])
+    try rows.check(.rows, dtype: [.bf16, .fp16, .fp32])
+    try rows.check(.rows, rowByteCountMultipleOf: 16)
+    if let topKWeights = options.topKWeights {
+      if handle.topK == 0 { throw ArgumentFault(.presence, .topKWeights, expected: 0, found: 1) }
+      try topKWeights.check(.topKWeights, shape: [handle.rowCapacity, weightsPerRow])
+      try topKWeights.check(.topKWeights, dtype: [.fp32])
+    }
+    if let rowWeights = options.rowWeights {
+      if handle.rowLayout == .bySource { throw ArgumentFault(.layout, .handle, expected: 1, found: 0) }
+      try rowWeights.check(.rowWeights, shape: [handle.tokenCount, handle.topK])
+      try rowWeights.check(.rowWeights, dtype: [.fp32])
+    }
+    try check(.biases, options.biases.count, in: 0...2)
+    for bias in options.biases {
+      try bias.check(.biases, shape: [handle.tokenCount, hidden])
+      try bias.check(.biases, dtype: [rows.dtype])
+    }
+    try options.output?.check(.output, shape: [handle.tokenCount, hidden])
+    try options.output?.check(.output, dtype: [rows.dtype])
+    if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
+  }
+
+  private func makeHeader() -> ExchangeHeader {
+    var header = ExchangeHeader()
+    header.operation = Operation.combine.rawValue
+    header.format = Int64(rows.dtype.rawValue)
+    header.elementsPerRow = Int64(hidden)
+    header.isWeighted = options.topKWeights == nil ? 0 : 1
+    header.layout = Int64(handle.layout.layout.rawValue)
+    header.tokenCount = Int64(handle.tokenCount)
+    return header
+  }
+
+  /// Says in the header where peers find this rank's rows. Returns what has to be copied there first.
+  private func placeInputs(
+    _ header: inout ExchangeHeader, _ pending: PendingOperation
+  ) throws(EPError) -> (rows: Address, weights: Address) {
+    let weights = options.topKWeights
+    let rowsOffset = core.arenaOffset(of: rows)
+    let weightsOffset = weights.map { core.arenaOffset(of: $0) } ?? 0
+    let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(rows.byteCount), to: 128) : 0
+    let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
+    let block = try core.arena.take(stagedRowBytes + stagedWeightBytes)
+    pending.resources.retain([block as any Sendable, weights as any Sendable])
+    header.outputOffset = rowsOffset ?? block.range.lowerBound
+    header.weightsOffset = weightsOffset ?? block.range.lowerBound + stagedRowBytes
+    return (rowsOffset == nil ? rows.address : .null, weightsOffset == nil ? weights!.address : .null)
+  }
+
+  private func makeOutputs() throws(EPError) -> (Tensor, Tensor?) {
+    let rowBytes = options.output == nil ? alignUp(Int64(handle.tokenCount * rows.rowByteCount), to: 128) : 0
+    let weightBytes = options.topKWeights == nil ? 0 : Int64(handle.tokenCount * handle.topK * 4)
+    let block = try core.arena.take(rowBytes + weightBytes)
+    let tokens =
+      options.output
+      ?? Tensor(dtype: rows.dtype, shape: [handle.tokenCount, hidden], storage: block, byteOffset: 0)
+    if weightBytes == 0 && options.topKWeights == nil { return (tokens, nil) }
+    let weights = Tensor(
+      dtype: .fp32, shape: [handle.tokenCount, handle.topK], storage: block, byteOffset: rowBytes)
+    return (tokens, weights)
+  }
+}
+
+extension DType {
+  /// As the kernels name what can be summed.
+  fileprivate var sumFormat: RowFormat {
+    switch self {
+    case .bf16: .bf16
+    case .fp16: .fp16
+    default: .fp32
+    }
+  }
+}
+
+extension BufferCore {
+  func check(_ handle: DispatchHandle) throws(ArgumentFault) {
+    if handle.bufferID != ObjectIdentifier(self) { throw ArgumentFault(.foreign, .handle, expected: 0, found: 1) }
+  }
+
+  /// Where a tensor lies in this rank's arena; nil when it lies elsewhere.
+  func arenaOffset(of tensor: Tensor) -> Int64? {
+    guard let block = tensor.storage as? ArenaBlock, block.arena === arena else { return nil }
+    return block.range.lowerBound + tensor.byteOffset
+  }
+
+  /// Queues waits for the events that this buffer's own order does not imply.
+  func queueWaits(_ events: [Event], isUrgent: Bool) {
+    for event in events where !event.isOf(self) {
+      let view = view
+      device.enqueueWait(isUrgent: isUrgent) {
+        if event.wait(atMost: view.timeoutNanoseconds) { return }
+        // What this rank was to send never became ready: it is itself the missing one.
+        view.failure.store(
+          OperationStatus(.timeout, rank: Int64(view.rank), (Int64(SignalSlot.exchange.rawValue), 0, 0, 0)), at: 0)
+      }
+    }
+  }
+
+  /// Meets the peers of a call that this rank cannot make, so that all ranks learn why. Throws what they throw.
+  func report(_ fault: ArgumentFault, as operation: Operation, workerCount: Int) throws(EPError) -> Never {
+    var header = ExchangeHeader()
+    header.operation = operation.rawValue
+    header.set(fault)
+    let pending = PendingOperation(self, chunkCount: 0, retaining: [])
+    let handle = HandleView(
+      block: .null,
+      layout: HandleLayout(
+        chunks: Chunks(tokenCount: 0, chunkCount: 1), rankCount: 0, expertCount: 0, localExpertCount: 0, topK: 0,
+        layout: .bySource))
+    let arguments = CombineArguments(
+      view: view, header: header, handle: handle, operation: pending.view, stagedRows: .null, stagedWeights: .null,
+      rowCount: 0,
+      format: .bf16, elementsPerRow: 0, output: .null, rowWeights: .null, biases: (.null, .null), weightsOutput: .null)
+    pending.enqueue(.prepareCombine(arguments), workerCount: workerCount, isUrgent: false)
+    try pending.finish()
+    preconditionFailure("a fault that no rank reported")
+  }
+}

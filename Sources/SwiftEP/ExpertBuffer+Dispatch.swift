@@ -1,0 +1,304 @@
+import EPKernels
+
+extension ExpertBuffer {
+  /// Sends each token to the ranks of its experts, once a rank (by expert: once an expert), and returns what arrives
+  /// here. Collective.
+  ///
+  /// Received rows are ordered by source rank, then token (by expert: by local expert first), the same in every run.
+  /// The algorithm places rows as DeepEP's dispatch orders them, but writes each directly to its final place, which is
+  /// known from counts exchanged first.
+  ///
+  /// - Parameters:
+  ///   - x: `[tokens, hidden]`, in rows of a multiple of 16 bytes; bf16, fp16, fp32, fp8E4M3 or, opaque, uint8.
+  ///   - scales: of fp8E4M3 rows: fp32 `[tokens, ceil(hidden / 128)]` or, packed UE8M0, int32 `[tokens, ceil(hidden /
+  ///     512)]`.
+  ///   - sidecars: up to three arrays `[tokens, …]` that travel with the rows; rows of a multiple of 4 bytes.
+  ///   - routing: where the tokens go.
+  /// - Throws: `invalidArgument`, `ranksDisagree` and `outOfMemory`, the same on all ranks, which can then go on;
+  ///   `rankMissing`, after which the buffer is lost; `bufferLost`, `bufferClosed`.
+  public func dispatch(
+    _ x: Tensor, scales: Tensor? = nil, sidecars: [Tensor] = [], to routing: Routing,
+    options: DispatchOptions = DispatchOptions()
+  ) throws(EPError) -> DispatchResult {
+    try core.callLock.withLock { _ throws(EPError) in
+      try core.checkOpen()
+      let call = DispatchCall(
+        buffer: self, x: x, scales: scales, sidecars: sidecars, routing: routing, options: options)
+      return try call.run()
+    }
+  }
+}
+
+/// One call of `dispatch`.
+private struct DispatchCall {
+  let buffer: ExpertBuffer
+  let x: Tensor
+  let scales: Tensor?
+  let sidecars: [Tensor]
+  let routing: Routing
+  let options: DispatchOptions
+
+  private var core: BufferCore { buffer.core }
+
+  func run() throws(EPError) -> DispatchResult {
+    do throws(ArgumentFault) {
+      try checkArguments()
+    } catch {
+      try core.report(error, as: operation, workerCount: 1)
+    }
+    let handle = cachedHandle ?? makeHandle()
+    let pending = PendingOperation(
+      core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0,
+      retaining: [x, scales as any Sendable, sidecars, routing, handle, core.arenas])
+    core.queueWaits(options.after, isUrgent: options.isAsynchronous)
+
+    var arguments = makeArguments(handle, pending)
+    var missingByteCount: Int64?
+    while true {
+      let block = offerBlock(&arguments.header, handle, needing: missingByteCount)
+      if let block { pending.resources.retain(block) }
+      pending.enqueue(.prepareDispatch(arguments), workerCount: workerCount, isUrgent: options.isAsynchronous)
+      if options.sizing == .worstCase && block != nil {
+        return try deliver(arguments, handle, pending, block!, rowCapacity: handle.rowCapacity)
+      }
+      pending.wait()
+      let status = pending.status
+      if let block, status.code == StatusCode.ok.rawValue {
+        core.arena.trim(block, to: status.neededByteCount)
+        let rowCapacity = Int(handle.view.total(atRank: core.view.rank))
+        return try deliver(arguments, exactHandle(handle, rowCapacity), pending, block, rowCapacity: rowCapacity)
+      }
+      if block != nil { pending.resources.releaseLast() }
+      guard options.sizing == .exact, status.code == StatusCode.overflow.rawValue else {
+        throw core.error(from: status)!
+      }
+      missingByteCount = status.neededByteCount
+    }
+  }
+
+  private func deliver(
+    _ arguments: DispatchArguments, _ handle: DispatchHandle, _ pending: PendingOperation, _ block: ArenaBlock,
+    rowCapacity: Int
+  ) throws(EPError) -> DispatchResult {
+    pending.enqueue(.deliverDispatch(arguments), workerCount: workerCount, isUrgent: options.isAsynchronous)
+    if !options.isAsynchronous { try pending.finish() }
+    return makeResult(arguments.columns, handle, pending, block, rowCapacity: rowCapacity)
+  }
+
+  // MARK: What the call means
+
+  private var cachedHandle: DispatchHandle? {
+    if case .cached(let handle) = routing { return handle }
+    return nil
+  }
+
+  private var operation: Operation { cachedHandle == nil ? .dispatch : .cachedDispatch }
+
+  private var layout: RowLayout { cachedHandle?.rowLayout ?? options.layout }
+
+  private var expertAlignment: Int { cachedHandle?.expertAlignment ?? options.expertAlignment }
+
+  private var workerCount: Int { options.workers ?? core.device.workerCountMax }
+
+  private var tokenCount: Int { x.shape[0] }
+
+  private var hidden: Int { x.rowByteCount / x.dtype.byteCount }
+
+  private var outputDType: DType { options.quantization == nil ? x.dtype : .fp8E4M3 }
+
+  private var topK: (indices: Tensor, weights: Tensor?)? {
+    if case .topK(let indices, let weights) = routing { return (indices, weights) }
+    return nil
+  }
+
+  private var topKCount: Int { topK?.indices.shape[1] ?? 0 }
+
+  /// Top-k experts that a received row carries.
+  private var slotCount: Int { layout == .bySource ? topKCount : min(1, topKCount) }
+
+  // MARK: Checks
+
+  private func checkArguments() throws(ArgumentFault) {
+    try x.check(.x, shape: [nil, nil])
+    try x.check(.x, dtype: options.quantization == nil ? [.bf16, .fp16, .fp32, .fp8E4M3, .uint8] : [.bf16])
+    // Quantized rows have half the bytes, and those too must be a multiple of 16.
+    try x.check(.x, rowByteCountMultipleOf: options.quantization == nil ? 16 : 32)
+    try checkScales()
+    try check(.sidecars, sidecars.count, in: 0...Int(Columns.sidecarCountMax))
+    for sidecar in sidecars {
+      if sidecar.shape.first != tokenCount {
+        throw ArgumentFault(.dimension, .sidecars, expected: tokenCount, found: sidecar.shape.first ?? 0)
+      }
+      try sidecar.check(.sidecars, rowByteCountMultipleOf: 4)
+    }
+    try checkRouting()
+    try check(.expertAlignment, options.expertAlignment, in: 1...(1 << 20))
+    if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
+    let tokenCountMax = options.sizing == .exact ? 1 << 24 : buffer.plan.shape.tokensPerRankMax
+    try check(.x, tokenCount, in: 0...tokenCountMax)
+  }
+
+  private func checkScales() throws(ArgumentFault) {
+    guard x.dtype == .fp8E4M3 else {
+      if scales != nil { throw ArgumentFault(.presence, .scales, expected: 0, found: 1) }
+      return
+    }
+    guard let scales else { throw ArgumentFault(.presence, .scales, expected: 1, found: 0) }
+    try scales.check(.scales, dtype: [.fp32, .int32])
+    let format: ScaleFormat = scales.dtype == .fp32 ? .float : .ue8m0
+    try scales.check(.scales, shape: [tokenCount, format.byteCount(hidden: hidden) / 4])
+  }
+
+  private func checkRouting() throws(ArgumentFault) {
+    switch routing {
+    case .topK(let indices, let weights):
+      try indices.check(.indices, shape: [tokenCount, nil])
+      try indices.check(.indices, dtype: [.int32, .int64])
+      try check(.indices, indices.shape[1], in: 1...topKMax)
+      try weights?.check(.weights, shape: [tokenCount, indices.shape[1]])
+      try weights?.check(.weights, dtype: [.fp32])
+    case .table(let table):
+      try table.check(.table, shape: [tokenCount, core.rankCount])
+      try table.check(.table, dtype: [.uint8])
+      if options.layout == .byExpert { throw ArgumentFault(.layout, .layout, expected: 0, found: 1) }
+    case .cached(let handle):
+      try core.check(handle)
+      if handle.tokenCount != tokenCount {
+        throw ArgumentFault(.dimension, .x, expected: handle.tokenCount, found: tokenCount)
+      }
+    }
+  }
+
+  // MARK: Kernel arguments
+
+  private func makeHandle() -> DispatchHandle {
+    let layout = HandleLayout(
+      chunks: Chunks(tokenCount: Int32(tokenCount), chunkCount: Int32(workerCount)), rankCount: core.view.rankCount,
+      expertCount: core.view.expertCount, localExpertCount: core.view.localExpertCount, topK: Int32(topKCount),
+      layout: options.layout.kernelLayout)
+    let memory = core.device.makeLocalMemory(byteCount: layout.byteCount)
+    return DispatchHandle(
+      core: core, memory: memory, layout: layout, rowCapacity: worstCaseRows, expertAlignment: options.expertAlignment)
+  }
+
+  /// Rows of a worst-case output; 0 when sizing is exact.
+  private var worstCaseRows: Int {
+    if options.sizing == .exact { return 0 }
+    if let cachedHandle { return cachedHandle.rowCapacity }
+    var shape = buffer.plan.shape
+    (shape.layout, shape.topK, shape.expertAlignment) = (options.layout, topKCount, options.expertAlignment)
+    return min(buffer.plan.rowsPerResult, shape.worstCaseRows(atRank: core.rank))
+  }
+
+  /// After a dispatch with exact sizing, how many rows there are is known.
+  private func exactHandle(_ handle: DispatchHandle, _ rowCapacity: Int) -> DispatchHandle {
+    if handle === cachedHandle { return handle }
+    return DispatchHandle(
+      core: core, memory: handle.memory, layout: handle.layout, rowCapacity: rowCapacity,
+      expertAlignment: handle.expertAlignment)
+  }
+
+  private func makeArguments(_ handle: DispatchHandle, _ pending: PendingOperation) -> DispatchArguments {
+    let quantizedScales = options.quantization?.byteCount(hidden: hidden)
+    let columns = Columns(
+      rowByteCount: hidden * outputDType.byteCount, scaleByteCount: quantizedScales ?? scales?.rowByteCount ?? 0,
+      sidecarByteCounts: sidecars.map(\.rowByteCount), slotCount: slotCount,
+      indexByteCount: topK?.indices.dtype.byteCount ?? 4, isWeighted: topK?.weights != nil)
+    var header = ExchangeHeader()
+    header.operation = operation.rawValue
+    header.format = Int64(x.dtype.rawValue)
+    header.transform = Int64(options.transform.rawValue)
+    header.elementsPerRow = Int64(hidden)
+    header.topK = Int64(topKCount)
+    header.indexByteCount = Int64(topK?.indices.dtype.byteCount ?? 0)
+    header.isWeighted = topK?.weights == nil ? 0 : 1
+    header.layout = Int64(handle.layout.layout.rawValue)
+    header.sizing = options.sizing == .exact ? 0 : 1
+    header.expertAlignment = Int64(expertAlignment)
+    header.scaleByteCount = Int64(columns[Columns.scales])
+    header.sidecarByteCounts = (
+      Int64(columns[Columns.sidecars]), Int64(columns[Columns.sidecars + 1]), Int64(columns[Columns.sidecars + 2])
+    )
+    header.tokenCount = Int64(tokenCount)
+    let sources = (0..<3).map { $0 < sidecars.count ? sidecars[$0].address : .null }
+    var table = Address.null
+    if case .table(let tensor) = routing { table = tensor.address }
+    return DispatchArguments(
+      view: core.view, header: header, handle: handle.view, operation: pending.view,
+      routing: RoutingView(
+        tokenCount: Int32(tokenCount), topK: Int32(topKCount), indices: topK?.indices.address ?? .null,
+        indexByteCount: Int32(topK?.indices.dtype.byteCount ?? 0), weights: topK?.weights?.address ?? .null,
+        table: table),
+      columns: columns, transform: options.transform, sourceRowByteCount: Int32(x.rowByteCount),
+      sources: (x.address, scales?.address ?? .null, sources[0], sources[1], sources[2]),
+      expertAlignment: Int32(expertAlignment), zeroesPadding: options.zeroesPadding, isCached: cachedHandle != nil)
+  }
+
+  /// Takes the memory that peers may write to and says so in the header; where there is none, the header says that
+  /// instead.
+  ///
+  /// - Parameter needing: what an earlier exchange has shown to be needed here, where it did not fit.
+  private func offerBlock(_ header: inout ExchangeHeader, _ handle: DispatchHandle, needing: Int64?) -> ArenaBlock? {
+    do throws(EPError) {
+      let block: ArenaBlock
+      if options.sizing == .worstCase {
+        header.outputRowCapacity = Int64(worstCaseRows)
+        block = try core.arena.take(worstCaseByteCount(header))
+      } else if let needing {
+        block = try core.arena.take(needing)
+      } else {
+        block = core.arena.takeLargest()
+      }
+      header.outputOffset = block.range.lowerBound
+      header.outputCapacity = block.byteCount
+      return block
+    } catch {
+      header.set(error)
+      return nil
+    }
+  }
+
+  private func worstCaseByteCount(_ header: ExchangeHeader) -> Int64 {
+    let columns = Columns(
+      rowByteCount: hidden * outputDType.byteCount, scaleByteCount: Int(header.scaleByteCount),
+      sidecarByteCounts: sidecars.map(\.rowByteCount), slotCount: slotCount,
+      indexByteCount: topK?.indices.dtype.byteCount ?? 4, isWeighted: topK?.weights != nil)
+    return columns.byteCount(rowCapacity: header.outputRowCapacity)
+  }
+
+  // MARK: Result
+
+  private func makeResult(
+    _ columns: Columns, _ handle: DispatchHandle, _ pending: PendingOperation, _ block: ArenaBlock, rowCapacity: Int
+  ) -> DispatchResult {
+    func tensor(_ column: Int32, _ dtype: DType, _ trailing: [Int]) -> Tensor {
+      Tensor(
+        dtype: dtype, shape: [rowCapacity] + trailing, storage: block,
+        byteOffset: columns.offset(of: column, rowCapacity: Int64(rowCapacity)))
+    }
+    var scaleTensor: Tensor?
+    if columns[Columns.scales] > 0 {
+      let dtype = scales?.dtype ?? (options.quantization == .float ? .fp32 : .int32)
+      scaleTensor = tensor(Columns.scales, dtype, [Int(columns[Columns.scales]) / 4])
+    }
+    return DispatchResult(
+      rows: tensor(Columns.rows, outputDType, [hidden]), scales: scaleTensor,
+      sidecars: sidecars.enumerated().map { index, sidecar in
+        tensor(Columns.sidecars + Int32(index), sidecar.dtype, Array(sidecar.shape.dropFirst()))
+      },
+      origins: tensor(Columns.origins, .int32, [2]),
+      topKIndices: topK.map { tensor(Columns.indices, $0.indices.dtype, [slotCount]) },
+      topKWeights: topK?.weights == nil ? nil : tensor(Columns.weights, .fp32, [slotCount]), handle: handle,
+      event: Event(pending))
+  }
+}
+
+extension DispatchOptions {
+  fileprivate var transform: RowTransform {
+    switch quantization {
+    case nil: .copy
+    case .float: .quantizeFloatScales
+    case .ue8m0: .quantizeUE8M0Scales
+    }
+  }
+}

@@ -1,0 +1,157 @@
+import EPKernels
+
+/// The shape of a job: what a buffer has to hold.
+public struct JobShape: Equatable, Sendable {
+  public var rankCount: Int
+  /// The most tokens that a rank passes to one dispatch. More are possible with exact sizing; the arena grows then.
+  public var tokensPerRankMax: Int
+  /// Elements of a row.
+  public var hidden: Int
+  /// Experts of one token, at most; 0 when routing is by table alone.
+  public var topK: Int
+  public var expertCount: Int
+  /// The rank of each expert, `[expertCount]`; nil: contiguous and equal, the first ranks having one more where they
+  /// cannot be equal.
+  public var expertOwners: [Int]?
+  /// The element type of rows as they arrive.
+  public var dtype: DType
+  /// Scales that arrive with FP8 rows.
+  public var scales: ScaleFormat?
+  /// Bytes per token of each sidecar array.
+  public var sidecarByteCounts: [Int]
+  public var layout: RowLayout
+  /// By expert: every group of rows begins at a multiple of this.
+  public var expertAlignment: Int
+  /// The element type of the rows that combine sums.
+  public var combineDType: DType
+  /// Bytes of one top-k index, 4 or 8.
+  public var indexByteCount: Int
+
+  public init(
+    rankCount: Int, tokensPerRankMax: Int, hidden: Int, topK: Int, expertCount: Int, expertOwners: [Int]? = nil,
+    dtype: DType = .bf16, scales: ScaleFormat? = nil, sidecarByteCounts: [Int] = [], layout: RowLayout = .bySource,
+    expertAlignment: Int = 1, combineDType: DType = .bf16, indexByteCount: Int = 8
+  ) {
+    self.rankCount = rankCount
+    self.tokensPerRankMax = tokensPerRankMax
+    self.hidden = hidden
+    self.topK = topK
+    self.expertCount = expertCount
+    self.expertOwners = expertOwners
+    self.dtype = dtype
+    self.scales = scales
+    self.sidecarByteCounts = sidecarByteCounts
+    self.layout = layout
+    self.expertAlignment = expertAlignment
+    self.combineDType = combineDType
+    self.indexByteCount = indexByteCount
+  }
+}
+
+/// How received rows are ordered.
+public enum RowLayout: String, CaseIterable, Sendable {
+  /// One row a token, by source rank, then token.
+  case bySource = "source"
+  /// One row per token and expert, grouped by local expert; inside a group by source rank, then token.
+  case byExpert = "expert"
+}
+
+/// How the scales of FP8 rows are stored, one for each 128 channels (the last block of a row may be shorter).
+public enum ScaleFormat: String, CaseIterable, Sendable {
+  /// Float `[rows, ceil(hidden / 128)]`.
+  case float
+  /// Powers of two as biased 8-bit exponents, packed by four: Int32 `[rows, ceil(hidden / 512)]`, the lowest byte
+  /// first.
+  case ue8m0
+
+  /// Bytes of one row's scales.
+  package func byteCount(hidden: Int) -> Int {
+    let blockCount = (hidden + Int(channelsPerScale) - 1) / Int(channelsPerScale)
+    return self == .float ? 4 * blockCount : (blockCount + 3) / 4 * 4
+  }
+}
+
+/// The most top-k experts of one token.
+package let topKMax = 32
+
+extension JobShape {
+  /// The rank of each expert.
+  package var owners: [Int32] {
+    if let expertOwners { return expertOwners.map { Int32($0) } }
+    let (share, rest) = expertCount.quotientAndRemainder(dividingBy: rankCount)
+    return (0..<rankCount).flatMap { rank in
+      [Int32](repeating: Int32(rank), count: share + (rank < rest ? 1 : 0))
+    }
+  }
+
+  /// Rows that a rank receives when every token of every rank goes there.
+  package func worstCaseRows(atRank rank: Int) -> Int {
+    let tokenCount = rankCount * tokensPerRankMax
+    if layout == .bySource { return tokenCount }
+    let localExpertCount = owners.count { $0 == rank }
+    return tokenCount * min(topK, localExpertCount) + localExpertCount * (expertAlignment - 1)
+  }
+
+  /// The columns of a dispatch's result, weights included.
+  package func columns() -> Columns {
+    Columns(
+      rowByteCount: hidden * dtype.byteCount, scaleByteCount: scales?.byteCount(hidden: hidden) ?? 0,
+      sidecarByteCounts: sidecarByteCounts, slotCount: layout == .bySource ? topK : min(1, topK),
+      indexByteCount: indexByteCount, isWeighted: true)
+  }
+
+  package func check() throws(EPError) {
+    try require(rankCount >= 1, "rankCount", "at least 1", rankCount)
+    try require(tokensPerRankMax >= 0, "tokensPerRankMax", "at least 0", tokensPerRankMax)
+    try require(hidden >= 1, "hidden", "at least 1", hidden)
+    try require(
+      hidden * dtype.byteCount % 16 == 0, "hidden", "rows of a multiple of 16 bytes",
+      "\(hidden) x \(dtype) = \(hidden * dtype.byteCount) bytes")
+    try require(dtype != .int32 && dtype != .int64, "dtype", "bf16, fp16, fp32, fp8E4M3 or uint8", dtype)
+    try require((0...topKMax).contains(topK), "topK", "0 to \(topKMax)", topK)
+    try require(topK <= expertCount, "topK", "at most expertCount (\(expertCount))", topK)
+    try require(expertCount >= 0, "expertCount", "at least 0", expertCount)
+    try require(
+      scales == nil || dtype == .fp8E4M3, "scales", "none with rows of \(dtype)", scales.map { "\($0)" } ?? "none")
+    try require(sidecarByteCounts.count <= Columns.sidecarCountMax, "sidecarByteCounts", "at most 3", sidecarByteCounts)
+    for byteCount in sidecarByteCounts {
+      try require(byteCount > 0 && byteCount % 4 == 0, "sidecarByteCounts", "positive multiples of 4", byteCount)
+    }
+    try require(expertAlignment >= 1, "expertAlignment", "at least 1", expertAlignment)
+    try require(layout == .bySource || topK > 0, "layout", "bySource where topK is 0", layout)
+    try require([.bf16, .fp16, .fp32].contains(combineDType), "combineDType", "bf16, fp16 or fp32", combineDType)
+    try require(indexByteCount == 4 || indexByteCount == 8, "indexByteCount", "4 or 8", indexByteCount)
+    if let expertOwners {
+      try require(expertOwners.count == expertCount, "expertOwners", "\(expertCount) ranks", expertOwners.count)
+      for owner in expertOwners {
+        try require((0..<rankCount).contains(owner), "expertOwners", "ranks of 0..<\(rankCount)", owner)
+      }
+    }
+    let rows = (0..<rankCount).map { worstCaseRows(atRank: $0) }.max() ?? 0
+    try require(
+      rows < Int(Int32.max) / max(1, max(topK, 4)), "tokensPerRankMax", "fewer rows than an Int32 counts", rows)
+  }
+
+  private func require(_ holds: Bool, _ argument: String, _ expected: String, _ found: Any) throws(EPError) {
+    if holds { return }
+    throw .invalidArgument(rank: -1, argument: argument, expected: expected, found: "\(found)")
+  }
+}
+
+extension Columns {
+  /// - Parameter slotCount: top-k experts that a received row carries; 0 when it carries none.
+  package init(
+    rowByteCount: Int, scaleByteCount: Int, sidecarByteCounts: [Int], slotCount: Int, indexByteCount: Int,
+    isWeighted: Bool
+  ) {
+    self.init()
+    self[Columns.rows] = Int32(rowByteCount)
+    self[Columns.scales] = Int32(scaleByteCount)
+    for (index, byteCount) in sidecarByteCounts.enumerated() {
+      self[Columns.sidecars + Int32(index)] = Int32(byteCount)
+    }
+    self[Columns.origins] = 8
+    self[Columns.indices] = Int32(slotCount * indexByteCount)
+    self[Columns.weights] = isWeighted ? Int32(slotCount * 4) : 0
+  }
+}

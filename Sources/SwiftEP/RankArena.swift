@@ -1,0 +1,82 @@
+import Arena
+import EPKernels
+import HostMachine
+
+/// One rank's arena: the control words at its beginning, and blocks of rows behind them.
+package final class RankArena: Sendable {
+  package let memory: ArenaMemory
+  package let byteCountMax: Int64
+  private let holes: Guarded<HoleList>
+
+  /// - Parameters:
+  ///   - controlByteCount: bytes at the beginning that are never handed out.
+  ///   - byteCount: bytes taken at once.
+  package init(controlByteCount: Int64, byteCount: Int64, byteCountMax: Int64) throws(SystemCallError) {
+    memory = try ArenaMemory(reservedByteCount: byteCountMax)
+    self.byteCountMax = memory.reservedByteCount
+    try memory.grow(to: roundUpToPages(byteCount))
+    var holes = HoleList()
+    holes.give(controlByteCount..<memory.byteCount)
+    self.holes = Guarded(holes)
+  }
+
+  package var base: Address { Address(memory.base) }
+
+  /// Bytes that the arena takes now.
+  package var byteCount: Int64 { holes.withLock { _ in memory.byteCount } }
+
+  /// A block of `byteCount` bytes; the arena grows for it if it must and may.
+  package func take(_ byteCount: Int64) throws(EPError) -> ArenaBlock {
+    try holes.withLock { holes throws(EPError) in
+      if let range = holes.take(byteCount) { return ArenaBlock(arena: self, range: range) }
+      let free = holes.hole(endingAt: memory.byteCount)?.count ?? 0
+      let size = memory.byteCount + roundUpToPages(byteCount) - Int64(free)
+      guard size <= byteCountMax else {
+        throw .outOfMemory(rank: -1, neededByteCount: size, availableByteCount: byteCountMax)
+      }
+      let before = memory.byteCount
+      do {
+        try memory.grow(to: size)
+      } catch {
+        // The system has no more, whatever the plan allows.
+        throw .outOfMemory(rank: -1, neededByteCount: size, availableByteCount: before)
+      }
+      holes.give(before..<size)
+      return ArenaBlock(arena: self, range: holes.take(byteCount)!)
+    }
+  }
+
+  /// The largest hole, whole.
+  package func takeLargest() -> ArenaBlock {
+    ArenaBlock(arena: self, range: holes.withLock { $0.takeLargest() })
+  }
+
+  /// Gives back all of `block`, a hole that nothing uses yet, but its first `byteCount` bytes.
+  package func trim(_ block: ArenaBlock, to byteCount: Int64) {
+    let end = block.range.lowerBound + roundUpToPages(byteCount)
+    let rest = end..<block.range.upperBound
+    block.shrink(to: block.range.lowerBound..<end)
+    give(rest)
+  }
+
+  fileprivate func give(_ range: Range<Int64>) { holes.withLock { $0.give(range) } }
+}
+
+/// A range of a rank's arena, given back when the last reference to it is gone.
+package final class ArenaBlock: TensorStorage, @unchecked Sendable {
+  package let arena: RankArena
+  /// Changes only while the block's one user trims it, before it is shared.
+  package private(set) var range: Range<Int64>
+
+  fileprivate init(arena: RankArena, range: Range<Int64>) {
+    self.arena = arena
+    self.range = range
+  }
+
+  deinit { arena.give(range) }
+
+  fileprivate func shrink(to range: Range<Int64>) { self.range = range }
+
+  package var base: Address { arena.base.advanced(byBytes: range.lowerBound) }
+  package var byteCount: Int64 { Int64(range.count) }
+}

@@ -1,0 +1,115 @@
+import EPKernels
+import Glibc
+import HostMachine
+
+/// Element types.
+public enum DType: Int, CaseIterable, Sendable {
+  case bf16, fp16, fp32
+  /// OCP FP8 E4M3: no infinities, the largest finite value is 448.
+  case fp8E4M3
+  case uint8, int32, int64
+
+  /// Bytes of one element.
+  public var byteCount: Int {
+    switch self {
+    case .fp8E4M3, .uint8: 1
+    case .bf16, .fp16: 2
+    case .fp32, .int32: 4
+    case .int64: 8
+    }
+  }
+}
+
+/// A dense row-major array in host memory: a reference to storage, as in other frameworks. Copying a tensor copies the
+/// reference.
+///
+/// Reading and writing the elements is not synchronized; an operation that was given a tensor uses it until its event
+/// is complete.
+public struct Tensor: Sendable {
+  public let dtype: DType
+  public let shape: [Int]
+  package let storage: any TensorStorage
+  package let byteOffset: Int64
+
+  package init(dtype: DType, shape: [Int], storage: any TensorStorage, byteOffset: Int64) {
+    self.dtype = dtype
+    self.shape = shape
+    self.storage = storage
+    self.byteOffset = byteOffset
+  }
+
+  /// New memory, filled with zero bytes, aligned to 64 bytes.
+  public init(zeros shape: [Int], _ dtype: DType) {
+    let byteCount = shape.reduce(dtype.byteCount, *)
+    self.init(dtype: dtype, shape: shape, storage: HostMemory(byteCount: Int64(byteCount)), byteOffset: 0)
+  }
+
+  /// The caller's memory, not copied. It must stay valid until this tensor and every operation that was given it are
+  /// gone; `owner`, if given, is kept alive as long.
+  public init(
+    unsafeMemory pointer: UnsafeMutableRawPointer, shape: [Int], _ dtype: DType, owner: (AnyObject & Sendable)? = nil
+  ) {
+    let storage = BorrowedMemory(base: Address(pointer), owner: owner)
+    self.init(dtype: dtype, shape: shape, storage: storage, byteOffset: 0)
+  }
+
+  /// New memory with a copy of `values`, which are as many as `shape` says; the element type must be `dtype`'s size.
+  public init<Element: BitwiseCopyable>(copying values: [Element], shape: [Int], _ dtype: DType) {
+    self.init(zeros: shape, dtype)
+    precondition(values.count == elementCount && MemoryLayout<Element>.stride == dtype.byteCount)
+    values.withUnsafeBytes { source in withUnsafeMutableBytes { $0.copyMemory(from: source) } }
+  }
+
+  public var elementCount: Int { shape.reduce(1, *) }
+  public var byteCount: Int { elementCount * dtype.byteCount }
+
+  package var address: Address { storage.base.advanced(byBytes: byteOffset) }
+
+  /// The bytes, in row-major order. The pointer is valid only during the call.
+  public func withUnsafeBytes<Result, Failure: Error>(
+    _ body: (UnsafeRawBufferPointer) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    try body(UnsafeRawBufferPointer(start: address.hostPointer, count: byteCount))
+  }
+
+  /// As `withUnsafeBytes`, for writing.
+  public func withUnsafeMutableBytes<Result, Failure: Error>(
+    _ body: (UnsafeMutableRawBufferPointer) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    try body(UnsafeMutableRawBufferPointer(start: address.hostPointer, count: byteCount))
+  }
+
+  /// A copy of the elements; `Element` must be of the dtype's size.
+  public func elements<Element: BitwiseCopyable>(_ type: Element.Type) -> [Element] {
+    precondition(MemoryLayout<Element>.stride == dtype.byteCount)
+    return withUnsafeBytes { bytes in Array(bytes.bindMemory(to: type)) }
+  }
+}
+
+/// Memory that tensors refer to; freed when the last of them is gone.
+package protocol TensorStorage: AnyObject, Sendable {
+  var base: Address { get }
+}
+
+/// Zeroed memory of this process, aligned to 64 bytes.
+package final class HostMemory: TensorStorage {
+  package let base: Address
+
+  package init(byteCount: Int64) {
+    let pointer = UnsafeMutableRawPointer.allocate(byteCount: max(64, Int(byteCount)), alignment: 64)
+    memset(pointer, 0, max(64, Int(byteCount)))
+    base = Address(pointer)
+  }
+
+  deinit { base.hostPointer.deallocate() }
+}
+
+private final class BorrowedMemory: TensorStorage {
+  let base: Address
+  private let owner: (AnyObject & Sendable)?
+
+  init(base: Address, owner: (AnyObject & Sendable)?) {
+    self.base = base
+    self.owner = owner
+  }
+}
