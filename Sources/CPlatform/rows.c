@@ -60,10 +60,9 @@ void swiftep_store_fence(void) {
 // Every function below that takes or returns a wide vector is inlined, so no calling convention is at stake.
 #pragma clang diagnostic ignored "-Wpsabi"
 
-// MARK: Formats, eight elements at a time
+// MARK: Formats
 
-// Products and sums stand in statements of their own, and no target below has fused multiply-add: nothing is
-// contracted.
+// Products and sums stand in statements of their own, and no target below has fused multiply-add: nothing is contracted.
 
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef uint32_t u32x8 __attribute__((vector_size(32)));
@@ -79,32 +78,30 @@ INLINE u16x8 load_u16(const void *from) {
   return bits;
 }
 
-INLINE f32x8 widen_bf16(u16x8 bits) { return (f32x8)(__builtin_convertvector(bits, u32x8) << 16); }
-
-INLINE u16x8 narrow_bf16(f32x8 value) {
+/// The BF16 nearest to each value, in the upper half of its lane; the lower half is noise. NaN becomes 0x7fff.
+INLINE u32x8 round_bf16(f32x8 value) {
   u32x8 bits = (u32x8)value;
-  u32x8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  i32x8 is_nan = (i32x8)((bits & 0x7fffffff) > 0x7f800000);
-  return __builtin_convertvector(select_bits(is_nan, (u32x8){} + 0x7fff, rounded), u16x8);
+  u32x8 rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return select_bits((i32x8)(value != value), (u32x8){} + 0x7fff0000, rounded);
 }
 
-INLINE f32x8 widen_fp16(u16x8 half) {
-  u32x8 bits = __builtin_convertvector(half, u32x8);
+/// FP16 in the lower half of each lane; the upper half is zero.
+INLINE f32x8 widen_fp16(u32x8 bits) {
   u32x8 magnitude = (u32x8)((f32x8)((bits & 0x7fff) << 13) * 0x1p112f);
   i32x8 is_special = (i32x8)((bits & 0x7c00) == 0x7c00);
   magnitude |= (u32x8)is_special & 0x7f800000;
   return (f32x8)(magnitude | ((bits & 0x8000) << 16));
 }
 
-INLINE u16x8 narrow_fp16(f32x8 value) {
+/// The FP16 nearest to each value, in the lower half of its lane. NaN becomes 0x7fff.
+INLINE u32x8 round_fp16(f32x8 value) {
   u32x8 bits = (u32x8)value;
   u32x8 magnitude = bits & 0x7fffffff;
   u32x8 normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
   u32x8 subnormal = (u32x8)((f32x8)magnitude + 0.5f) - 0x3f000000;
   u32x8 half = select_bits((i32x8)(magnitude < 0x38800000), subnormal, normal);
   half = select_bits((i32x8)(magnitude >= 0x47800000), (u32x8){} + 0x7c00, half) | ((bits >> 16) & 0x8000);
-  half = select_bits((i32x8)(magnitude > 0x7f800000), (u32x8){} + 0x7fff, half);
-  return __builtin_convertvector(half, u16x8);
+  return select_bits((i32x8)(magnitude > 0x7f800000), (u32x8){} + 0x7fff, half);
 }
 
 INLINE u8x8 narrow_e4m3(f32x8 value) {
@@ -120,94 +117,129 @@ INLINE u8x8 narrow_e4m3(f32x8 value) {
 
 // MARK: Reduction
 
+/// Sixteen elements. Of a format of 16 bits, `first` holds those at even indices and `second` those at odd ones: taking a 32-bit lane
+/// apart is cheaper than widening.
+struct sixteen {
+  f32x8 first, second;
+};
+
 INLINE size_t element_size(int format) { return format == SWIFTEP_FP32 ? 4 : 2; }
 
-INLINE f32x8 load_row(int format, const void *row, size_t index) {
-  const char *from = (const char *)row + index * element_size(format);
-  if (format == SWIFTEP_FP32) {
-    f32x8 value;
-    memcpy(&value, from, sizeof value);
-    return value;
+INLINE struct sixteen load_sixteen(int format, const void *from) {
+  u32x8 lanes;
+  memcpy(&lanes, from, sizeof lanes);
+  struct sixteen values;
+  switch (format) {
+  case SWIFTEP_BF16:
+    values.first = (f32x8)(lanes << 16);
+    values.second = (f32x8)(lanes & 0xffff0000);
+    break;
+  case SWIFTEP_FP16:
+    values.first = widen_fp16(lanes & 0xffff);
+    values.second = widen_fp16(lanes >> 16);
+    break;
+  default:
+    values.first = (f32x8)lanes;
+    memcpy(&values.second, (const char *)from + 32, 32);
   }
-  return format == SWIFTEP_BF16 ? widen_bf16(load_u16(from)) : widen_fp16(load_u16(from));
+  return values;
 }
 
-INLINE void store_row(int format, void *row, size_t index, f32x8 value, bool streaming) {
-  char *to = (char *)row + index * element_size(format);
-  if (format == SWIFTEP_FP32) {
-    u32x8 bits = select_bits((i32x8)(value != value), (u32x8){} + 0x7fffffff, (u32x8)value);
-    aligned_piece halves[2];
-    memcpy(halves, &bits, sizeof bits);
-    if (streaming && !SANITIZED) {
-      __builtin_nontemporal_store(halves[0], (aligned_piece *)to);
-      __builtin_nontemporal_store(halves[1], (aligned_piece *)to + 1);
-      return;
-    }
-    memcpy(to, halves, sizeof halves);
-    return;
-  }
-  u16x8 bits = format == SWIFTEP_BF16 ? narrow_bf16(value) : narrow_fp16(value);
+INLINE void store_lanes(void *to, u32x8 lanes, bool streaming) {
   if (streaming && !SANITIZED) {
-    __builtin_nontemporal_store((aligned_piece)bits, (aligned_piece *)to);
-    return;
+    aligned_piece halves[2];
+    memcpy(halves, &lanes, sizeof lanes);
+    __builtin_nontemporal_store(halves[0], (aligned_piece *)to);
+    __builtin_nontemporal_store(halves[1], (aligned_piece *)to + 1);
+  } else {
+    memcpy(to, &lanes, sizeof lanes);
   }
-  memcpy(to, &bits, sizeof bits);
 }
 
-/// How far ahead of the sum its rows are fetched.
-enum { PREFETCH = 4096 };
+INLINE void store_sixteen(int format, void *to, struct sixteen values, bool streaming) {
+  u32x8 nan = (u32x8){} + 0x7fffffff;
+  switch (format) {
+  case SWIFTEP_BF16:
+    store_lanes(to, (round_bf16(values.first) >> 16) | (round_bf16(values.second) & 0xffff0000), streaming);
+    break;
+  case SWIFTEP_FP16:
+    store_lanes(to, round_fp16(values.first) | (round_fp16(values.second) << 16), streaming);
+    break;
+  default:
+    store_lanes(to, select_bits((i32x8)(values.first != values.first), nan, (u32x8)values.first), streaming);
+    store_lanes(
+        (char *)to + 32, select_bits((i32x8)(values.second != values.second), nan, (u32x8)values.second), streaming);
+  }
+}
 
-/// Elements `first` and up, `8 * vectors` of them; `vectors` is a compile-time constant.
+/// Bytes ahead of the sum at which its rows are fetched: the processor's own prefetching stops at every page.
+enum { PREFETCH = 2048 };
+
+/// Elements `first` and up, `16 * units` of them; `units` is a compile-time constant.
 INLINE void reduce_block(
-    int format, void *output, const struct swiftep_reduction *r, bool is_weighted, size_t first, int vectors, bool streaming) {
-  f32x8 sums[4] = {};
+    int format, void *output, const struct swiftep_reduction *r, bool is_weighted, size_t first, int units,
+    bool streaming) {
+  struct sixteen sums[4] = {};
+  size_t size = element_size(format);
   for (int s = 0; s < r->row_count; s++) {
-    __builtin_prefetch((const char *)r->rows[s] + first * element_size(format) + PREFETCH);
-    if (format == SWIFTEP_FP32) __builtin_prefetch((const char *)r->rows[s] + first * 4 + PREFETCH + 64);
+    const char *from = (const char *)r->rows[s] + first * size;
+    for (size_t byte = 0; byte < 16 * units * size; byte += 64) __builtin_prefetch(from + PREFETCH + byte);
 #pragma clang loop unroll(full)
-    for (int v = 0; v < vectors; v++) {
-      f32x8 value = load_row(format, r->rows[s], first + 8 * v);
-      if (is_weighted) value *= r->weights[s];
-      sums[v] += value;
+    for (int u = 0; u < units; u++) {
+      struct sixteen values = load_sixteen(format, from + 16 * u * size);
+      if (is_weighted) {
+        values.first *= r->weights[s];
+        values.second *= r->weights[s];
+      }
+      sums[u].first += values.first;
+      sums[u].second += values.second;
     }
   }
   const void *biases[2] = {r->bias0, r->bias1};
   for (int b = 0; b < 2; b++) {
     if (!biases[b]) continue;
 #pragma clang loop unroll(full)
-    for (int v = 0; v < vectors; v++) sums[v] += load_row(format, biases[b], first + 8 * v);
+    for (int u = 0; u < units; u++) {
+      struct sixteen values = load_sixteen(format, (const char *)biases[b] + (first + 16 * u) * size);
+      sums[u].first += values.first;
+      sums[u].second += values.second;
+    }
   }
 #pragma clang loop unroll(full)
-  for (int v = 0; v < vectors; v++) store_row(format, output, first + 8 * v, sums[v], streaming);
+  for (int u = 0; u < units; u++) store_sixteen(format, (char *)output + (first + 16 * u) * size, sums[u], streaming);
 }
 
-/// The last, fewer than eight elements: the same arithmetic on padded copies.
+/// The last, fewer than sixteen elements: the same arithmetic on padded copies.
 INLINE void reduce_tail(int format, void *output, const struct swiftep_reduction *r, size_t first, size_t count) {
-  f32x8 sum = {};
+  struct sixteen sum = {};
   size_t size = element_size(format);
+  char padded[64] = {};
   for (int s = 0; s < r->row_count + 2; s++) {
     const void *row = s < r->row_count ? r->rows[s] : s == r->row_count ? r->bias0 : r->bias1;
     if (!row) continue;
-    char padded[32] = {};
     memcpy(padded, (const char *)row + first * size, count * size);
-    f32x8 value = load_row(format, padded, 0);
-    if (s < r->row_count && r->weights) value *= r->weights[s];
-    sum += value;
+    struct sixteen values = load_sixteen(format, padded);
+    if (s < r->row_count && r->weights) {
+      values.first *= r->weights[s];
+      values.second *= r->weights[s];
+    }
+    sum.first += values.first;
+    sum.second += values.second;
   }
-  char padded[32];
-  store_row(format, padded, 0, sum, false);
+  store_sixteen(format, padded, sum, false);
   memcpy((char *)output + first * size, padded, count * size);
 }
 
-INLINE void reduce_format(int format, void *output, const struct swiftep_reduction *r, size_t first, size_t count, bool streaming) {
+INLINE void reduce_format(
+    int format, void *output, const struct swiftep_reduction *r, size_t first, size_t count, bool streaming) {
   size_t end = first + count;
   streaming = streaming && ((uintptr_t)output + first * element_size(format)) % 16 == 0;
   if (r->weights) {
-    for (; first + 32 <= end; first += 32) reduce_block(format, output, r, true, first, 4, streaming);
-    for (; first + 8 <= end; first += 8) reduce_block(format, output, r, true, first, 1, streaming);
+    for (; first + 64 <= end; first += 64) reduce_block(format, output, r, true, first, 4, streaming);
+    for (; first + 16 <= end; first += 16) reduce_block(format, output, r, true, first, 1, streaming);
   } else {
-    for (; first + 32 <= end; first += 32) reduce_block(format, output, r, false, first, 4, streaming);
-    for (; first + 8 <= end; first += 8) reduce_block(format, output, r, false, first, 1, streaming);
+    for (; first + 64 <= end; first += 64) reduce_block(format, output, r, false, first, 4, streaming);
+    for (; first + 16 <= end; first += 16) reduce_block(format, output, r, false, first, 1, streaming);
   }
   if (first < end) reduce_tail(format, output, r, first, end - first);
 }
@@ -221,6 +253,8 @@ INLINE void reduce_any(void *output, const struct swiftep_reduction *r, size_t f
 }
 
 // MARK: Quantization
+
+INLINE f32x8 widen_bf16(u16x8 bits) { return (f32x8)(__builtin_convertvector(bits, u32x8) << 16); }
 
 INLINE void quantize_any(uint8_t *values, void *scales, const uint16_t *source, size_t channel_count, bool power_of_two) {
   for (size_t first = 0, block = 0; first < channel_count; first += 128, block++) {
