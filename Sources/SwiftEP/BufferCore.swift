@@ -15,9 +15,15 @@ final class BufferCore: Sendable {
   let owners: [Int32]
   /// Memory behind `view`'s addresses.
   private let tables: any TensorStorage
-  private let isClosed = Guarded(false)
+  private let state = Guarded(State())
   /// Calls of one buffer run one at a time.
   let callLock = Guarded(())
+
+  private struct State {
+    var isClosed = false
+    /// Why peers may still write here though this rank has given up on them.
+    var lossCause: EPError?
+  }
 
   init(
     communicator: Communicator, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena, arenas: [ArenaMemory],
@@ -56,21 +62,24 @@ final class BufferCore: Sendable {
   deinit { device.close() }
 
   func close() {
-    let wasOpen = isClosed.withLock { isClosed in
-      defer { isClosed = true }
-      return !isClosed
+    let wasOpen = state.withLock { state in
+      defer { state.isClosed = true }
+      return !state.isClosed
     }
     if wasOpen { callLock.withLock { _ in device.close() } }
   }
 
   /// Throws unless the buffer can take another call.
   func checkOpen() throws(EPError) {
-    if isClosed.withLock({ $0 }) { throw .bufferClosed }
+    try state.withLock { state throws(EPError) in
+      if state.isClosed { throw .bufferClosed }
+      if let cause = state.lossCause { throw .bufferLost(cause: cause) }
+    }
   }
 
   // MARK: Errors
 
-  /// What a kernel's status means; nil when it means success.
+  /// What a kernel's status means; nil when it means success. A rank that is missing loses the buffer.
   func error(from status: OperationStatus) -> EPError? {
     let rank = Int(status.rank)
     let details = status.details
@@ -78,9 +87,15 @@ final class BufferCore: Sendable {
     case .ok: return nil
     case .inputFault: return inputError(rank: rank, details)
     case .disagreement: return disagreement(rank: rank, details)
-    case .timeout: return rankMissing(rank, details)
+    case .timeout:
+      let cause = rankMissing(rank, details)
+      state.withLock { $0.lossCause = $0.lossCause ?? cause }
+      return cause
     case .overflow: return .outOfMemory(rank: rank, neededByteCount: details.0, availableByteCount: details.1)
-    case .failedBefore: return .bufferLost(cause: rankMissing(rank, details))
+    case .failedBefore:
+      let cause = rankMissing(rank, details)
+      state.withLock { $0.lossCause = $0.lossCause ?? cause }
+      return .bufferLost(cause: cause)
     case nil: preconditionFailure("unknown status \(status.code)")
     }
   }

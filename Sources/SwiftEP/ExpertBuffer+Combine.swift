@@ -13,6 +13,7 @@ extension ExpertBuffer {
   ///   - rows: `[rows, hidden]`, bf16, fp16 or fp32, in rows of a multiple of 16 bytes, as many as the dispatch
   ///     returned. Not to be changed until the result's event is complete.
   ///   - handle: of a dispatch of this buffer. It can be used any number of times.
+  ///   - options: weights, biases, where to put the sums, and how to wait.
   /// - Throws: as `dispatch`.
   public func combine(
     _ rows: Tensor, with handle: DispatchHandle, options: CombineOptions = CombineOptions()

@@ -14,6 +14,7 @@ extension ExpertBuffer {
   ///     512)]`.
   ///   - sidecars: up to three arrays `[tokens, …]` that travel with the rows; rows of a multiple of 4 bytes.
   ///   - routing: where the tokens go.
+  ///   - options: layout, sizing, quantization, and how to wait.
   /// - Throws: `invalidArgument`, `ranksDisagree` and `outOfMemory`, the same on all ranks, which can then go on;
   ///   `rankMissing`, after which the buffer is lost; `bufferLost`, `bufferClosed`.
   public func dispatch(
@@ -132,10 +133,13 @@ private struct DispatchCall {
       try sidecar.check(.sidecars, rowByteCountMultipleOf: 4)
     }
     try checkRouting()
-    try check(.expertAlignment, options.expertAlignment, in: 1...(1 << 20))
+    try check(.expertAlignment, options.expertAlignment, in: 1...max(1, (1 << 30) / max(1, core.owners.count)))
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
-    let tokenCountMax = options.sizing == .exact ? 1 << 24 : buffer.plan.shape.tokensPerRankMax
-    try check(.x, tokenCount, in: 0...tokenCountMax)
+    // Kernels number rows with an Int32, whatever the routing.
+    let rowsPerTokenMax = 2 * core.rankCount * max(1, topKCount)
+    let isWorstCase = options.sizing == .worstCase
+    try check(
+      .x, tokenCount, in: 0...(isWorstCase ? buffer.plan.shape.tokensPerRankMax : Int(Int32.max) / rowsPerTokenMax))
   }
 
   private func checkScales() throws(ArgumentFault) {

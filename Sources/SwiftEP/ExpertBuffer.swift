@@ -31,12 +31,13 @@ public final class ExpertBuffer: Sendable {
     let coreCount = Int(swiftep_usable_core_count())
     let workerCount = workers ?? max(1, coreCount / ranksOnHost)
     var mine = Contribution(terms: Self.terms(plan))
-    var made: RankArena?
+    var made: (arena: RankArena, device: HostDevice)?
     do {
       try Self.check(communicator, plan, workerCount)
+      let tuning = HostTuning(threadCount: ranksOnHost * workerCount, coreCount: coreCount)
       let control = ControlLayout(rankCount: Int32(plan.shape.rankCount), expertCount: Int32(plan.shape.expertCount))
       let arena = try Self.makeArena(plan, controlByteCount: control.byteCount)
-      made = arena
+      made = (arena, try HostDevice(workerCount: workerCount, tuning: tuning))
       mine.arena = arena.memory
     } catch {
       mine.failure = error
@@ -46,16 +47,12 @@ public final class ExpertBuffer: Sendable {
       if let failure = contribution.failure { throw failure }
     }
     try Self.compare(all)
-    guard let arena = made else { preconditionFailure("no arena and no failure") }
-
-    let threadCount = ranksOnHost * workerCount
-    let device = try HostDevice(
-      workerCount: workerCount, tuning: HostTuning(threadCount: threadCount, coreCount: coreCount))
+    guard let made else { preconditionFailure("nothing made and no failure") }
     self.plan = plan
     rank = communicator.rank
     rankCount = communicator.rankCount
     core = BufferCore(
-      communicator: communicator, plan: plan, device: device, arena: arena, arenas: all.map { $0.arena! },
+      communicator: communicator, plan: plan, device: made.device, arena: made.arena, arenas: all.map { $0.arena! },
       timeout: timeout)
   }
 
