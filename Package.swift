@@ -20,6 +20,8 @@ let package = Package(
     .target(name: "Conformance", dependencies: ["SwiftEP"], swiftSettings: strict),
     .executableTarget(
       name: "swiftep", dependencies: ["Conformance", "CPlatform", "SwiftEP"], swiftSettings: strict),
+    .executableTarget(
+      name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
     .testTarget(name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
