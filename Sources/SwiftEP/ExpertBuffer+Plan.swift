@@ -27,7 +27,8 @@ extension ExpertBuffer {
     ///     exceeds. When routing does exceed it, exact sizing grows the arena, and worst-case sizing fails on all
     ///     ranks.
     ///   - stagesCombine: plan for combining rows that do not lie in the arena.
-    ///   - arenaByteCountMax: how far the arena may grow; nil: eight times the plan.
+    ///   - arenaByteCountMax: how far the arena may grow; nil: eight times the plan, at
+    ///     least 1 GiB. Address space is reserved for it, memory is not.
     /// - Throws: `invalidArgument` with rank -1.
     public init(
       _ shape: JobShape, resultCount: Int = 1, receivedTokensMax: Int? = nil, stagesCombine: Bool = false,
@@ -73,7 +74,7 @@ extension ExpertBuffer {
       parts.append(Part(name: "handles", byteCount: Int64(resultCount) * handle.byteCount))
       self.parts = parts
       let arena = parts.dropLast().reduce(0) { $0 + $1.byteCount }
-      self.arenaByteCountMax = max(arena, arenaByteCountMax ?? 8 * max(arena, 1 << 20))
+      self.arenaByteCountMax = max(arena, arenaByteCountMax ?? max(8 * arena, 1 << 30))
     }
 
     /// Bytes of all parts.
