@@ -12,20 +12,28 @@ package struct HoleList: Sendable {
 
   package static func roundUp(_ byteCount: Int64) -> Int64 { (byteCount + granule - 1) / granule * granule }
 
+  /// Where a range is taken from: kinds of ranges that live differently long, taken from different ends, leave larger
+  /// holes.
+  package enum End: Sendable {
+    case low, high
+  }
+
   /// Takes `byteCount` bytes, rounded up to the granule, or returns nil where no hole is large enough. Zero bytes take
   /// nothing.
-  package mutating func take(_ byteCount: Int64) -> Range<Int64>? {
+  package mutating func take(_ byteCount: Int64, from end: End = .low) -> Range<Int64>? {
     let size = Self.roundUp(byteCount)
     if size == 0 { return 0..<0 }
-    guard let index = holes.firstIndex(where: { Int64($0.count) >= size }) else { return nil }
-    let hole = holes[index]
-    let taken = hole.lowerBound..<hole.lowerBound + size
-    if taken.upperBound == hole.upperBound {
-      holes.remove(at: index)
-    } else {
-      holes[index] = taken.upperBound..<hole.upperBound
+    let fits = { (hole: Range<Int64>) in Int64(hole.count) >= size }
+    guard let index = end == .low ? holes.firstIndex(where: fits) : holes.lastIndex(where: fits) else { return nil }
+    let hole = holes.remove(at: index)
+    switch end {
+    case .low:
+      give(hole.lowerBound + size..<hole.upperBound)
+      return hole.lowerBound..<hole.lowerBound + size
+    case .high:
+      give(hole.lowerBound..<hole.upperBound - size)
+      return hole.upperBound - size..<hole.upperBound
     }
-    return taken
   }
 
   /// Takes the largest hole whole; empty where nothing is free.

@@ -36,7 +36,7 @@ extension ExpertBuffer {
     } catch {
       throw error.error(rank: rank)
     }
-    let block = try core.arena.take(Int64(handle.rowCapacity * hidden * dtype.byteCount))
+    let block = try core.arena.take(Int64(handle.rowCapacity * hidden * dtype.byteCount), from: .high)
     return Tensor(dtype: dtype, shape: [handle.rowCapacity, hidden], storage: block, byteOffset: 0)
   }
 }
@@ -131,7 +131,7 @@ private struct CombineCall {
     let weightsOffset = weights.map { core.arenaOffset(of: $0) } ?? 0
     let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(rows.byteCount), to: 128) : 0
     let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
-    let block = try core.arena.take(stagedRowBytes + stagedWeightBytes)
+    let block = try core.arena.take(stagedRowBytes + stagedWeightBytes, from: .high)
     pending.resources.retain([block as any Sendable, weights as any Sendable])
     header.outputOffset = rowsOffset ?? block.range.lowerBound
     header.weightsOffset = weightsOffset ?? block.range.lowerBound + stagedRowBytes
@@ -141,7 +141,7 @@ private struct CombineCall {
   private func makeOutputs() throws(EPError) -> (Tensor, Tensor?) {
     let rowBytes = options.output == nil ? alignUp(Int64(handle.tokenCount * rows.rowByteCount), to: 128) : 0
     let weightBytes = options.topKWeights == nil ? 0 : Int64(handle.tokenCount * handle.topK * 4)
-    let block = try core.arena.take(rowBytes + weightBytes)
+    let block = try core.arena.take(rowBytes + weightBytes, from: .high)
     let tokens =
       options.output
       ?? Tensor(dtype: rows.dtype, shape: [handle.tokenCount, hidden], storage: block, byteOffset: 0)

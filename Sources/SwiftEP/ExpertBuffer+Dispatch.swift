@@ -247,9 +247,9 @@ private struct DispatchCall {
       let block: ArenaBlock
       if options.sizing == .worstCase {
         header.outputRowCapacity = Int64(worstCaseRows)
-        block = try core.arena.take(worstCaseByteCount(header))
+        block = try core.arena.take(worstCaseByteCount(header), from: .low)
       } else if let needing {
-        block = try core.arena.take(needing)
+        block = try core.arena.take(needing, from: .low)
       } else {
         block = core.arena.takeLargest()
       }

@@ -26,9 +26,9 @@ package final class RankArena: Sendable {
   package var byteCount: Int64 { holes.withLock { _ in memory.byteCount } }
 
   /// A block of `byteCount` bytes; the arena grows for it if it must and may.
-  package func take(_ byteCount: Int64) throws(EPError) -> ArenaBlock {
+  package func take(_ byteCount: Int64, from end: HoleList.End) throws(EPError) -> ArenaBlock {
     try holes.withLock { holes throws(EPError) in
-      if let range = holes.take(byteCount) { return ArenaBlock(arena: self, range: range) }
+      if let range = holes.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
       let free = holes.hole(endingAt: memory.byteCount)?.count ?? 0
       let size = memory.byteCount + roundUpToPages(byteCount) - Int64(free)
       guard size <= byteCountMax else {
@@ -42,7 +42,7 @@ package final class RankArena: Sendable {
         throw .outOfMemory(rank: -1, neededByteCount: size, availableByteCount: before)
       }
       holes.give(before..<size)
-      return ArenaBlock(arena: self, range: holes.take(byteCount)!)
+      return ArenaBlock(arena: self, range: holes.take(byteCount, from: end)!)
     }
   }
 

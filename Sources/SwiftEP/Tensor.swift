@@ -39,25 +39,57 @@ public struct Tensor: Sendable {
   }
 
   /// New memory, filled with zero bytes, aligned to 64 bytes.
-  public init(zeros shape: [Int], _ dtype: DType) {
-    let byteCount = shape.reduce(dtype.byteCount, *)
+  ///
+  /// - Throws: `invalidArgument` for a negative size, or more bytes than an Int counts.
+  public init(zeros shape: [Int], _ dtype: DType) throws(EPError) {
+    let byteCount = try Self.byteCount(shape, dtype)
     self.init(dtype: dtype, shape: shape, storage: HostMemory(byteCount: Int64(byteCount)), byteOffset: 0)
   }
 
   /// The caller's memory, not copied. It must stay valid until this tensor and every operation that was given it are
   /// gone; `owner`, if given, is kept alive as long.
+  ///
+  /// - Throws: as `init(zeros:_:)`.
   public init(
     unsafeMemory pointer: UnsafeMutableRawPointer, shape: [Int], _ dtype: DType, owner: (AnyObject & Sendable)? = nil
-  ) {
+  ) throws(EPError) {
+    _ = try Self.byteCount(shape, dtype)
     let storage = BorrowedMemory(base: Address(pointer), owner: owner)
     self.init(dtype: dtype, shape: shape, storage: storage, byteOffset: 0)
   }
 
-  /// New memory with a copy of `values`, which are as many as `shape` says; the element type must be `dtype`'s size.
-  public init<Element: BitwiseCopyable>(copying values: [Element], shape: [Int], _ dtype: DType) {
-    self.init(zeros: shape, dtype)
-    precondition(values.count == elementCount && MemoryLayout<Element>.stride == dtype.byteCount)
+  /// New memory with a copy of `values`.
+  ///
+  /// - Throws: `invalidArgument` unless there are as many values as `shape` says and `Element` has the dtype's size.
+  public init<Element: BitwiseCopyable>(copying values: [Element], shape: [Int], _ dtype: DType) throws(EPError) {
+    try self.init(zeros: shape, dtype)
+    try checkElement(Element.self)
+    if values.count != elementCount {
+      throw .invalidArgument(
+        rank: -1, argument: "values", expected: "\(elementCount) values for shape \(shape)", found: "\(values.count)")
+    }
     values.withUnsafeBytes { source in withUnsafeMutableBytes { $0.copyMemory(from: source) } }
+  }
+
+  private static func byteCount(_ shape: [Int], _ dtype: DType) throws(EPError) -> Int {
+    var byteCount = dtype.byteCount
+    for size in shape {
+      let (product, overflows) = byteCount.multipliedReportingOverflow(by: size)
+      if size < 0 || overflows {
+        throw .invalidArgument(
+          rank: -1, argument: "shape", expected: "sizes of at least 0 that memory can hold", found: "\(shape)")
+      }
+      byteCount = product
+    }
+    return byteCount
+  }
+
+  private func checkElement<Element>(_ type: Element.Type) throws(EPError) {
+    if MemoryLayout<Element>.stride != dtype.byteCount {
+      throw .invalidArgument(
+        rank: -1, argument: "Element", expected: "a type of \(dtype.byteCount) bytes for \(dtype)",
+        found: "\(type) of \(MemoryLayout<Element>.stride)")
+    }
   }
 
   public var elementCount: Int { shape.reduce(1, *) }
@@ -79,9 +111,11 @@ public struct Tensor: Sendable {
     try body(UnsafeMutableRawBufferPointer(start: address.hostPointer, count: byteCount))
   }
 
-  /// A copy of the elements; `Element` must be of the dtype's size.
-  public func elements<Element: BitwiseCopyable>(_ type: Element.Type) -> [Element] {
-    precondition(MemoryLayout<Element>.stride == dtype.byteCount)
+  /// A copy of the elements.
+  ///
+  /// - Throws: `invalidArgument` unless `Element` has the dtype's size.
+  public func elements<Element: BitwiseCopyable>(_ type: Element.Type) throws(EPError) -> [Element] {
+    try checkElement(type)
     return withUnsafeBytes { bytes in Array(bytes.bindMemory(to: type)) }
   }
 }
