@@ -204,7 +204,7 @@ private final class Crew: @unchecked Sendable {
 private final class SharedWord: Sendable {
   private let value = Atomic<UInt64>(0)
   func load() -> UInt64 { value.load(ordering: .acquiring) }
-  func increment() { value.wrappingAdd(1, ordering: .acquiringAndReleasing) }
+  func increment() { value.wrappingAdd(1, ordering: .releasing) }
 }
 
 /// A doorbell in this process's own memory.
