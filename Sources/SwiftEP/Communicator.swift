@@ -95,8 +95,11 @@ private final class ThreadMeeting: Sendable {
     defer { leave(round, rank) }
     let deadline = monotonicNow() &+ timeout.nanoseconds
     while true {
-      let contributions = rounds.withLock { $0.open[round - $0.firstOpen] }
-      guard let missing = contributions.firstIndex(where: { $0 == nil }) else { return contributions.map { $0! } }
+      let (contributions, missing) = rounds.withLock { rounds in
+        let round = rounds.open[round - rounds.firstOpen]
+        return (round.compactMap { $0 }, round.firstIndex { $0 == nil })
+      }
+      guard let missing else { return contributions }
       if monotonicNow() >= deadline { throw .rankMissing(rank: missing, step: .setup, timeout: timeout) }
       usleep(200)
     }
