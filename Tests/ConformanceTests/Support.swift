@@ -1,0 +1,6 @@
+import Conformance
+import SwiftEP
+
+extension Tensor {
+  var bytes: [UInt8] { withUnsafeBytes { Array($0) } }
+}
