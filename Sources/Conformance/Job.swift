@@ -99,7 +99,10 @@ extension Job {
   }
 
   package func makePlan() throws(EPError) -> ExpertBuffer.Plan {
-    try ExpertBuffer.Plan(shape, receivedTokensMax: receivedTokensMax, stagesCombine: combines.contains(.memory))
+    let roomy = try ExpertBuffer.Plan(shape, resultCount: 2 + cachedRepeats, stagesCombine: true)
+    return try ExpertBuffer.Plan(
+      shape, receivedTokensMax: receivedTokensMax, stagesCombine: combines.contains(.memory),
+      arenaByteCountMax: roomy.arenaByteCountMax)
   }
 
   package var dispatchOptions: DispatchOptions {
