@@ -2,8 +2,12 @@ import Arena
 import EPKernels
 import HostMachine
 
+/// Tells one buffer's handles from another's: alive as long as a handle, so that no later buffer has the same.
+final class BufferIdentity: Sendable {}
+
 /// What the operations of one buffer share.
 final class BufferCore: Sendable {
+  let identity = BufferIdentity()
   let rank: Int
   let rankCount: Int
   let device: any Device

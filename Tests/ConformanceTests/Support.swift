@@ -40,6 +40,15 @@ func onEachRank<Value: Sendable>(
   return slots.values
 }
 
+/// Runs `body` on `count` threads and returns what it returned, by index.
+func valuesInParallel<Value: Sendable>(
+  _ count: Int, _ body: @escaping @Sendable (Int) throws -> Value
+) throws -> [Value] {
+  let slots = Slots<Value>(count: count)
+  try inParallel(count) { index in slots.set(try body(index), at: index) }
+  return slots.values
+}
+
 /// One slot for each rank's value.
 private final class Slots<Value: Sendable>: @unchecked Sendable {
   private let base: UnsafeMutablePointer<Value?>
