@@ -107,6 +107,10 @@ final class BufferCore: Sendable {
     case .argument:
       guard let argument = ArgumentFault((a, b, c)) else { preconditionFailure("unknown fault \(details)") }
       return argument.error(rank: rank)
+    case .emptyHandle:
+      return .invalidArgument(
+        rank: rank, argument: "handle", expected: "one of a dispatch that succeeded",
+        found: "one of a dispatch that failed")
     case .arenaExhausted: return .outOfMemory(rank: rank, neededByteCount: a, availableByteCount: b)
     case nil: preconditionFailure("unknown fault \(fault)")
     }
