@@ -15,3 +15,141 @@ package struct RankTokens: Sendable {
     self.routing = routing
   }
 }
+
+/// What dispatch and combine have to return, worked out from all ranks' inputs in the plainest way. Shares nothing with
+/// the protocol but its documentation.
+package struct Oracle: Sendable {
+  /// Where a received row came from.
+  struct Origin: Sendable {
+    let source: Int
+    let token: Int
+    /// By expert: the top-k slot; by source: -1.
+    let slot: Int
+  }
+
+  /// Where a sent row went.
+  struct Destination: Sendable {
+    let rank: Int
+    let row: Int
+  }
+
+  let expertOwners: [Int]
+  let tokens: [RankTokens]
+  let layout: RowLayout
+  let expertAlignment: Int
+  let quantization: ScaleFormat?
+  let choices: [Choices]
+  /// The index of each expert among those of its rank.
+  let localExperts: [Int]
+  /// By rank: the rows that it receives, nil where there is padding.
+  let origins: [[Origin?]]
+  /// By source rank: `[tokens, slots]`; by source the slots are ranks, by expert they are top-k slots.
+  let destinations: [[Destination?]]
+
+  package init(
+    expertOwners: [Int], tokens: [RankTokens], layout: RowLayout, expertAlignment: Int, quantization: ScaleFormat?
+  ) {
+    self.expertOwners = expertOwners
+    self.tokens = tokens
+    self.layout = layout
+    self.expertAlignment = expertAlignment
+    self.quantization = quantization
+    let choices = tokens.map { Choices($0, rankCount: tokens.count) }
+    self.choices = choices
+    localExperts = expertOwners.indices.map { expert in
+      expertOwners[..<expert].count { $0 == expertOwners[expert] }
+    }
+    let origins =
+      layout == .bySource
+      ? Self.originsBySource(choices, expertOwners)
+      : Self.originsByExpert(choices, expertOwners, alignment: expertAlignment)
+    self.origins = origins
+    destinations = choices.enumerated().map { source, choice in
+      let slotCount = layout == .bySource ? tokens.count : choice.topK
+      var destinations = [Destination?](repeating: nil, count: choice.tokenCount * slotCount)
+      for (rank, rows) in origins.enumerated() {
+        for (row, origin) in rows.enumerated() {
+          guard let origin, origin.source == source else { continue }
+          let slot = layout == .bySource ? rank : origin.slot
+          destinations[origin.token * slotCount + slot] = Destination(rank: rank, row: row)
+        }
+      }
+      return destinations
+    }
+  }
+
+  /// Each rank's rows by source rank, then token.
+  private static func originsBySource(_ choices: [Choices], _ owners: [Int]) -> [[Origin?]] {
+    choices.indices.map { rank in
+      var rows: [Origin?] = []
+      for (source, choice) in choices.enumerated() {
+        for token in 0..<choice.tokenCount where choice.goes(token, to: rank, owners) {
+          rows.append(Origin(source: source, token: token, slot: -1))
+        }
+      }
+      return rows
+    }
+  }
+
+  /// Each rank's rows by local expert, then source rank, then token; each expert's rows filled up to the alignment.
+  private static func originsByExpert(_ choices: [Choices], _ owners: [Int], alignment: Int) -> [[Origin?]] {
+    var groups = [[Origin?]](repeating: [], count: owners.count)
+    for (source, choice) in choices.enumerated() {
+      for token in 0..<choice.tokenCount {
+        for slot in 0..<choice.topK {
+          let expert = choice.experts[token * choice.topK + slot]
+          if expert >= 0 { groups[expert].append(Origin(source: source, token: token, slot: slot)) }
+        }
+      }
+    }
+    return choices.indices.map { rank in
+      var rows: [Origin?] = []
+      for expert in owners.indices where owners[expert] == rank {
+        rows += groups[expert]
+        while rows.count % alignment != 0 { rows.append(nil) }
+      }
+      return rows
+    }
+  }
+}
+
+extension Oracle {
+  /// A rank's routing, read out of its tensors.
+  struct Choices: Sendable {
+    let tokenCount: Int
+    /// 0 when routing is by table.
+    let topK: Int
+    /// `[tokenCount, topK]`, -1 for none.
+    var experts: [Int] = []
+    /// fp32 `[tokenCount, topK]`.
+    var weights: [Float]?
+    /// Bytes of an index.
+    var indexByteCount = 0
+    /// `[tokenCount, ranks]`.
+    private var table: [Bool] = []
+    private let rankCount: Int
+
+    init(_ tokens: RankTokens, rankCount: Int) {
+      tokenCount = tokens.x.shape[0]
+      self.rankCount = rankCount
+      switch tokens.routing {
+      case .topK(let indices, let weights):
+        topK = indices.shape[1]
+        experts =
+          indices.dtype == .int32 ? indices.elements(Int32.self).map { Int($0) } : indices.elements(Int.self)
+        self.weights = weights?.elements(Float.self)
+        indexByteCount = indices.dtype.byteCount
+      case .table(let table):
+        topK = 0
+        self.table = table.elements(UInt8.self).map { $0 != 0 }
+      case .cached:
+        preconditionFailure("the oracle wants the routing that the handle was made from")
+      }
+    }
+
+    func goes(_ token: Int, to rank: Int, _ owners: [Int]) -> Bool {
+      if topK == 0 { return table[token * rankCount + rank] }
+      return experts[token * topK..<(token + 1) * topK].contains { $0 >= 0 && owners[$0] == rank }
+    }
+  }
+}

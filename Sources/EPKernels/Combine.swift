@@ -53,7 +53,7 @@
   guard machine.arriveLocal(operation.at(operation.layout.prepared)) else { return }
 
   var header = arguments.header
-  if header.fault == 0 { header.handleEpoch = handle.at(handle.layout.epoch).load(Int64.self, at: 0) }
+  if header.fault == 0 { identify(handle, in: &header) }
   let epoch = exchange(machine, view: view, header: header, operation: operation) { _ in }
   guard let epoch else { return }
   var rank: Int32 = 0

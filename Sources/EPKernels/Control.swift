@@ -154,6 +154,8 @@
   case argument = 3
   /// The arena could not grow. Details: bytes needed, bytes allowed.
   case arenaExhausted = 4
+  /// The handle is of a dispatch that failed.
+  case emptyHandle = 5
 }
 
 /// How an operation ended; written by kernels, read by the host.

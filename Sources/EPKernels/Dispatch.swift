@@ -62,9 +62,7 @@
 
   var header = arguments.header
   if isLaidOut { reportFault(in: &header, handle: handle, operation: operation) }
-  if arguments.isCached && header.fault == 0 {
-    header.handleEpoch = handle.at(handle.layout.epoch).load(Int64.self, at: 0)
-  }
+  if arguments.isCached && header.fault == 0 { identify(handle, in: &header) }
   let sendsCounts = isLaidOut && header.fault == 0
   let epoch = exchange(machine, view: view, header: header, operation: operation) { block in
     if sendsCounts { sumCounters(machine, into: block, handle: handle, operation: operation) }
@@ -76,6 +74,14 @@
       operation: operation)
   }
   fitOutputs(view, epoch: epoch, columns: arguments.columns, handle: handle, operation: operation)
+  // Its places would lie outside the outputs.
+  if !arguments.isCached && !operation.isOK { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
+}
+
+/// Which dispatch the handle is of, for all ranks to agree on. One that was queued before its dispatch failed is empty.
+@inlinable func identify(_ handle: HandleView, in header: inout ExchangeHeader) {
+  header.handleEpoch = handle.at(handle.layout.epoch).load(Int64.self, at: 0)
+  if header.handleEpoch == 0 { header.fault = InputFault.emptyHandle.rawValue }
 }
 
 /// The first chunk's fault, in token order, becomes this rank's.

@@ -48,7 +48,7 @@
   @inlinable public var slotCount: Int32 { layout == .bySource ? rankCount : topK }
   @inlinable public var keyCount: Int32 { layout == .bySource ? rankCount : expertCount }
 
-  /// UInt64: the epoch of the exchange that made this handle, the same on all ranks.
+  /// UInt64: the epoch of the exchange that made this handle, the same on all ranks; 0 where its dispatch failed.
   @inlinable public var epoch: Int64 { 0 }
   /// Int64: rows that this rank sends.
   @inlinable public var sentRows: Int64 { 8 }

@@ -2,8 +2,12 @@ import Arena
 import EPKernels
 import HostMachine
 
+/// Tells one buffer's handles from another's: alive as long as a handle, so that no later buffer has the same.
+final class BufferIdentity: Sendable {}
+
 /// What the operations of one buffer share.
 final class BufferCore: Sendable {
+  let identity = BufferIdentity()
   let rank: Int
   let rankCount: Int
   let device: any Device
@@ -118,6 +122,10 @@ final class BufferCore: Sendable {
     case .argument:
       guard let argument = ArgumentFault((a, b, c)) else { preconditionFailure("unknown fault \(details)") }
       return argument.error(rank: rank)
+    case .emptyHandle:
+      return .invalidArgument(
+        rank: rank, argument: "handle", expected: "one of a dispatch that succeeded",
+        found: "one of a dispatch that failed")
     case .arenaExhausted: return .outOfMemory(rank: rank, neededByteCount: a, availableByteCount: b)
     case nil: preconditionFailure("unknown fault \(fault)")
     }

@@ -43,7 +43,7 @@ public struct DispatchOptions: Sendable {
 
 /// What repeats a dispatch (`Routing.cached`) or undoes it (`combine`). Belongs to the buffer that made it.
 public final class DispatchHandle: Sendable {
-  let bufferID: ObjectIdentifier
+  let buffer: BufferIdentity
   let memory: any TensorStorage
   let layout: HandleLayout
   public let tokenCount: Int
@@ -52,7 +52,7 @@ public final class DispatchHandle: Sendable {
   let expertAlignment: Int
 
   init(core: BufferCore, memory: any TensorStorage, layout: HandleLayout, rowCapacity: Int, expertAlignment: Int) {
-    bufferID = ObjectIdentifier(core)
+    buffer = core.identity
     self.memory = memory
     self.layout = layout
     tokenCount = Int(layout.chunks.tokenCount)

@@ -165,7 +165,7 @@ extension DType {
 
 extension BufferCore {
   func check(_ handle: DispatchHandle) throws(ArgumentFault) {
-    if handle.bufferID != ObjectIdentifier(self) { throw ArgumentFault(.foreign, .handle, expected: 0, found: 1) }
+    if handle.buffer !== identity { throw ArgumentFault(.foreign, .handle, expected: 0, found: 1) }
   }
 
   /// Where a tensor lies in this rank's arena; nil when it lies elsewhere.

@@ -194,9 +194,10 @@ private struct DispatchCall {
     return min(buffer.plan.rowsPerResult, shape.worstCaseRows(atRank: core.rank))
   }
 
-  /// After a dispatch with exact sizing, how many rows there are is known.
+  /// After a dispatch with exact sizing, how many rows there are is known. A cached handle may stem from a worst-case
+  /// dispatch, whose tensors have more.
   private func exactHandle(_ handle: DispatchHandle, _ rowCapacity: Int) -> DispatchHandle {
-    if handle === cachedHandle { return handle }
+    if handle.rowCapacity == rowCapacity { return handle }
     return DispatchHandle(
       core: core, memory: handle.memory, layout: handle.layout, rowCapacity: rowCapacity,
       expertAlignment: handle.expertAlignment)

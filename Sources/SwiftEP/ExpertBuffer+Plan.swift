@@ -35,8 +35,8 @@ extension ExpertBuffer {
       arenaByteCountMax: Int64? = nil
     ) throws(EPError) {
       try shape.check()
-      guard resultCount >= 1 else {
-        throw .invalidArgument(rank: -1, argument: "resultCount", expected: "at least 1", found: "\(resultCount)")
+      guard (1...1 << 20).contains(resultCount) else {
+        throw .invalidArgument(rank: -1, argument: "resultCount", expected: "1 to 1048576", found: "\(resultCount)")
       }
       if let receivedTokensMax, receivedTokensMax < 0 {
         throw .invalidArgument(
@@ -48,7 +48,7 @@ extension ExpertBuffer {
       var rowsPerResult = worstCase
       if let receivedTokensMax {
         let perToken = shape.layout == .bySource ? 1 : shape.topK
-        rowsPerResult = min(worstCase, receivedTokensMax * perToken)
+        rowsPerResult = min(worstCase, min(worstCase, receivedTokensMax) * perToken)
       }
       self.rowsPerResult = rowsPerResult
 

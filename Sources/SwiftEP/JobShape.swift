@@ -101,23 +101,30 @@ extension JobShape {
   }
 
   package func check() throws(EPError) {
+    // The upper bounds keep every product below from overflowing.
     try require(rankCount >= 1, "rankCount", "at least 1", rankCount)
+    try require(rankCount <= 1 << 16, "rankCount", "at most 65536", rankCount)
     try require(tokensPerRankMax >= 0, "tokensPerRankMax", "at least 0", tokensPerRankMax)
+    try require(tokensPerRankMax <= 1 << 24, "tokensPerRankMax", "at most 16777216", tokensPerRankMax)
     try require(hidden >= 1, "hidden", "at least 1", hidden)
+    try require(hidden <= 1 << 28, "hidden", "at most 268435456", hidden)
     try require(
       hidden * dtype.byteCount % 16 == 0, "hidden", "rows of a multiple of 16 bytes",
       "\(hidden) x \(dtype) = \(hidden * dtype.byteCount) bytes")
     try require(dtype != .int32 && dtype != .int64, "dtype", "bf16, fp16, fp32, fp8E4M3 or uint8", dtype)
+    try require(expertCount >= 0, "expertCount", "at least 0", expertCount)
+    try require(expertCount <= 1 << 20, "expertCount", "at most 1048576", expertCount)
     try require((0...topKMax).contains(topK), "topK", "0 to \(topKMax)", topK)
     try require(topK <= expertCount, "topK", "at most expertCount (\(expertCount))", topK)
-    try require(expertCount >= 0, "expertCount", "at least 0", expertCount)
     try require(
       scales == nil || dtype == .fp8E4M3, "scales", "none with rows of \(dtype)", scales.map { "\($0)" } ?? "none")
     try require(sidecarByteCounts.count <= Columns.sidecarCountMax, "sidecarByteCounts", "at most 3", sidecarByteCounts)
     for byteCount in sidecarByteCounts {
       try require(byteCount > 0 && byteCount % 4 == 0, "sidecarByteCounts", "positive multiples of 4", byteCount)
+      try require(byteCount <= 1 << 28, "sidecarByteCounts", "at most 268435456", byteCount)
     }
     try require(expertAlignment >= 1, "expertAlignment", "at least 1", expertAlignment)
+    try require(expertAlignment <= 1 << 20, "expertAlignment", "at most 1048576", expertAlignment)
     try require(layout == .bySource || topK > 0, "layout", "bySource where topK is 0", layout)
     try require([.bf16, .fp16, .fp32].contains(combineDType), "combineDType", "bf16, fp16 or fp32", combineDType)
     try require(indexByteCount == 4 || indexByteCount == 8, "indexByteCount", "4 or 8", indexByteCount)

@@ -1,0 +1,82 @@
+import SwiftEP
+
+// Element formats, one scalar at a time, as their definitions read.
+
+func floatFromBF16(_ bits: UInt16) -> Float { Float(bitPattern: UInt32(bits) << 16) }
+
+/// Rounds to nearest, ties to even; NaN becomes 0x7fff.
+func bf16FromFloat(_ value: Float) -> UInt16 {
+  if value.isNaN { return 0x7fff }
+  let upper = UInt16(value.bitPattern >> 16)
+  let rest = value.bitPattern & 0xffff
+  let roundsUp = rest > 0x8000 || (rest == 0x8000 && upper & 1 == 1)
+  return roundsUp ? upper + 1 : upper
+}
+
+func floatFromFP16(_ bits: UInt16) -> Float { Float(Float16(bitPattern: bits)) }
+
+/// Rounds to nearest, ties to even; NaN becomes 0x7fff.
+func fp16FromFloat(_ value: Float) -> UInt16 { value.isNaN ? 0x7fff : Float16(value).bitPattern }
+
+/// NaN becomes 0x7fffffff.
+func canonicalFP32(_ value: Float) -> UInt32 { value.isNaN ? 0x7fff_ffff : value.bitPattern }
+
+/// OCP FP8 E4M3, rounded to nearest, ties to even, saturating at 448; NaN becomes 0x7f.
+func e4m3FromFloat(_ value: Float) -> UInt8 {
+  if value.isNaN { return 0x7f }
+  let sign: UInt8 = value.sign == .minus ? 0x80 : 0
+  let magnitude = value.magnitude
+  if magnitude >= 448 { return sign | 0x7e }
+  // Below 2^-6 values are subnormal: steps of 2^-9, as in the lowest binade.
+  let exponent = magnitude < 0x1p-6 ? -6 : Int(magnitude.exponent)
+  let stepsPerUnit = Float(sign: .plus, exponent: 3 - exponent, significand: 1)
+  let steps = (magnitude * stepsPerUnit).rounded(.toNearestOrEven)
+  // A normal value has 8 to 16 steps, 16 being the first of the next binade: carried over by the addition.
+  let code = Int(steps) + (exponent + 6) * 8
+  return sign | UInt8(code)
+}
+
+/// Blocks of channels that share a scale.
+let oracleChannelsPerScale = 128
+
+/// One BF16 row as E4M3, with its scales as they lie in memory.
+func quantizedRow(_ source: UnsafeRawBufferPointer, format: ScaleFormat) -> (values: [UInt8], scales: [UInt8]) {
+  let channelCount = source.count / 2
+  var values = [UInt8](repeating: 0, count: channelCount)
+  var scales: [UInt8] = []
+  for first in stride(from: 0, to: channelCount, by: oracleChannelsPerScale) {
+    let end = min(channelCount, first + oracleChannelsPerScale)
+    var largest: UInt16 = 0
+    for channel in first..<end {
+      largest = max(largest, source.loadUnaligned(fromByteOffset: 2 * channel, as: UInt16.self) & 0x7fff)
+    }
+    // Patterns of magnitudes are ordered as the magnitudes are, NaN last.
+    let amax = floatFromBF16(largest)
+    let clamped = amax < 1e-4 ? 1e-4 : amax
+    let scale = clamped / 448
+    var inverse = 448 / clamped
+    switch format {
+    case .float:
+      withUnsafeBytes(of: scale) { scales.append(contentsOf: $0) }
+    case .ue8m0:
+      let biasedExponent = biasedExponentRoundedUp(scale)
+      scales.append(biasedExponent)
+      inverse = biasedExponent == 255 ? .nan : Float(sign: .plus, exponent: 127 - Int(biasedExponent), significand: 1)
+    }
+    for channel in first..<end {
+      let value = floatFromBF16(source.loadUnaligned(fromByteOffset: 2 * channel, as: UInt16.self))
+      values[channel] = e4m3FromFloat(value * inverse)
+    }
+  }
+  if format == .ue8m0 {
+    while scales.count % 4 != 0 { scales.append(0) }
+  }
+  return (values, scales)
+}
+
+/// The least power of two that is not below `scale`, as its biased exponent; 255 where `scale` is not finite.
+private func biasedExponentRoundedUp(_ scale: Float) -> UInt8 {
+  if !scale.isFinite { return 255 }
+  let exponent = Int(scale.exponent) + (scale.significand > 1 ? 1 : 0)
+  return UInt8(127 + exponent)
+}

@@ -1,0 +1,107 @@
+import Foundation
+import SwiftEP
+
+let benchCommand = Command(
+  name: "bench", summary: "dispatch and combine, checked against an oracle, then timed against a copy",
+  flags: JobSpec.flags + [
+    Flag("workers", "N", "threads of each rank (default: cores / ranks, at least 1)"),
+    Flag("iterations", "N", "timed iterations (default 20)"),
+    Flag("seed", "S", "of everything random (default 1)"),
+    Flag("skew", "S", "Zipf exponent of the experts' popularity, 0: uniform (default 0)"),
+    Flag("text", "FILE", "take the tokens from a text: seeded embeddings, routed by a seeded gate"),
+    Flag("routing", "FILE.npy", "recorded experts, i4 or i8 [tokens, topK], divided over the ranks"),
+    Flag("input", "FILE.npy", "recorded rows, f2, f4, u2 (BF16) or u1 [tokens, hidden], divided over\nthe ranks"),
+    Flag("json", "FILE", "write the result as JSON; -: to stdout, instead of the table"),
+  ],
+  notes: """
+    An operation's time is from when the last rank is ready until the last rank has finished. GB/s are the
+    bytes of rows that a rank received (its own tokens' included) over the median time.
+
+    The floor is (rows read once + rows written once) / the bandwidth of a copy: memcpy or streaming stores,
+    the better, by as many threads between private buffers of the same sizes, measured in the same run.
+    """,
+  body: { arguments in
+    let settings = try BenchSettings(arguments)
+    let report = try settings.run()
+    if settings.jsonPath == "-" {
+      print(String(decoding: try report.json(), as: UTF8.self), terminator: "")
+      return
+    }
+    let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
+    print("\(settings.job.summary); \(workers), \(report.iterations) iterations\n")
+    print(report.table())
+    if let path = settings.jsonPath { try writeFile(try report.json(), path, flag: "json") }
+  })
+
+struct BenchSettings {
+  private(set) var job: JobSpec
+  let workerCount: Int
+  let iterationCount: Int
+  let seed: UInt64
+  let skew: Double
+  let jsonPath: String?
+  private let recorded: RecordedInput?
+  private let text: TokenizedText?
+
+  init(_ arguments: Arguments) throws {
+    job = try JobSpec(arguments)
+    workerCount = try arguments.integer("workers", in: 1...256, default: max(1, usableCoreCount / job.rankCount))
+    let threadCountMax = 1024
+    if job.rankCount * workerCount > threadCountMax {
+      throw UsageError(
+        "--workers", expected: "at most \(threadCountMax) workers of all ranks", found: "\(job.rankCount * workerCount)"
+      )
+    }
+    iterationCount = try arguments.integer("iterations", in: 1...1_000_000, default: 20)
+    seed = try arguments.seed("seed", default: 1)
+    skew = try arguments.real("skew", in: 0...10, default: 0)
+    jsonPath = arguments.string("json")
+    if let jsonPath, jsonPath != "-" { try checkWritable(jsonPath, flag: "json") }
+    for other in ["routing", "input", "skew"] where arguments.has("text") && arguments.has(other) {
+      throw UsageError("--\(other)", expected: "none with --text", found: "one")
+    }
+    if arguments.has("routing") && arguments.has("skew") {
+      throw UsageError("--skew", expected: "none with --routing", found: "one")
+    }
+    text = try arguments.string("text").map { path in
+      try TokenizedText(try readFile(path, flag: "text"), subject: "--text \(path)")
+    }
+    recorded = try RecordedInput(arguments, job: &job)
+    // Says what is wrong with the job before anything is allocated.
+    try checkMemory(try job.plan(receivedTokensMax: 0, stagesCombine: !job.rowType.combinesInPlace))
+  }
+
+  func run() throws -> BenchReport {
+    let workload: Workload
+    if let text {
+      workload = .text(job, text, seed: seed)
+    } else if let recorded {
+      workload = recorded.workload(job, skew: skew, seed: seed)
+    } else {
+      workload = .random(job, skew: skew, seed: seed)
+    }
+    let rowsPerToken = job.layout == .bySource ? 1 : job.topK
+    let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
+    let plan = try job.plan(receivedTokensMax: receivedTokens, stagesCombine: !job.rowType.combinesInPlace)
+    let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
+    let bench = Bench(
+      job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
+      progress: { status.show(bar.text($0)) })
+    defer { status.clear() }
+    return BenchReport(bench, try bench.run())
+  }
+
+  /// Inputs, what is received, copies of both, and what the oracle expects; counting what routing can at least send.
+  private func checkMemory(_ plan: ExpertBuffer.Plan) throws {
+    guard let available = availableByteCount() else { return }
+    let rowByteCount = job.hidden * job.rowType.inputDType.byteCount
+    let receivedPerToken = job.layout == .bySource ? min(job.topK, job.rankCount) : job.topK
+    let perRank = job.tokensPerRank * rowByteCount * (3 + 3 * receivedPerToken) + Int(plan.byteCount)
+    let needed = perRank * job.rankCount
+    if needed > available {
+      throw UsageError(
+        "memory", expected: "a job of at most \(available.grouped) bytes on this host",
+        found: "one that takes about \(needed.grouped)")
+    }
+  }
+}

@@ -1,0 +1,130 @@
+import Foundation
+import SwiftEP
+
+/// What a bench found, as JSON and as a table.
+struct BenchReport: Codable, Equatable {
+  struct Operation: Codable, Equatable {
+    var name: String
+    var medianMicroseconds: Double
+    var minMicroseconds: Double
+    var maxMicroseconds: Double
+    /// Rows and scales, from this rank's own tokens too; the mean over the ranks.
+    var bytesReceivedPerRank: Int
+    var gigabytesPerSecond: Double
+    var floorMicroseconds: Double
+    /// The median over the floor.
+    var floorRatio: Double
+  }
+
+  var machine = "cpu"
+  var ranks: Int
+  var tokens: Int
+  var hidden: Int
+  var topK: Int
+  var experts: Int
+  var dtype: String
+  var workersPerRank: Int
+  var verified = true
+  var resultHash: String
+  var operations: [Operation]
+  var layout: String
+  var iterations: Int
+  var processor: String
+  var cores: Int
+  /// The better of both kinds of copy, bytes read and written.
+  var copyGigabytesPerSecond: Double
+  var copyKind: String
+  var plannedBytesPerRank: Int64
+  var residentBytes: Int
+
+  init(_ bench: Bench, _ measurements: Bench.Measurements) {
+    let job = bench.job
+    (ranks, tokens, hidden) = (job.rankCount, job.tokensPerRank, job.hidden)
+    (topK, experts, dtype) = (job.topK, job.expertCount, job.rowType.rawValue)
+    (workersPerRank, layout, iterations) = (bench.workerCount, job.layout.rawValue, bench.iterationCount)
+    (resultHash, residentBytes) = (measurements.resultHash, measurements.residentByteCount)
+    plannedBytesPerRank = bench.plan.byteCount
+    (processor, cores) = (processorName(), usableCoreCount)
+    let copies = zip(bench.floors, measurements.copies).map { floor, times in CopyBandwidth(floor, times) }
+    (copyGigabytesPerSecond, copyKind) = (copies[0].bytesPerNanosecond, copies[0].kind.rawValue)
+    let dispatchSizes = CopyFloor.dispatchSizes(job, bench.workload)
+    let combineSizes = CopyFloor.combineSizes(job, bench.workload)
+    operations = [
+      Operation(
+        "dispatch", measurements.dispatch, dispatchSizes, copies[0],
+        receivedByteCount: dispatchSizes.reduce(0) { $0 + $1.writtenByteCount }),
+      Operation(
+        "combine", measurements.combine, combineSizes, copies[copies.count - 1],
+        receivedByteCount: combineSizes.reduce(0) { $0 + $1.readByteCount }),
+    ]
+  }
+
+  func json() throws -> Data {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+    return try encoder.encode(self) + Data("\n".utf8)
+  }
+
+  func table() -> String {
+    var table = TextTable([
+      "operation", "median us", "min us", "max us", "bytes received/rank", "GB/s", "floor us", "x floor",
+    ])
+    for operation in operations {
+      table.append([
+        operation.name, operation.medianMicroseconds.rounded(toPlaces: 1),
+        operation.minMicroseconds.rounded(toPlaces: 1), operation.maxMicroseconds.rounded(toPlaces: 1),
+        operation.bytesReceivedPerRank.grouped, operation.gigabytesPerSecond.rounded(toPlaces: 2),
+        operation.floorMicroseconds.rounded(toPlaces: 1), operation.floorRatio.rounded(toPlaces: 2),
+      ])
+    }
+    let planned = plannedBytesPerRank * Int64(ranks)
+    let residentRatio = planned == 0 ? 0 : Double(residentBytes) / Double(planned)
+    return """
+      \(table)
+
+      copy: \(copyGigabytesPerSecond.rounded(toPlaces: 2)) GB/s read and written (\(copyKind))
+      memory: \(plannedBytesPerRank.grouped) bytes planned a rank, \(planned.grouped) in all; \
+      \(residentBytes.grouped) became resident (\(residentRatio.rounded(toPlaces: 2)) of the plan)
+      verified against the oracle; result hash \(resultHash)
+      """
+  }
+}
+
+extension BenchReport.Operation {
+  fileprivate init(
+    _ name: String, _ nanoseconds: [UInt64], _ sizes: [CopyFloor.Sizes], _ copy: CopyBandwidth, receivedByteCount: Int
+  ) {
+    self.name = name
+    medianMicroseconds = nanoseconds.median / 1000
+    minMicroseconds = Double(nanoseconds.min() ?? 0) / 1000
+    maxMicroseconds = Double(nanoseconds.max() ?? 0) / 1000
+    bytesReceivedPerRank = receivedByteCount / sizes.count
+    gigabytesPerSecond = Double(bytesReceivedPerRank) / max(1, nanoseconds.median)
+    let movedByteCount = sizes.reduce(0) { $0 + $1.readByteCount + $1.writtenByteCount }
+    let floor = copy.bytesPerNanosecond == 0 ? 0 : Double(movedByteCount) / copy.bytesPerNanosecond
+    floorMicroseconds = floor / 1000
+    floorRatio = floor == 0 ? 0 : nanoseconds.median / floor
+  }
+}
+
+/// The better of both kinds of copy, by their medians.
+private struct CopyBandwidth {
+  let kind: CopyFloor.Kind
+  let bytesPerNanosecond: Double
+
+  init(_ floor: CopyFloor, _ times: [CopyFloor.Kind: [UInt64]]) {
+    let medians = CopyFloor.Kind.allCases.map { (kind: $0, time: (times[$0] ?? []).median) }
+    let best = medians.min { $0.time < $1.time }!
+    kind = best.kind
+    bytesPerNanosecond = best.time == 0 ? 0 : Double(floor.movedByteCount) / best.time
+  }
+}
+
+extension [UInt64] {
+  /// 0 of none.
+  var median: Double {
+    if isEmpty { return 0 }
+    let sorted = self.sorted()
+    return (Double(sorted[(count - 1) / 2]) + Double(sorted[count / 2])) / 2
+  }
+}

@@ -1,0 +1,99 @@
+import CPlatform
+import Glibc
+import SwiftEP
+
+/// How fast this host copies, with the threads and the sizes of an operation: what the operation cannot be faster than.
+///
+/// Each rank copies between buffers of its own, as large as what the operation reads and writes there; the smaller of
+/// the two is gone through again until the larger is done.
+final class CopyFloor: @unchecked Sendable {
+  enum Kind: String, CaseIterable, Sendable {
+    /// `memcpy`.
+    case cached
+    /// Stores that go around the caches.
+    case streaming
+  }
+
+  struct Sizes: Equatable, Sendable {
+    let readByteCount: Int
+    let writtenByteCount: Int
+
+    /// Rounded up to what streaming stores write at once.
+    init(readByteCount: Int, writtenByteCount: Int) {
+      self.readByteCount = (readByteCount + 15) / 16 * 16
+      self.writtenByteCount = (writtenByteCount + 15) / 16 * 16
+    }
+
+    var copiedByteCount: Int {
+      min(readByteCount, writtenByteCount) == 0 ? 0 : max(readByteCount, writtenByteCount)
+    }
+  }
+
+  private let sizes: [Sizes]
+  private let workerCount: Int
+  private let sources: [Tensor]
+  private let destinations: [Tensor]
+
+  /// Allocates and touches the buffers of all ranks.
+  init(_ sizes: [Sizes], workerCount: Int) {
+    self.sizes = sizes
+    self.workerCount = workerCount
+    sources = sizes.map { Tensor(zeros: [$0.readByteCount], .uint8) }
+    destinations = sizes.map { Tensor(zeros: [$0.writtenByteCount], .uint8) }
+  }
+
+  /// Bytes read and written by all ranks in one copy.
+  var movedByteCount: Int { 2 * sizes.reduce(0) { $0 + $1.copiedByteCount } }
+
+  /// Copies per iteration: small ones are repeated, since each takes little longer than a clock's and a barrier's
+  /// noise.
+  var repetitionCount: Int { min(16, max(1, (32 << 20) / max(1, movedByteCount))) }
+
+  /// One worker's part of a rank's copy.
+  func copy(_ kind: Kind, rank: Int, worker: Int) {
+    let size = sizes[rank]
+    let lineCount = size.copiedByteCount / 16
+    var position = 16 * (lineCount * worker / workerCount)
+    let end = 16 * (lineCount * (worker + 1) / workerCount)
+    // SAFETY: pieces end where the smaller buffer does, and workers' parts do not overlap in the larger; in the smaller
+    // they may, where equal zero bytes are written.
+    sources[rank].withUnsafeBytes { source in
+      destinations[rank].withUnsafeMutableBytes { destination in
+        while position < end {
+          let from = position % size.readByteCount
+          let to = position % size.writtenByteCount
+          let byteCount = min(end - position, size.readByteCount - from, size.writtenByteCount - to)
+          let target = destination.baseAddress! + to
+          switch kind {
+          case .cached: memcpy(target, source.baseAddress! + from, byteCount)
+          case .streaming:
+            var targets: UnsafeMutableRawPointer? = target
+            swiftep_scatter(&targets, 1, source.baseAddress! + from, byteCount, true)
+          }
+          position += byteCount
+        }
+      }
+    }
+    if kind == .streaming { swiftep_store_fence() }
+  }
+}
+
+extension CopyFloor {
+  /// What a dispatch reads and writes at each rank: its tokens once, what it receives once.
+  static func dispatchSizes(_ job: JobSpec, _ workload: Workload) -> [Sizes] {
+    let scaleByteCount = job.rowType.quantization?.byteCount(hidden: job.hidden) ?? 0
+    let receivedRowByteCount = job.hidden * job.rowType.dispatchedDType.byteCount + scaleByteCount
+    return zip(workload.tokens, workload.receivedRowCounts).map { tokens, rowCount in
+      Sizes(readByteCount: tokens.x.byteCount, writtenByteCount: rowCount * receivedRowByteCount)
+    }
+  }
+
+  /// What a combine reads and writes at each rank: the rows that it sums once, the sums once.
+  static func combineSizes(_ job: JobSpec, _ workload: Workload) -> [Sizes] {
+    let rowByteCount = job.hidden * job.rowType.combinedDType.byteCount
+    return zip(workload.tokens, workload.sentRowCounts).map { tokens, rowCounts in
+      Sizes(
+        readByteCount: rowCounts.reduce(0, +) * rowByteCount, writtenByteCount: tokens.x.shape[0] * rowByteCount)
+    }
+  }
+}

@@ -1,0 +1,100 @@
+import SwiftEP
+
+/// What rows are, from the sender's tensor to the combined tokens.
+enum RowType: String, CaseIterable, Sendable {
+  case bf16, fp16, fp32
+  /// BF16 rows that are quantized on the way; what comes back is BF16.
+  case fp8
+  /// Opaque bytes; what comes back is BF16.
+  case uint8
+
+  /// Of the rows that are given to dispatch.
+  var inputDType: DType {
+    switch self {
+    case .bf16, .fp8: .bf16
+    case .fp16: .fp16
+    case .fp32: .fp32
+    case .uint8: .uint8
+    }
+  }
+
+  /// Of the rows as they arrive.
+  var dispatchedDType: DType { self == .fp8 ? .fp8E4M3 : inputDType }
+
+  /// Of the rows that combine sums.
+  var combinedDType: DType { self == .uint8 ? .bf16 : inputDType }
+
+  var quantization: ScaleFormat? { self == .fp8 ? .float : nil }
+
+  /// Whether combine sums the very rows that arrived.
+  var combinesInPlace: Bool { dispatchedDType == combinedDType }
+}
+
+/// The job that the flags describe.
+struct JobSpec: Equatable, Sendable {
+  var rankCount: Int
+  var tokensPerRank: Int
+  var hidden: Int
+  var topK: Int
+  var expertCount: Int
+  var rowType: RowType
+  var layout: RowLayout
+
+  static let flags = [
+    Flag("ranks", "N", "ranks, each a thread of this process (default 2)"),
+    Flag("tokens", "N", "tokens of each rank (default 4096)"),
+    Flag("hidden", "N", "elements of a row (default 7168)"),
+    Flag("top-k", "N", "experts of a token (default 8)"),
+    Flag("experts", "N", "experts of all ranks (default 256)"),
+    Flag(
+      "dtype", "TYPE",
+      "bf16, fp16, fp32, uint8 (opaque), or fp8: BF16 rows, quantized on\nthe way; combine sums BF16 (default bf16)"
+    ),
+    Flag("layout", "LAYOUT", "how received rows are ordered: source or expert (default source)"),
+  ]
+
+  init(_ arguments: Arguments) throws(UsageError) {
+    rankCount = try arguments.integer("ranks", in: 1...256, default: 2)
+    tokensPerRank = try arguments.integer("tokens", in: 1...(1 << 24), default: 4096)
+    hidden = try arguments.integer("hidden", in: 1...(1 << 20), default: 7168)
+    topK = try arguments.integer("top-k", in: 1...topKMax, default: 8)
+    expertCount = try arguments.integer("experts", in: 1...(1 << 16), default: 256)
+    rowType = try arguments.choice("dtype", RowType.self) ?? .bf16
+    layout = try arguments.choice("layout", RowLayout.self) ?? .bySource
+  }
+
+  var shape: JobShape {
+    JobShape(
+      rankCount: rankCount, tokensPerRankMax: tokensPerRank, hidden: hidden, topK: topK, expertCount: expertCount,
+      dtype: rowType.dispatchedDType, scales: rowType.quantization, layout: layout,
+      combineDType: rowType.combinedDType)
+  }
+
+  /// - Throws: `UsageError` in the flags' names where the job cannot be.
+  func plan(
+    resultCount: Int = 1, receivedTokensMax: Int? = nil, stagesCombine: Bool
+  ) throws -> ExpertBuffer.Plan {
+    if topK > expertCount {
+      throw UsageError("--top-k", expected: "at most the number of experts, \(expertCount)", found: "\(topK)")
+    }
+    do {
+      return try ExpertBuffer.Plan(
+        shape, resultCount: resultCount, receivedTokensMax: receivedTokensMax, stagesCombine: stagesCombine)
+    } catch {
+      guard case .invalidArgument(_, let argument, let expected, let found) = error else { throw error }
+      throw UsageError(Self.flagNames[argument] ?? argument, expected: expected, found: found)
+    }
+  }
+
+  private static let flagNames = [
+    "rankCount": "--ranks", "tokensPerRankMax": "--tokens", "hidden": "--hidden", "topK": "--top-k",
+    "expertCount": "--experts", "dtype": "--dtype", "layout": "--layout", "resultCount": "--results",
+    "receivedTokensMax": "--received-tokens-max",
+  ]
+
+  /// As in "2 ranks, 4096 tokens each, hidden 7168, top-8 of 256 experts, bf16, by source".
+  var summary: String {
+    "\(rankCount) \(rankCount == 1 ? "rank" : "ranks"), \(tokensPerRank) tokens each, hidden \(hidden), "
+      + "top-\(topK) of \(expertCount) experts, \(rowType.rawValue), by \(layout.rawValue)"
+  }
+}

@@ -1,0 +1,101 @@
+import CPlatform
+import Glibc
+import Synchronization
+
+/// Where threads wait for each other: spinning first, since all that are on time should start within a microsecond;
+/// then yielding, since there may be more threads than cores; then asleep.
+final class SpinBarrier: @unchecked Sendable {
+  struct Cancelled: Error {}
+
+  let partyCount: Int
+  private let arrived = Atomic<Int>(0)
+  private let isCancelled = Atomic<Bool>(false)
+  /// Rounds completed; what sleepers sleep on.
+  private let round: UnsafeMutablePointer<Atomic<UInt32>>
+  private let releasedAt = Atomic<UInt64>(0)
+
+  init(partyCount: Int) {
+    self.partyCount = partyCount
+    round = .allocate(capacity: 1)
+    round.initialize(to: Atomic(0))
+  }
+
+  deinit {
+    round.deinitialize(count: 1)
+    round.deallocate()
+  }
+
+  /// Returns once all parties have come: the time, in nanoseconds, at which the last came.
+  @discardableResult func wait() throws(Cancelled) -> UInt64 {
+    let current = round.pointee.load(ordering: .acquiring)
+    if arrived.wrappingAdd(1, ordering: .acquiringAndReleasing).newValue == partyCount {
+      arrived.store(0, ordering: .relaxed)
+      releasedAt.store(monotonicNanoseconds(), ordering: .relaxed)
+      // Releases what all parties stored before they came.
+      round.pointee.wrappingAdd(1, ordering: .acquiringAndReleasing)
+      _ = swiftep_futex_wake(round, Int32.max)
+    } else {
+      waitForNextRound(after: current)
+    }
+    if isCancelled.load(ordering: .acquiring) { throw Cancelled() }
+    return releasedAt.load(ordering: .relaxed)
+  }
+
+  /// Ends every wait, now and later, with an error.
+  func cancel() {
+    isCancelled.store(true, ordering: .releasing)
+    round.pointee.wrappingAdd(1, ordering: .acquiringAndReleasing)
+    _ = swiftep_futex_wake(round, Int32.max)
+  }
+
+  private func waitForNextRound(after current: UInt32) {
+    let spinCountMax = 2_000
+    let yieldCountMax = 2_500
+    var turn = 0
+    while round.pointee.load(ordering: .acquiring) == current {
+      if isCancelled.load(ordering: .acquiring) { return }
+      turn += 1
+      if turn < spinCountMax {
+        swiftep_relax()
+      } else if turn < yieldCountMax {
+        sched_yield()
+      } else {
+        _ = swiftep_futex_wait(round, current, 100_000_000)
+      }
+    }
+  }
+}
+
+func monotonicNanoseconds() -> UInt64 {
+  var time = timespec()
+  clock_gettime(CLOCK_MONOTONIC, &time)
+  return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+}
+
+/// Times a step that several threads take at once: from when the last of them is ready until the last has finished.
+final class SharedStopwatch: @unchecked Sendable {
+  let barrier: SpinBarrier
+  /// When each party finished. Written by its party only, between two barriers; read by all after the second.
+  private let finishedAt: UnsafeMutableBufferPointer<UInt64>
+
+  init(partyCount: Int) {
+    barrier = SpinBarrier(partyCount: partyCount)
+    finishedAt = .allocate(capacity: partyCount)
+    finishedAt.initialize(repeating: 0)
+  }
+
+  deinit { finishedAt.deallocate() }
+
+  /// All parties call this; all get the same time.
+  func measure<Result>(
+    party: Int, _ step: () throws -> Result
+  ) throws -> (result: Result, nanoseconds: UInt64) {
+    // The first wait may end asleep; who comes through it is awake at the second.
+    try barrier.wait()
+    let start = try barrier.wait()
+    let result = try step()
+    finishedAt[party] = monotonicNanoseconds()
+    try barrier.wait()
+    return (result, finishedAt.max()! - start)
+  }
+}

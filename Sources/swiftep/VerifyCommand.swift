@@ -1,0 +1,36 @@
+import Conformance
+import SwiftEP
+
+let verifyCommand = Command(
+  name: "verify", summary: "random jobs against an oracle, until the time is over or one fails",
+  flags: [
+    Flag("seconds", "N", "how long (default 10)"),
+    Flag("seed", "S", "of the first job; each further one counts up (default 1)"),
+  ],
+  notes: "A failure is printed with its job and the seed that repeats it.",
+  body: { arguments in
+    let seconds = try arguments.real("seconds", in: 0.1...1_000_000, default: 10)
+    let seed = try arguments.seed("seed", default: 1)
+    let status = StatusLine()
+    print("seed \(seed)")
+    do {
+      let passedCount = try verify(seconds: seconds, seed: seed, on: ThreadFabric()) { _, passedCount in
+        status.show("verify: \(passedCount) jobs")
+      }
+      status.clear()
+      print("\(passedCount) jobs passed")
+    } catch let failure as ConformanceFailure {
+      status.clear()
+      throw CheckFailure(what: failureText(failure))
+    }
+  })
+
+/// What failed, with which job, and how to see it again.
+func failureText(_ failure: ConformanceFailure) -> String {
+  let place = failure.rank < 0 ? "" : "rank \(failure.rank), "
+  return """
+    \(place)\(failure.step): \(failure.what)
+    job: \(failure.job)
+    repeat: swiftep verify --seconds 1 --seed \(failure.job.seed)
+    """
+}

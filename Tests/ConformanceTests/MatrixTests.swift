@@ -1,0 +1,152 @@
+import Conformance
+import SwiftEP
+import Testing
+
+extension ConformanceTests {
+  /// One dimension of a job at a time, then pairs that meet in the protocol.
+  @Suite struct MatrixTests {
+    private func run(_ job: Job) throws { try check(job, on: ThreadFabric()) }
+
+    @Test(arguments: [8, 16, 24, 72, 128, 136, 2880, 3584, 7168, 8200], RowLayout.allCases)
+    func hidden(_ hidden: Int, _ layout: RowLayout) throws {
+      try run(
+        Job(rankCount: 2, tokenCount: 7, hidden: hidden, topK: 3, expertCount: 5).with { $0.layout = layout })
+    }
+
+    @Test(arguments: [DType.bf16, .fp16, .fp32, .fp8E4M3, .uint8], RowLayout.allCases)
+    func dtypes(_ dtype: DType, _ layout: RowLayout) throws {
+      try run(
+        smallJob().with {
+          ($0.dtype, $0.layout) = (dtype, layout)
+          $0.combineDType = [.fp16, .fp32].contains(dtype) ? dtype : .bf16
+          if dtype == .fp8E4M3 { $0.scales = .float }
+        })
+    }
+
+    @Test(arguments: ScaleFormat.allCases, [16, 128, 144, 640, 2880])
+    func quantization(_ format: ScaleFormat, hidden: Int) throws {
+      for layout in RowLayout.allCases {
+        try run(
+          smallJob().with {
+            ($0.quantization, $0.hidden, $0.layout, $0.workers) = (format, hidden, layout, 2)
+            ($0.expertAlignment, $0.zeroesPadding) = (4, true)
+          })
+      }
+    }
+
+    @Test(arguments: ScaleFormat.allCases, [16, 528, 2880])
+    func quantizedInput(_ format: ScaleFormat, hidden: Int) throws {
+      try run(smallJob().with { ($0.dtype, $0.scales, $0.hidden) = (.fp8E4M3, format, hidden) })
+    }
+
+    @Test(arguments: [1, 2, 8, 128], [true, false])
+    func alignment(_ alignment: Int, zeroesPadding: Bool) throws {
+      for layout in RowLayout.allCases {
+        try run(
+          smallJob().with {
+            ($0.layout, $0.expertAlignment, $0.zeroesPadding) = (layout, alignment, zeroesPadding)
+            $0.sidecarByteCounts = [4, 12]
+          })
+      }
+    }
+
+    @Test(arguments: [1, 2, 3, 4, 8], [1, 2, 8, 32])
+    func ranksAndTopK(rankCount: Int, topK: Int) throws {
+      for layout in RowLayout.allCases {
+        try run(
+          Job(rankCount: rankCount, tokenCount: 9, hidden: 32, topK: topK, expertCount: max(40, topK)).with {
+            ($0.layout, $0.indexDType, $0.combinesTopKWeights) = (layout, topK % 2 == 0 ? .int32 : .int64, true)
+            $0.usesRowWeights = layout == .byExpert
+          })
+      }
+    }
+
+    @Test(arguments: [0.5, 1, 2, 4])
+    func skew(_ skew: Double) throws {
+      try run(
+        Job(rankCount: 4, tokenCount: 40, hidden: 64, topK: 4, expertCount: 32).with {
+          ($0.skew, $0.layout) = (skew, .byExpert)
+        })
+    }
+
+    @Test(arguments: [[0, 0, 0], [5, 0, 0], [0, 0, 5], [0, 7, 1], [1, 1, 1], [100, 1, 3]], RowLayout.allCases)
+    func tokenCounts(_ counts: [Int], _ layout: RowLayout) throws {
+      for sizing in [Sizing.exact, .worstCase] {
+        try run(smallJob().with { ($0.tokensPerRank, $0.layout, $0.sizing) = (counts, layout, sizing) })
+      }
+    }
+
+    @Test(arguments: [1, 2, 3, 5], [1, 2, 7, 64])
+    func workers(_ workers: Int, tokenCount: Int) throws {
+      try run(
+        Job(rankCount: 2, tokenCount: tokenCount, hidden: 4104, topK: 3, expertCount: 6).with {
+          ($0.workers, $0.layout, $0.expertAlignment) = (workers, .byExpert, 4)
+        })
+      try run(
+        Job(rankCount: 2, tokenCount: tokenCount, hidden: 4104, topK: 3, expertCount: 6).with {
+          $0.workers = workers
+        })
+    }
+
+    @Test(arguments: RowLayout.allCases, [[0, 0, 0, 0, 2, 2], [1, 1, 1, 1, 1, 1], [2, 0, 1, 0, 2, 0]])
+    func expertOwners(_ layout: RowLayout, _ owners: [Int]) throws {
+      for sizing in [Sizing.exact, .worstCase] {
+        try run(smallJob().with { ($0.layout, $0.expertOwners, $0.sizing) = (layout, owners, sizing) })
+      }
+    }
+
+    @Test(arguments: RowLayout.allCases, [Sizing.exact, .worstCase])
+    func tokensWithoutExperts(_ layout: RowLayout, _ sizing: Sizing) throws {
+      for probability in [0.5, 1] {
+        try run(
+          smallJob().with {
+            ($0.layout, $0.sizing, $0.missingProbability) = (layout, sizing, probability)
+            ($0.combinesTopKWeights, $0.biasCount) = (true, 1)
+          })
+      }
+    }
+
+    @Test(arguments: [1, 2, 3, 8])
+    func tables(rankCount: Int) throws {
+      for sizing in [Sizing.exact, .worstCase] {
+        try run(
+          smallJob(rankCount: rankCount).with {
+            ($0.usesTable, $0.isWeighted, $0.sizing, $0.sidecarByteCounts) = (true, false, sizing, [8])
+          })
+      }
+    }
+
+    @Test(arguments: [DType.bf16, .fp16, .fp32], [0, 1, 2])
+    func combines(_ dtype: DType, biasCount: Int) throws {
+      for layout in RowLayout.allCases {
+        try run(
+          smallJob().with {
+            ($0.layout, $0.combineDType, $0.dtype, $0.biasCount) = (layout, dtype, dtype, biasCount)
+            ($0.combinesTopKWeights, $0.givesOutput) = (true, biasCount == 1)
+            ($0.usesRowWeights, $0.hidden) = (layout == .byExpert, 104)
+          })
+      }
+    }
+
+    /// What is combined need not look like what was dispatched.
+    @Test func otherRowsAreCombined() throws {
+      try run(smallJob().with { ($0.combineHidden, $0.combineDType, $0.quantization) = (20, .fp32, .ue8m0) })
+    }
+
+    @Test(arguments: RowLayout.allCases, [Sizing.exact, .worstCase])
+    func asynchronousCalls(_ layout: RowLayout, _ sizing: Sizing) throws {
+      try run(
+        smallJob().with {
+          ($0.layout, $0.sizing, $0.isAsynchronous, $0.cachedRepeats, $0.workers) = (layout, sizing, true, 4, 2)
+        })
+    }
+
+    /// Rows so many that stores stream around the caches.
+    @Test func manyBytes() throws {
+      try run(
+        Job(rankCount: 2, tokenCount: 300, hidden: 7168, topK: 8, expertCount: 8).with {
+          ($0.combines, $0.cachedRepeats) = ([.memory], 0)
+        })
+    }
+  }
+}

@@ -1,0 +1,99 @@
+import Conformance
+import Glibc
+import SwiftEP
+import Testing
+
+extension ConformanceTests {
+  /// Ranks that do not come, or come too late.
+  @Suite struct MissingRankTests {
+    private static let timeout = Duration.milliseconds(300)
+
+    /// Whoever calls learns in time who is missing, and from then on that the buffer is lost.
+    @Test(arguments: [0, 1, 2], [false, true])
+    func aRankThatNeverCalls(missing: Int, isAsynchronous: Bool) throws {
+      let job = smallJob().with { $0.isAsynchronous = isAsynchronous }
+      let reports = try onEachRank(try job.makePlan(), timeout: Self.timeout) { buffer in
+        if buffer.rank == missing {
+          // Alive, and not calling, until the others have given up.
+          usleep(600_000)
+          return [EPError]()
+        }
+        let clock = ContinuousClock()
+        let begin = clock.now
+        let first = try error { () throws(EPError) in try job.dispatch(on: buffer).event.wait() }
+        let elapsed = clock.now - begin
+        try require(elapsed >= Self.timeout, "gave up after \(elapsed)")
+        try require(elapsed < .seconds(5), "gave up only after \(elapsed)")
+        let later = try error { () throws(EPError) in try job.dispatch(on: buffer).event.wait() }
+        return [first, later]
+      }
+      let expected = EPError.rankMissing(rank: missing, step: .exchange, timeout: Self.timeout)
+      for (rank, errors) in reports.enumerated() where rank != missing {
+        #expect(errors == [expected, .bufferLost(cause: expected)])
+      }
+    }
+
+    /// A late rank finds everyone's beginning, but nobody who finishes with it.
+    @Test func aRankThatComesTooLate() throws {
+      let job = smallJob(rankCount: 2).with { $0.sizing = .worstCase }
+      let errors = try onEachRank(try job.makePlan(), timeout: Self.timeout) { buffer in
+        if buffer.rank == 1 { usleep(900_000) }
+        let first = try error { () throws(EPError) in _ = try job.dispatch(on: buffer) }
+        if buffer.rank == 0 { usleep(900_000) }
+        return first
+      }
+      #expect(errors[0] == .rankMissing(rank: 1, step: .exchange, timeout: Self.timeout))
+      #expect(errors[1] == .rankMissing(rank: 0, step: .completion, timeout: Self.timeout))
+    }
+
+    /// The same in every other operation; a closed buffer is one that does not come.
+    @Test(arguments: ["combine", "cached dispatch"])
+    func laterOperations(_ operation: String) throws {
+      let job = smallJob()
+      let errors = try onEachRank(try job.makePlan(), timeout: Self.timeout) { buffer -> EPError? in
+        let result = try job.dispatch(on: buffer)
+        if buffer.rank == 2 {
+          buffer.close()
+          usleep(600_000)
+          return nil
+        }
+        return try error { () throws(EPError) in
+          if operation == "combine" {
+            _ = try buffer.combine(result.rows, with: result.handle)
+          } else {
+            _ = try job.dispatch(on: buffer, handle: result.handle)
+          }
+        }
+      }
+      let expected = EPError.rankMissing(rank: 2, step: .exchange, timeout: Self.timeout)
+      #expect(errors[..<2] == [expected, expected])
+    }
+
+    /// Rows that are never ready: the rank itself is the missing one, and says so to itself.
+    @Test func anEventThatNeverComes() throws {
+      let job = smallJob(rankCount: 2).with { ($0.sizing, $0.isAsynchronous) = (.worstCase, true) }
+      let errors = try onEachRank(try job.makePlan(), timeout: Self.timeout) { buffer in
+        var options = job.dispatchOptions
+        if buffer.rank == 1 { options.after = [Event()] }
+        let result = try job.dispatch(on: buffer, options: options)
+        return try error { () throws(EPError) in try result.event.wait() }
+      }
+      let missing = EPError.rankMissing(rank: 1, step: .exchange, timeout: Self.timeout)
+      #expect(errors == [missing, .bufferLost(cause: missing)])
+    }
+
+    /// A lost buffer still closes, and its results stay readable.
+    @Test func aLostBufferKeepsItsResults() throws {
+      let job = smallJob(rankCount: 2)
+      let kept = try onEachRank(try job.makePlan(), timeout: Self.timeout) { buffer in
+        let result = try job.dispatch(on: buffer)
+        let before = result.bytes
+        if buffer.rank == 0 { _ = try error { () throws(EPError) in _ = try job.dispatch(on: buffer) } }
+        if buffer.rank == 1 { usleep(600_000) }
+        buffer.close()
+        return result.bytes == before
+      }
+      #expect(kept == [true, true])
+    }
+  }
+}

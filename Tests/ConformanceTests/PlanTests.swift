@@ -1,0 +1,88 @@
+import Conformance
+import SwiftEP
+import Testing
+
+/// A change to a good shape, and what the plan says of it.
+struct WrongShape: Sendable, CustomTestStringConvertible {
+  let argument: String
+  let found: String
+  let change: @Sendable (inout JobShape) -> Void
+
+  init(argument: String, found: String, change: @escaping @Sendable (inout JobShape) -> Void) {
+    (self.argument, self.found, self.change) = (argument, found, change)
+  }
+
+  var testDescription: String { "\(argument) \(found)" }
+
+  static let all: [WrongShape] = [
+    WrongShape(argument: "rankCount", found: "0") { $0.rankCount = 0 },
+    WrongShape(argument: "rankCount", found: "\(Int.max)") { $0.rankCount = .max },
+    WrongShape(argument: "tokensPerRankMax", found: "-1") { $0.tokensPerRankMax = -1 },
+    WrongShape(argument: "tokensPerRankMax", found: "\(Int.max)") { $0.tokensPerRankMax = .max },
+    WrongShape(argument: "tokensPerRankMax", found: "2147483648") { $0.tokensPerRankMax = 1 << 31 },
+    WrongShape(argument: "hidden", found: "0") { $0.hidden = 0 },
+    WrongShape(argument: "hidden", found: "\(Int.max)") { $0.hidden = .max },
+    WrongShape(argument: "hidden", found: "10 x bf16 = 20 bytes") { $0.hidden = 10 },
+    WrongShape(argument: "dtype", found: "int32") { ($0.dtype, $0.hidden) = (.int32, 16) },
+    WrongShape(argument: "topK", found: "-1") { $0.topK = -1 },
+    WrongShape(argument: "topK", found: "33") { ($0.topK, $0.expertCount) = (33, 64) },
+    WrongShape(argument: "topK", found: "7") { $0.topK = 7 },
+    WrongShape(argument: "expertCount", found: "-1") { ($0.topK, $0.expertCount) = (0, -1) },
+    WrongShape(argument: "expertCount", found: "\(Int.max)") { $0.expertCount = .max },
+    WrongShape(argument: "scales", found: "float") { $0.scales = .float },
+    WrongShape(argument: "sidecarByteCounts", found: "[4, 4, 4, 4]") { $0.sidecarByteCounts = [4, 4, 4, 4] },
+    WrongShape(argument: "sidecarByteCounts", found: "6") { $0.sidecarByteCounts = [6] },
+    WrongShape(argument: "sidecarByteCounts", found: "\(1 << 40)") { $0.sidecarByteCounts = [1 << 40] },
+    WrongShape(argument: "expertAlignment", found: "0") { $0.expertAlignment = 0 },
+    WrongShape(argument: "expertAlignment", found: "\(Int.max)") { $0.expertAlignment = .max },
+    WrongShape(argument: "layout", found: "byExpert") { ($0.topK, $0.layout) = (0, .byExpert) },
+    WrongShape(argument: "combineDType", found: "uint8") { $0.combineDType = .uint8 },
+    WrongShape(argument: "indexByteCount", found: "2") { $0.indexByteCount = 2 },
+    WrongShape(argument: "expertOwners", found: "2") { $0.expertOwners = [0, 1] },
+    WrongShape(argument: "expertOwners", found: "3") { $0.expertOwners = [0, 1, 2, 3, 0, 1] },
+  ]
+}
+
+extension ConformanceTests {
+  @Suite struct PlanTests {
+    @Test(arguments: WrongShape.all)
+    func wrongShapes(_ wrong: WrongShape) throws {
+      var shape = smallJob().shape
+      wrong.change(&shape)
+      let error = try error { () throws(EPError) in _ = try ExpertBuffer.Plan(shape) }
+      guard case .invalidArgument(-1, let argument, _, let found) = error else {
+        Issue.record("\(error)")
+        return
+      }
+      #expect(argument == wrong.argument && found == wrong.found)
+    }
+
+    @Test func planOptions() throws {
+      let shape = smallJob().shape
+      #expect(
+        throws: EPError.invalidArgument(rank: -1, argument: "resultCount", expected: "1 to 1048576", found: "0")
+      ) { _ = try ExpertBuffer.Plan(shape, resultCount: 0) }
+      #expect(
+        throws: EPError.invalidArgument(rank: -1, argument: "receivedTokensMax", expected: "at least 0", found: "-1")
+      ) { _ = try ExpertBuffer.Plan(shape, receivedTokensMax: -1) }
+    }
+
+    @Test func hugeLimitsAreLimits() throws {
+      let shape = smallJob().with { $0.layout = .byExpert }.shape
+      let all = try ExpertBuffer.Plan(shape)
+      #expect(try ExpertBuffer.Plan(shape, receivedTokensMax: .max).rowsPerResult == all.rowsPerResult)
+    }
+
+    /// A full buffer is given its memory once: whatever it dispatches, the arena does not grow.
+    @Test(arguments: RowLayout.allCases)
+    func aFullPlanNeverGrows(_ layout: RowLayout) throws {
+      let job = smallJob().with { ($0.layout, $0.expertAlignment, $0.sizing) = (layout, 8, .worstCase) }
+      let plan = try ExpertBuffer.Plan(job.shape)
+      let sizes = try onEachRank(plan) { buffer in
+        try job.checkDispatch(on: buffer)
+        return buffer.arenaByteCount
+      }
+      #expect(sizes == [Int64](repeating: plan.arenaByteCount, count: 3))
+    }
+  }
+}

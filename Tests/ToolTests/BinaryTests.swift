@@ -1,0 +1,188 @@
+import Foundation
+import SwiftEP
+import Testing
+
+@testable import swiftep
+
+/// The built tool, run as a user runs it.
+enum Binary {
+  struct Run {
+    let status: Int32
+    let output: String
+    let errors: String
+  }
+
+  /// Beside the test bundle.
+  static var url: URL {
+    URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent()
+      .appendingPathComponent("swiftep")
+  }
+
+  /// A negative status is the signal that ended it.
+  static func run(_ words: [String]) throws -> Run {
+    let process = Process()
+    process.executableURL = url
+    process.arguments = words
+    let (output, errors) = (Pipe(), Pipe())
+    (process.standardOutput, process.standardError) = (output, errors)
+    try process.run()
+    let outputText = output.fileHandleForReading.readDataToEndOfFile()
+    let errorText = errors.fileHandleForReading.readDataToEndOfFile()
+    process.waitUntilExit()
+    return Run(
+      status: process.terminationReason == .exit ? process.terminationStatus : -process.terminationStatus,
+      output: String(decoding: outputText, as: UTF8.self), errors: String(decoding: errorText, as: UTF8.self))
+  }
+}
+
+@Suite(.serialized) struct BinaryTests {
+  static let tiny = ["bench", "--ranks", "2", "--tokens", "64", "--hidden", "256", "--iterations", "2"]
+
+  func bench(_ more: String...) throws -> BenchReport {
+    let run = try Binary.run(Self.tiny + more + ["--json", "-"])
+    #expect(run.status == 0, "\(run.errors)")
+    return try JSONDecoder().decode(BenchReport.self, from: Data(run.output.utf8))
+  }
+
+  @Test(arguments: RowType.allCases.map(\.rawValue), ["source", "expert"])
+  func everyTypeAndLayout(_ dtype: String, _ layout: String) throws {
+    let report = try bench("--dtype", dtype, "--layout", layout)
+    #expect(report.verified && report.dtype == dtype && report.layout == layout)
+    #expect(report.operations.map(\.name) == ["dispatch", "combine"])
+    for operation in report.operations {
+      #expect(operation.minMicroseconds > 0)
+      #expect(operation.minMicroseconds <= operation.medianMicroseconds)
+      #expect(operation.medianMicroseconds <= operation.maxMicroseconds)
+      #expect(operation.bytesReceivedPerRank > 0 && operation.floorMicroseconds > 0)
+      let ratio = operation.medianMicroseconds / operation.floorMicroseconds
+      #expect(abs(operation.floorRatio - ratio) < 1e-6 * ratio)
+    }
+  }
+
+  @Test func resultsRepeatWhateverTheWorkers() throws {
+    let first = try bench("--seed", "9", "--workers", "1")
+    #expect(try bench("--seed", "9", "--workers", "3").resultHash == first.resultHash)
+    #expect(try bench("--seed", "10").resultHash != first.resultHash)
+  }
+
+  @Test func textAndSkew() throws {
+    let file = try TemporaryFile(Data("Some words, and some more words than that.".utf8))
+    let text = try bench("--text", file.path)
+    #expect(try bench("--text", file.path).resultHash == text.resultHash)
+    #expect(try bench("--skew", "1.5").resultHash != bench().resultHash)
+  }
+
+  @Test func recordedInput() throws {
+    let rows = try TemporaryFile(npyFile("<u2", [7, 32], (0..<224).map { UInt16(0x3f00 + $0) }))
+    let routing = try TemporaryFile(npyFile("<i8", [7, 2], (0..<14).map { Int64($0 % 5) }))
+    let words = [
+      "bench", "--ranks", "3", "--experts", "5", "--iterations", "1", "--input", rows.path, "--routing", routing.path,
+    ]
+    for layout in ["source", "expert"] {
+      let run = try Binary.run(words + ["--layout", layout])
+      #expect(run.status == 0, "\(run.errors)")
+      #expect(run.output.hasPrefix("3 ranks, 3 tokens each, hidden 32, top-2 of 5 experts, bf16, by \(layout)"))
+    }
+    #expect(try Binary.run(words + ["--hidden", "64"]).status == 2)
+  }
+
+  @Test func jsonKeys() throws {
+    let file = try TemporaryFile()
+    let run = try Binary.run(Self.tiny + ["--json", file.path])
+    #expect(run.status == 0)
+    #expect(run.output.contains("x floor"))
+    let value = try JSONSerialization.jsonObject(with: Data(contentsOf: URL(fileURLWithPath: file.path)))
+    let object = try #require(value as? [String: Any])
+    let keys = [
+      "machine", "ranks", "tokens", "hidden", "topK", "experts", "dtype", "workersPerRank", "verified", "resultHash",
+      "operations",
+    ]
+    for key in keys { #expect(object[key] != nil, "\(key)") }
+    #expect(object["machine"] as? String == "cpu")
+    #expect(object["verified"] as? Bool == true)
+    #expect((object["resultHash"] as? String)?.count == 16)
+    let operations = try #require(object["operations"] as? [[String: Any]])
+    let operationKeys: Set = [
+      "name", "medianMicroseconds", "minMicroseconds", "maxMicroseconds", "bytesReceivedPerRank", "gigabytesPerSecond",
+      "floorMicroseconds", "floorRatio",
+    ]
+    #expect(operations.map { Set($0.keys) } == [operationKeys, operationKeys])
+  }
+
+  @Test func tableAndSilence() throws {
+    let run = try Binary.run(Self.tiny)
+    #expect(run.status == 0)
+    #expect(run.errors.isEmpty)
+    for word in ["dispatch", "combine", "median us", "bytes planned a rank", "result hash"] {
+      #expect(run.output.contains(word), "\(word)")
+    }
+  }
+
+  @Test(arguments: [["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"]])
+  func help(_ words: [String]) throws {
+    let run = try Binary.run(words)
+    #expect(run.status == 0)
+    #expect(run.output.contains("usage: swiftep") && run.output.contains("exit codes"))
+  }
+
+  static let usageErrors: [([String], String)] = [
+    ([], "command: expected one of bench, verify, plan"),
+    (["dance"], "command: expected one of bench, verify, plan, found 'dance'"),
+    (["bench", "--ranks", "0"], "--ranks: expected an integer of 1 to 256, found '0'"),
+    (["bench", "--tokens", "-1"], "--tokens: expected an integer of 1 to 16777216, found '-1'"),
+    (["bench", "--top-k", "300"], "--top-k: expected an integer of 1 to 32, found '300'"),
+    (["bench", "--top-k", "9", "--experts", "8"], "--top-k: expected at most the number of experts, 8, found 9"),
+    (["bench", "--hidden", "7"], "--hidden: expected rows of a multiple of 16 bytes, found 7 x bf16 = 14 bytes"),
+    (["bench", "--hidden", "9223372036854775807"], "--hidden: expected an integer of 1 to"),
+    (["bench", "--dtype", "fp8", "--hidden", "24"], "--hidden: expected rows of a multiple of 16 bytes, found 24"),
+    (["bench", "--dtype", "bf8"], "--dtype: expected one of bf16, fp16, fp32, fp8, uint8, found 'bf8'"),
+    (["bench", "--text", "/nonexistent"], "--text /nonexistent: expected a readable file, found no such file"),
+    (["bench", "--text", "/"], "--text /: expected a readable file, found one that cannot be read"),
+    (["bench", "--text", "/dev/null", "--skew", "1"], "--skew: expected none with --text, found one"),
+    (["bench", "--json", "/nonexistent/file"], "--json /nonexistent/file: expected a file that can be written"),
+    (["bench", "--ranks", "256", "--tokens", "1000000"], "memory: expected a job of at most"),
+    (["bench", "--workers", "256", "--ranks", "8"], "--workers: expected at most 1024 workers of all ranks"),
+    (["plan", "--ranks", "256", "--tokens", "16777216"], "--tokens: expected fewer rows than an Int32 counts"),
+    (["plan", "--results", "0"], "--results: expected an integer of 1 to 64, found '0'"),
+    (["verify", "--seconds", "0"], "--seconds: expected a number of"),
+  ]
+
+  @Test(arguments: usageErrors)
+  func badInput(_ words: [String], _ sentence: String) throws {
+    let run = try Binary.run(words)
+    #expect(run.status == 2)
+    #expect(run.output.isEmpty)
+    #expect(run.errors.hasPrefix("swiftep: \(sentence)"), "\(run.errors)")
+  }
+
+  @Test func emptyFiles() throws {
+    let file = try TemporaryFile(Data())
+    for (flag, sentence) in [("text", "a text with at least one word"), ("input", "a npy file")] {
+      let run = try Binary.run(["bench", "--\(flag)", file.path])
+      #expect(run.status == 2)
+      #expect(run.errors.hasPrefix("swiftep: --\(flag) \(file.path): expected \(sentence)"), "\(run.errors)")
+    }
+  }
+
+  @Test func plan() throws {
+    let words = ["plan", "--dtype", "fp8", "--results", "2", "--received-tokens-max", "100", "--staged"]
+    let table = try Binary.run(words)
+    #expect(table.status == 0)
+    let json = try Binary.run(words + ["--json", "-"])
+    let report = try JSONDecoder().decode(PlanReport.self, from: Data(json.output.utf8))
+    let names = ["control", "dispatch results", "combine outputs", "combine staging", "handles"]
+    #expect(report.parts.map(\.name) == names)
+    #expect(report.rowsPerResult == 100)
+    #expect(report.bytesPerRank == report.parts.reduce(0) { $0 + $1.bytes })
+    #expect(table.output.contains(report.bytesPerRank.grouped))
+    for part in report.parts { #expect(table.output.contains(part.bytes.grouped)) }
+  }
+
+  @Test func verify() throws {
+    let run = try Binary.run(["verify", "--seconds", "1", "--seed", "1"])
+    #expect(run.status == 0, "\(run.errors)")
+    #expect(run.output.hasPrefix("seed 1\n"))
+    #expect(run.output.hasSuffix("jobs passed\n"))
+    #expect(!run.output.contains("\n0 jobs"))
+  }
+}
