@@ -109,7 +109,7 @@ private struct Script: Sendable {
     switch source {
     case .input: rows = try buffer.combineInput(for: handle, hidden: hidden, dtype: job.combineDType)
     case .result: rows = dispatched.rows
-    case .memory: rows = Tensor(zeros: [handle.rowCapacity, hidden], job.combineDType)
+    case .memory: rows = try! Tensor(zeros: [handle.rowCapacity, hidden], job.combineDType)
     }
     rows.copyBeginning(from: given)
 
@@ -118,12 +118,12 @@ private struct Script: Sendable {
     options.biases = job.makeBiases(rank: rank, step: step)
     if job.combinesTopKWeights {
       let width = job.layout == .bySource ? job.topK : 1
-      let weights = Tensor(zeros: [handle.rowCapacity, width], .fp32)
+      let weights = try! Tensor(zeros: [handle.rowCapacity, width], .fp32)
       weights.copyBeginning(from: topKWeights[step][rank])
       options.topKWeights = weights
     }
     if job.givesOutput {
-      options.output = Tensor(zeros: [job.tokensPerRank[rank], hidden], job.combineDType)
+      options.output = try! Tensor(zeros: [job.tokensPerRank[rank], hidden], job.combineDType)
     }
     options.workers = job.workersPerCall
     options.isAsynchronous = job.isAsynchronous

@@ -69,7 +69,7 @@ private func presenceDifference(_ found: Bool, _ expected: Bool, _ name: String)
 }
 
 private func countDifference(_ tensor: Tensor, _ expected: [Int], _ name: String) -> String? {
-  let found = tensor.elements(Int32.self).map { Int($0) }
+  let found = try! tensor.elements(Int32.self).map { Int($0) }
   return found == expected ? nil : "\(name): expected \(expected), found \(found)"
 }
 
@@ -77,11 +77,12 @@ private func countDifference(_ tensor: Tensor, _ expected: [Int], _ name: String
 private func metadataDifference(_ result: DispatchResult, _ expected: ExpectedDispatch) -> String? {
   let tailCount = result.rows.shape[0] - expected.rowCount
   let origins = expected.origins + [Int32](repeating: -1, count: 2 * tailCount)
-  if let text = valueDifference(result.origins.elements(Int32.self), origins, "origins", width: 2) { return text }
+  if let text = valueDifference(try! result.origins.elements(Int32.self), origins, "origins", width: 2) { return text }
 
   if let text = presenceDifference(result.topKIndices != nil, expected.indices != nil, "topKIndices") { return text }
   if let tensor = result.topKIndices, let indices = expected.indices {
-    let found = tensor.dtype == .int32 ? tensor.elements(Int32.self).map { Int64($0) } : tensor.elements(Int64.self)
+    let found =
+      tensor.dtype == .int32 ? try! tensor.elements(Int32.self).map { Int64($0) } : try! tensor.elements(Int64.self)
     let tail = [Int64](repeating: -1, count: tailCount * tensor.shape[1])
     if let text = valueDifference(found, indices + tail, "topKIndices", width: tensor.shape[1]) { return text }
   }
@@ -90,7 +91,7 @@ private func metadataDifference(_ result: DispatchResult, _ expected: ExpectedDi
   if let tensor = result.topKWeights, let weights = expected.weights {
     let tail = [Float](repeating: 0, count: tailCount * tensor.shape[1])
     let bits = (weights + tail).map(\.bitPattern)
-    if let text = valueDifference(tensor.elements(UInt32.self), bits, "topKWeights", width: tensor.shape[1]) {
+    if let text = valueDifference(try! tensor.elements(UInt32.self), bits, "topKWeights", width: tensor.shape[1]) {
       return text
     }
   }

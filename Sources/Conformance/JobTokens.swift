@@ -54,7 +54,7 @@ extension Job {
     var random = SplitMix64(seed: seed, Stream.routing.rawValue, rank)
     if usesTable {
       let cells = (0..<tokenCount * rankCount).map { _ in random.chance(0.4) ? UInt8(random.pick(1...255)) : 0 }
-      return .table(Tensor(copying: cells, shape: [tokenCount, rankCount], .uint8))
+      return .table(try! Tensor(copying: cells, shape: [tokenCount, rankCount], .uint8))
     }
     let popularity = makePopularity()
     var cells: [Int64] = []
@@ -66,8 +66,8 @@ extension Job {
     let shape = [tokenCount, topK]
     let indices =
       indexDType == .int64
-      ? Tensor(copying: cells, shape: shape, .int64)
-      : Tensor(copying: cells.map { Int32($0) }, shape: shape, .int32)
+      ? try! Tensor(copying: cells, shape: shape, .int64)
+      : try! Tensor(copying: cells.map { Int32($0) }, shape: shape, .int32)
     let weights = isWeighted ? makeWeights(rowCount: tokenCount, width: topK, .weights, rank, 0) : nil
     return .topK(indices: indices, weights: weights)
   }
@@ -88,7 +88,7 @@ extension Job {
   private func makeWeights(rowCount: Int, width: Int, _ stream: Stream, _ rank: Int, _ step: Int) -> Tensor {
     var random = SplitMix64(seed: seed, stream.rawValue, rank, step)
     let weights = (0..<rowCount * width).map { _ in Float(random.fraction()) - 0.25 }
-    return Tensor(copying: weights, shape: [rowCount, width], .fp32)
+    return try! Tensor(copying: weights, shape: [rowCount, width], .fp32)
   }
 
   // MARK: Rows
@@ -96,7 +96,7 @@ extension Job {
   /// Rows of moderate values of either sign, all bits of their significands used. Some rows have a few values of the
   /// odd kind.
   private func makeRows(_ shape: [Int], _ dtype: DType, _ stream: Stream, _ rank: Int, _ step: Int) -> Tensor {
-    let tensor = Tensor(zeros: shape, dtype)
+    let tensor = try! Tensor(zeros: shape, dtype)
     let width = shape[1] * dtype.byteCount
     tensor.withUnsafeMutableBytes { bytes in
       for row in 0..<shape[0] {

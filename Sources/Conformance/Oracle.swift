@@ -136,12 +136,12 @@ extension Oracle {
       case .topK(let indices, let weights):
         topK = indices.shape[1]
         experts =
-          indices.dtype == .int32 ? indices.elements(Int32.self).map { Int($0) } : indices.elements(Int.self)
-        self.weights = weights?.elements(Float.self)
+          indices.dtype == .int32 ? try! indices.elements(Int32.self).map { Int($0) } : try! indices.elements(Int.self)
+        self.weights = try! weights?.elements(Float.self)
         indexByteCount = indices.dtype.byteCount
       case .table(let table):
         topK = 0
-        self.table = table.elements(UInt8.self).map { $0 != 0 }
+        self.table = try! table.elements(UInt8.self).map { $0 != 0 }
       case .cached:
         preconditionFailure("the oracle wants the routing that the handle was made from")
       }

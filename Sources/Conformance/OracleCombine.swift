@@ -8,7 +8,7 @@ extension Oracle {
     let (dtype, hidden) = (rows[rank].dtype, rows[rank].shape[1])
     let tokenCount = choices[rank].tokenCount
     let slotCount = layout == .bySource ? tokens.count : choices[rank].topK
-    let weights = rowWeights?.elements(Float.self)
+    let weights = try! rowWeights?.elements(Float.self)
     var sums = [Float](repeating: 0, count: hidden)
     var bytes = [UInt8](repeating: 0, count: tokenCount * hidden * dtype.byteCount)
     for token in 0..<tokenCount {
@@ -28,7 +28,7 @@ extension Oracle {
   /// expert, each slot's comes from its one row, as it is.
   package func combinedWeights(at rank: Int, topKWeights: [Tensor]) -> [Float] {
     let (tokenCount, topK) = (choices[rank].tokenCount, choices[rank].topK)
-    let given = topKWeights.map { $0.elements(Float.self) }
+    let given = topKWeights.map { try! $0.elements(Float.self) }
     var weights = [Float](repeating: 0, count: tokenCount * topK)
     for token in 0..<tokenCount {
       for slot in 0..<topK {

@@ -38,8 +38,8 @@ final class CopyFloor: @unchecked Sendable {
   init(_ sizes: [Sizes], workerCount: Int) {
     self.sizes = sizes
     self.workerCount = workerCount
-    sources = sizes.map { Tensor(zeros: [$0.readByteCount], .uint8) }
-    destinations = sizes.map { Tensor(zeros: [$0.writtenByteCount], .uint8) }
+    sources = sizes.map { try! Tensor(zeros: [$0.readByteCount], .uint8) }
+    destinations = sizes.map { try! Tensor(zeros: [$0.writtenByteCount], .uint8) }
   }
 
   /// Bytes read and written by all ranks in one copy.

@@ -23,7 +23,7 @@ struct Workload: Sendable {
     var sentRowCounts: [[Int]] = []
     for rank in 0..<job.rankCount {
       let share = tokenCount * rank / job.rankCount..<tokenCount * (rank + 1) / job.rankCount
-      let x = Tensor(zeros: [share.count, job.hidden], job.rowType.inputDType)
+      let x = try! Tensor(zeros: [share.count, job.hidden], job.rowType.inputDType)
       x.withUnsafeMutableBytes { bytes in
         let rowByteCount = job.hidden * x.dtype.byteCount
         for (index, token) in share.enumerated() {
@@ -33,8 +33,8 @@ struct Workload: Sendable {
       }
       let choices = share.map(route)
       let shape = [share.count, job.topK]
-      let indices = Tensor(copying: choices.flatMap(\.experts), shape: shape, .int64)
-      weights.append(Tensor(copying: choices.flatMap(\.weights), shape: shape, .fp32))
+      let indices = try! Tensor(copying: choices.flatMap(\.experts), shape: shape, .int64)
+      weights.append(try! Tensor(copying: choices.flatMap(\.weights), shape: shape, .fp32))
       tokens.append(RankTokens(x: x, routing: .topK(indices: indices, weights: weights[rank])))
       sentRowCounts.append(Self.countRows(choices, owners: owners, job))
     }

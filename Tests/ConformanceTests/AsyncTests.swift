@@ -14,7 +14,7 @@ extension ConformanceTests {
       let job = Self.job.with { $0.layout = layout }
       try ThreadFabric().run(plan: job.makePlan(), workers: workers, timeout: .seconds(30)) { buffer in
         let tokens = job.makeTokens(rank: buffer.rank)
-        let x = Tensor(zeros: tokens.x.shape, tokens.x.dtype)
+        let x = try! Tensor(zeros: tokens.x.shape, tokens.x.dtype)
         let ready = Event()
         var options = job.dispatchOptions
         options.after = [ready]
@@ -109,7 +109,7 @@ extension ConformanceTests {
           expertOwners: job.owners,
           tokens: (0..<3).map { source in
             RankTokens(
-              x: Tensor(copying: sums[source], shape: [sums[source].count], .uint8).viewed(
+              x: try! Tensor(copying: sums[source], shape: [sums[source].count], .uint8).viewed(
                 as: .bf16, hidden: job.hidden),
               routing: job.makeTokens(rank: source).routing)
           }, layout: job.layout, expertAlignment: 1, quantization: nil)
@@ -125,7 +125,7 @@ extension ConformanceTests {
       let oracle = job.makeOracle()
       let rows = (0..<job.rankCount).map { rank in
         let bytes = oracle.dispatched(to: rank).rows
-        return Tensor(copying: bytes, shape: [bytes.count], .uint8).viewed(as: job.dtype, hidden: job.hidden)
+        return try! Tensor(copying: bytes, shape: [bytes.count], .uint8).viewed(as: job.dtype, hidden: job.hidden)
       }
       return (0..<job.rankCount).map { oracle.combined(at: $0, rows: rows, rowWeights: nil, biases: []) }
     }
@@ -137,8 +137,8 @@ extension ConformanceTests {
         var tokens = job.makeTokens(rank: buffer.rank)
         if buffer.rank == 1 {
           tokens.routing = .topK(
-            indices: Tensor(copying: [Int64](repeating: 77, count: 32), shape: [16, 2], .int64),
-            weights: Tensor(zeros: [16, 2], .fp32))
+            indices: try! Tensor(copying: [Int64](repeating: 77, count: 32), shape: [16, 2], .int64),
+            weights: try! Tensor(zeros: [16, 2], .fp32))
         }
         let result = try buffer.dispatch(tokens.x, to: tokens.routing, options: job.dispatchOptions)
         let error = try error { () throws(EPError) in try result.event.wait() }
@@ -158,8 +158,8 @@ extension ConformanceTests {
         var tokens = job.makeTokens(rank: buffer.rank)
         if buffer.rank == 1 {
           tokens.routing = .topK(
-            indices: Tensor(copying: [Int64](repeating: 77, count: 32), shape: [16, 2], .int64),
-            weights: Tensor(zeros: [16, 2], .fp32))
+            indices: try! Tensor(copying: [Int64](repeating: 77, count: 32), shape: [16, 2], .int64),
+            weights: try! Tensor(zeros: [16, 2], .fp32))
         }
         let result = try buffer.dispatch(tokens.x, to: tokens.routing, options: job.dispatchOptions)
         var options = CombineOptions()

@@ -32,72 +32,75 @@ extension ConformanceTests {
     private static func routing(_ change: (inout [Int64]) -> Void) -> Routing {
       var cells = (0..<32).map { Int64($0 % 6) }
       change(&cells)
-      return .topK(indices: Tensor(copying: cells, shape: [16, 2], .int64), weights: Tensor(zeros: [16, 2], .fp32))
+      return .topK(
+        indices: try! Tensor(copying: cells, shape: [16, 2], .int64), weights: try! Tensor(zeros: [16, 2], .fp32))
     }
 
     @Test func shapes() throws {
       try expectSameError(smallJob(), invalid("x", "2 dimensions", "1")) { tokens, _ in
-        tokens.x = Tensor(zeros: [64], .bf16)
+        tokens.x = try! Tensor(zeros: [64], .bf16)
       }
       try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 16 bytes", "20 bytes")) {
         tokens, _ in
-        tokens.x = Tensor(zeros: [16, 10], .bf16)
+        tokens.x = try! Tensor(zeros: [16, 10], .bf16)
       }
       try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 16 bytes", "0 bytes")) { tokens, _ in
-        tokens.x = Tensor(zeros: [16, 0], .bf16)
+        tokens.x = try! Tensor(zeros: [16, 0], .bf16)
       }
       try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 32 bytes", "16 bytes")) {
-        $0.x = Tensor(zeros: [16, 8], .bf16)
+        $0.x = try! Tensor(zeros: [16, 8], .bf16)
         $1.quantization = .float
       }
       try expectSameError(smallJob(), invalid("indices.shape[0]", "16", "15")) { tokens, _ in
-        tokens.routing = .topK(indices: Tensor(zeros: [15, 2], .int64))
+        tokens.routing = .topK(indices: try! Tensor(zeros: [15, 2], .int64))
       }
       try expectSameError(smallJob(), invalid("indices", "at most 32", "33")) { tokens, _ in
-        tokens.routing = .topK(indices: Tensor(zeros: [16, 33], .int64))
+        tokens.routing = .topK(indices: try! Tensor(zeros: [16, 33], .int64))
       }
       try expectSameError(smallJob(), invalid("indices", "at least 1", "0")) { tokens, _ in
-        tokens.routing = .topK(indices: Tensor(zeros: [16, 0], .int64))
+        tokens.routing = .topK(indices: try! Tensor(zeros: [16, 0], .int64))
       }
       try expectSameError(smallJob(), invalid("weights.shape[1]", "2", "3")) { tokens, _ in
-        tokens.routing = .topK(indices: Tensor(zeros: [16, 2], .int64), weights: Tensor(zeros: [16, 3], .fp32))
+        tokens.routing = .topK(
+          indices: try! Tensor(zeros: [16, 2], .int64), weights: try! Tensor(zeros: [16, 3], .fp32))
       }
       try expectSameError(smallJob(), invalid("table.shape[1]", "3", "2")) { tokens, _ in
-        tokens.routing = .table(Tensor(zeros: [16, 2], .uint8))
+        tokens.routing = .table(try! Tensor(zeros: [16, 2], .uint8))
       }
       try expectSameError(smallJob(), invalid("sidecars.shape[0]", "16", "17")) { tokens, _ in
-        tokens.sidecars = [Tensor(zeros: [17, 4], .uint8)]
+        tokens.sidecars = [try! Tensor(zeros: [17, 4], .uint8)]
       }
       try expectSameError(smallJob(), invalid("sidecars", "rows of a positive multiple of 4 bytes", "3 bytes")) {
-        tokens, _ in tokens.sidecars = [Tensor(zeros: [16, 3], .uint8)]
+        tokens, _ in tokens.sidecars = [try! Tensor(zeros: [16, 3], .uint8)]
       }
       try expectSameError(smallJob(), invalid("sidecars", "at most 3", "4")) { tokens, _ in
-        tokens.sidecars = (0..<4).map { _ in Tensor(zeros: [16, 4], .uint8) }
+        tokens.sidecars = (0..<4).map { _ in try! Tensor(zeros: [16, 4], .uint8) }
       }
     }
 
     @Test func dtypes() throws {
       try expectSameError(smallJob(), invalid("x", "bf16 or fp16 or fp32 or fp8E4M3 or uint8", "int32")) { tokens, _ in
-        tokens.x = Tensor(zeros: [16, 64], .int32)
+        tokens.x = try! Tensor(zeros: [16, 64], .int32)
       }
       try expectSameError(smallJob(), invalid("x", "bf16", "fp16")) {
-        $0.x = Tensor(zeros: [16, 64], .fp16)
+        $0.x = try! Tensor(zeros: [16, 64], .fp16)
         $1.quantization = .ue8m0
       }
       try expectSameError(smallJob(), invalid("indices", "int32 or int64", "fp32")) { tokens, _ in
-        tokens.routing = .topK(indices: Tensor(zeros: [16, 2], .fp32))
+        tokens.routing = .topK(indices: try! Tensor(zeros: [16, 2], .fp32))
       }
       try expectSameError(smallJob(), invalid("weights", "fp32", "bf16")) { tokens, _ in
-        tokens.routing = .topK(indices: Tensor(zeros: [16, 2], .int64), weights: Tensor(zeros: [16, 2], .bf16))
+        tokens.routing = .topK(
+          indices: try! Tensor(zeros: [16, 2], .int64), weights: try! Tensor(zeros: [16, 2], .bf16))
       }
       try expectSameError(smallJob(), invalid("table", "uint8", "int32")) { tokens, _ in
-        tokens.routing = .table(Tensor(zeros: [16, 3], .int32))
+        tokens.routing = .table(try! Tensor(zeros: [16, 3], .int32))
       }
       try expectSameError(smallJob(), invalid("scales", "none", "a tensor")) { tokens, _ in
-        tokens.scales = Tensor(zeros: [16, 1], .fp32)
+        tokens.scales = try! Tensor(zeros: [16, 1], .fp32)
       }
       try expectSameError(smallJob(), invalid("scales", "a tensor", "none")) { tokens, _ in
-        tokens.x = Tensor(zeros: [16, 64], .fp8E4M3)
+        tokens.x = try! Tensor(zeros: [16, 64], .fp8E4M3)
       }
     }
 
@@ -106,13 +109,14 @@ extension ConformanceTests {
       try expectSameError(smallJob(), invalid("workers", "at most 1", "2")) { $1.workers = 2 }
       try expectSameError(smallJob(), invalid("expertAlignment", "at least 1", "0")) { $1.expertAlignment = 0 }
       try expectSameError(smallJob(), invalid("layout", "bySource", "byExpert")) {
-        $0.routing = .table(Tensor(zeros: [16, 3], .uint8))
+        $0.routing = .table(try! Tensor(zeros: [16, 3], .uint8))
         $1.layout = .byExpert
       }
       let worstCase = smallJob().with { $0.sizing = .worstCase }
       try expectSameError(worstCase, invalid("x", "at most 16", "17")) { tokens, _ in
-        tokens.x = Tensor(zeros: [17, 64], .bf16)
-        tokens.routing = .topK(indices: Tensor(zeros: [17, 2], .int64), weights: Tensor(zeros: [17, 2], .fp32))
+        tokens.x = try! Tensor(zeros: [17, 64], .bf16)
+        tokens.routing = .topK(
+          indices: try! Tensor(zeros: [17, 2], .int64), weights: try! Tensor(zeros: [17, 2], .fp32))
       }
     }
 
@@ -150,18 +154,19 @@ extension ConformanceTests {
         .ranksDisagree(about: about, rank: 1, expected: expected, found: found)
       }
       try expectSameError(smallJob(), disagree("hidden", "64", "32")) { tokens, _ in
-        tokens.x = Tensor(zeros: [16, 32], .bf16)
+        tokens.x = try! Tensor(zeros: [16, 32], .bf16)
       }
       try expectSameError(smallJob(), disagree("the rows' dtype", "bf16", "fp16")) { tokens, _ in
-        tokens.x = Tensor(zeros: [16, 64], .fp16)
+        tokens.x = try! Tensor(zeros: [16, 64], .fp16)
       }
       try expectSameError(smallJob(), disagree("topK", "2", "1")) { tokens, _ in
-        tokens.routing = .topK(indices: Tensor(zeros: [16, 1], .int64), weights: Tensor(zeros: [16, 1], .fp32))
+        tokens.routing = .topK(
+          indices: try! Tensor(zeros: [16, 1], .int64), weights: try! Tensor(zeros: [16, 1], .fp32))
       }
       try expectSameError(smallJob(), disagree("bytes of an index", "8", "4")) { tokens, _ in
         tokens.routing = .topK(
-          indices: Tensor(copying: (0..<32).map { Int32($0 % 6) }, shape: [16, 2], .int32),
-          weights: Tensor(zeros: [16, 2], .fp32))
+          indices: try! Tensor(copying: (0..<32).map { Int32($0 % 6) }, shape: [16, 2], .int32),
+          weights: try! Tensor(zeros: [16, 2], .fp32))
       }
       try expectSameError(smallJob(), disagree("whether weights are given", "weights", "none")) { tokens, _ in
         guard case .topK(let indices, _) = tokens.routing else { return }
@@ -174,10 +179,10 @@ extension ConformanceTests {
       try expectSameError(smallJob(), disagree("sizing", "exact", "worstCase")) { $1.sizing = .worstCase }
       try expectSameError(smallJob(), disagree("expertAlignment", "1", "4")) { $1.expertAlignment = 4 }
       try expectSameError(smallJob(), disagree("bytes of a row in sidecar 0", "0", "8")) { tokens, _ in
-        tokens.sidecars = [Tensor(zeros: [16, 8], .uint8)]
+        tokens.sidecars = [try! Tensor(zeros: [16, 8], .uint8)]
       }
       try expectSameError(smallJob(), disagree("topK", "2", "0")) { tokens, _ in
-        tokens.routing = .table(Tensor(zeros: [16, 3], .uint8))
+        tokens.routing = .table(try! Tensor(zeros: [16, 3], .uint8))
       }
     }
 

@@ -60,7 +60,7 @@ extension ConformanceTests {
         let text = difference(second, from: expected, comparingPaddingRows: false)
         try require(text == nil, text!)
         let rows = (0..<job.rankCount).map { rank in
-          Tensor(
+          try! Tensor(
             copying: oracle.dispatched(to: rank).rows, shape: [oracle.dispatched(to: rank).rowCount * 2 * job.hidden],
             .uint8)
         }.enumerated().map { rank, bytes in
