@@ -30,9 +30,9 @@ final class TemporaryFile {
     let (job, input) = try read(["--input", rows.path, "--routing", routing.path, "--experts", "4"])
     #expect(job.rowType == .fp32 && job.hidden == 4 && job.topK == 2 && job.tokensPerRank == 3)
     let workload = try #require(input).workload(job, skew: 0, seed: 1)
-    #expect(workload.tokens.flatMap { try $0.x.elements(Float.self) } == (0..<20).map { Float($0) })
+    #expect(workload.tokens.flatMap { try! $0.x.elements(Float.self) } == (0..<20).map { Float($0) })
     #expect(workload.tokens.flatMap { indices($0) } == [0, 1, 1, 2, -1, 3, 3, 0, 2, -1])
-    #expect(workload.weights.flatMap { try $0.elements(Float.self) } == [0.5, 0.5, 0.5, 0.5, 0, 1, 0.5, 0.5, 1, 0])
+    #expect(workload.weights.flatMap { try! $0.elements(Float.self) } == [0.5, 0.5, 0.5, 0.5, 0, 1, 0.5, 0.5, 1, 0])
   }
 
   @Test(arguments: [("<u2", RowType.bf16), ("<u2", .fp8), ("<f2", .fp16)])

@@ -11,7 +11,7 @@ func makeJob(_ words: String...) throws -> JobSpec {
 
 func indices(_ tokens: RankTokens) -> [Int] {
   guard case .topK(let indices, _) = tokens.routing else { return [] }
-  return try indices.elements(Int.self)
+  return try! indices.elements(Int.self)
 }
 
 /// The most popular expert's tokens over the mean.
@@ -105,9 +105,9 @@ func imbalance(_ workload: Workload, expertCount: Int) -> Double {
     let text = try tokenize(Self.sentence)
     let workload = Workload.text(job, text, seed: 1)
     let again = Workload.text(job, text, seed: 1)
-    let rows = workload.tokens.flatMap { try $0.x.elements(UInt16.self) }
+    let rows = workload.tokens.flatMap { try! $0.x.elements(UInt16.self) }
     let experts = workload.tokens.flatMap { indices($0) }
-    #expect(rows == again.tokens.flatMap { try $0.x.elements(UInt16.self) })
+    #expect(rows == again.tokens.flatMap { try! $0.x.elements(UInt16.self) })
     #expect(experts == again.tokens.flatMap { indices($0) })
     #expect(experts != Workload.text(job, text, seed: 2).tokens.flatMap { indices($0) })
     // The text repeats itself: so do rows and experts, also from rank to rank.
