@@ -41,7 +41,8 @@ package final class HostStream: @unchecked Sendable {
     state = Guarded(State())
     guard let crew = Crew(helperCount: workerCount - 1, tuning: tuning) else { return nil }
     self.crew = crew
-    // SAFETY: `close` joins the thread, at the latest in `deinit`, where a checked reference could not be read any more.
+    // SAFETY: `close` joins the thread, at the latest in `deinit`, where a checked reference could not be read any
+    // more.
     let started = startThread { [unowned(unsafe) self] in self.serve() }
     guard let started else { return nil }
     thread = started
