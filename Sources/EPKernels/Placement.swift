@@ -118,7 +118,9 @@
     if (needed > header.outputCapacity || total > rowCapacity) && status.code == StatusCode.ok.rawValue {
       status.code = StatusCode.overflow.rawValue
       status.rank = Int64(rank)
-      status.details = (needed, header.outputCapacity, 0, 0)
+      // Rows too many may fit into the memory all the same: pages round it up.
+      let available = total > rowCapacity ? columns.byteCount(rowCapacity: rowCapacity) : header.outputCapacity
+      status.details = (needed, available, 0, 0)
     }
     let block = view.arena(of: rank).advanced(byBytes: header.outputOffset)
     var column: Int32 = 0

@@ -41,7 +41,9 @@ package final class HostStream: @unchecked Sendable {
     state = Guarded(State())
     guard let crew = Crew(helperCount: workerCount - 1, tuning: tuning) else { return nil }
     self.crew = crew
-    let started = startThread { [unowned self] in self.serve() }
+    // SAFETY: `close` joins the thread, at the latest in `deinit`, where a checked reference could not be read any
+    // more.
+    let started = startThread { [unowned(unsafe) self] in self.serve() }
     guard let started else { return nil }
     thread = started
   }
@@ -155,7 +157,8 @@ private final class Crew: @unchecked Sendable {
   init?(helperCount: Int, tuning: HostTuning) {
     self.tuning = tuning
     for index in 0..<helperCount {
-      guard let thread = startThread({ [unowned self] in self.help(as: index + 1) }) else {
+      // SAFETY: `close` joins the threads before this object is gone.
+      guard let thread = startThread({ [unowned(unsafe) self] in self.help(as: index + 1) }) else {
         close()
         return nil
       }

@@ -1,0 +1,291 @@
+import CPlatform
+import EPKernels
+import Testing
+
+@testable import HostMachine
+
+/// Memory between two guards, whose bytes no test may change. Aligned to 64, plus `skew`.
+private final class Guarding {
+  let base: UnsafeMutableRawPointer
+  private let block: UnsafeMutableRawPointer
+  private let byteCount: Int
+  private let skew: Int
+  private static var guardSize: Int { 128 }
+
+  init(byteCount: Int, skew: Int = 0) {
+    self.byteCount = byteCount
+    self.skew = skew
+    block = .allocate(byteCount: byteCount + skew + 2 * Self.guardSize, alignment: 64)
+    block.initializeMemory(as: UInt8.self, repeating: 0xa5, count: byteCount + skew + 2 * Self.guardSize)
+    base = block + Self.guardSize + skew
+  }
+  deinit { block.deallocate() }
+
+  func fill(_ bytes: [UInt8]) { bytes.withUnsafeBytes { base.copyMemory(from: $0.baseAddress!, byteCount: $0.count) } }
+  var bytes: [UInt8] { Array(UnsafeRawBufferPointer(start: base, count: byteCount)) }
+  var isIntact: Bool {
+    let all = UnsafeRawBufferPointer(start: block, count: byteCount + skew + 2 * Self.guardSize)
+    return all.prefix(Self.guardSize + skew).allSatisfy { $0 == 0xa5 }
+      && all.suffix(Self.guardSize).allSatisfy { $0 == 0xa5 }
+  }
+}
+
+/// The workers of a rank, one after another.
+private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
+  let tuning = HostTuning(spinNanoseconds: 0, streamingByteCountMin: streaming ? 0 : .max)
+  return (0..<count).map { HostMachine(workerIndex: $0, workerCount: count, tuning: tuning) }
+}
+
+@Suite struct RowLoopTests {
+  @Test(arguments: [RowFormat.bf16, .fp16, .fp32], [false, true])
+  func sumsOfEverySize(_ format: RowFormat, streaming: Bool) {
+    let elements = Elements(format: format)
+    var random = Random(3)
+    for count in Array(1...40) + [63, 64, 65, 128, 200] {
+      for (rowCount, isWeighted, biasCount) in [
+        (0, false, 0), (1, false, 1), (3, true, 0), (2, true, 2), (9, false, 2),
+      ] {
+        let first = count % 3 * 8
+        let rows = (0..<rowCount + biasCount).map { _ in random.bytes((first + count) * elements.size) }
+        let weights = (0..<rowCount).map { _ in Float(Int8(truncatingIfNeeded: random.next())) / 16 }
+        // Elsewhere than where vectors like to be, in some.
+        let output = Guarding(byteCount: (first + count) * elements.size, skew: count % 2 * elements.size)
+        reduce(format, rows, weights: isWeighted ? weights : nil, biasCount, output, first, count, streaming)
+        var expected = [UInt8](repeating: 0xa5, count: first * elements.size)
+        for index in first..<first + count {
+          var sum: Float = 0
+          for (row, bytes) in rows.enumerated() {
+            var value = elements.load(bytes, index)
+            if isWeighted && row < rowCount { value *= weights[row] }
+            sum += value
+          }
+          expected += elements.pattern(sum)
+        }
+        #expect(output.bytes == expected, "\(count) elements, \(rowCount) rows, \(biasCount) biases")
+        #expect(output.isIntact)
+      }
+    }
+  }
+
+  private func reduce(
+    _ format: RowFormat, _ rows: [[UInt8]], weights: [Float]?, _ biasCount: Int, _ output: Guarding, _ first: Int,
+    _ count: Int, _ streaming: Bool
+  ) {
+    let copies = rows.map { bytes in
+      let copy = Guarding(byteCount: bytes.count, skew: 2)
+      copy.fill(bytes)
+      return copy
+    }
+    let pointers = copies.map { UnsafeRawPointer($0.base) as UnsafeRawPointer? }
+    let rowCount = rows.count - biasCount
+    pointers.withUnsafeBufferPointer { pointers in
+      (weights ?? []).withUnsafeBufferPointer { values in
+        var reduction = swiftep_reduction(
+          format: format.rawValue, row_count: Int32(rowCount), rows: pointers.baseAddress,
+          weights: weights == nil ? nil : values.baseAddress, bias0: biasCount > 0 ? pointers[rowCount] : nil,
+          bias1: biasCount > 1 ? pointers[rowCount + 1] : nil)
+        swiftep_reduce(output.base, &reduction, first, count, streaming)
+      }
+    }
+    if streaming { swiftep_store_fence() }
+    withExtendedLifetime(copies) {}
+  }
+
+  /// One row and nothing else: every 16-bit pattern comes back, but -0 (added to 0) and NaNs, which are canonical.
+  @Test(arguments: [RowFormat.bf16, .fp16])
+  func everyPattern(_ format: RowFormat) {
+    let patterns = (0...UInt16.max).map { $0 }
+    let output = Guarding(byteCount: 2 * patterns.count)
+    reduce(format, [patterns.withUnsafeBytes { Array($0) }], weights: nil, 0, output, 0, patterns.count, false)
+    let found = output.bytes.withUnsafeBytes { Array($0.bindMemory(to: UInt16.self)) }
+    let infinity: UInt16 = format == .bf16 ? 0x7f80 : 0x7c00
+    for pattern in patterns {
+      var expected = pattern
+      if pattern & 0x7fff > infinity { expected = 0x7fff }
+      if pattern == 0x8000 { expected = 0 }
+      if found[Int(pattern)] != expected {
+        Issue.record("\(pattern) became \(found[Int(pattern)]), not \(expected)")
+        return
+      }
+    }
+  }
+
+  /// Sums that round up, down, to even, into infinity and below the smallest normal value.
+  @Test(arguments: [RowFormat.bf16, .fp16, .fp32])
+  func hardSums(_ format: RowFormat) {
+    let elements = Elements(format: format)
+    let bytes: [[UInt8]] = (0..<2).map { seed in
+      var random = Random(UInt64(40 + seed))
+      let hard: [Float] = [
+        0, -0.0, 1, -1, 0x1p-8, 0x1p-9, 0x1p-11, 0x1p-12, 65504, -65504, 16, 0x1p-14, 0x1p-24, 0x1p-25, 0x1p-126,
+        0x1p-133,
+        .greatestFiniteMagnitude, .infinity, -.infinity, .nan, 1.0078125, 0x1.ffp15, 0x1.ffep15,
+      ]
+      return (0..<2000).flatMap { _ in elements.pattern(hard[Int(random.next() % UInt64(hard.count))]) }
+    }
+    let output = Guarding(byteCount: bytes[0].count)
+    let weights: [Float] = [1, 0.75]
+    reduce(format, bytes, weights: weights, 0, output, 0, 2000, true)
+    var expected: [UInt8] = []
+    for index in 0..<2000 {
+      var sum: Float = 0
+      for row in 0..<2 { sum += elements.load(bytes[row], index) * weights[row] }
+      expected += elements.pattern(sum)
+    }
+    #expect(output.bytes == expected)
+  }
+
+  /// All BF16 patterns, shuffled over blocks: blocks with infinities, with NaNs, and blocks of subnormals alone.
+  @Test(arguments: [false, true], [65536, 8, 136, 1000])
+  func quantizes(powerOfTwo: Bool, channelCount: Int) {
+    var random = Random(11)
+    let source: [UInt16] = (0..<channelCount).map { channel in
+      let pattern = UInt16(truncatingIfNeeded: random.next() >> 16)
+      switch channel / 128 % 4 {
+      case 0: return pattern & 0xbfff  // below 2
+      case 1: return pattern & 0x807f  // subnormal
+      case 2: return (pattern & 0x83ff) | 0x3c00  // near 1
+      default: return pattern
+      }
+    }
+    let blockCount = (channelCount + 127) / 128
+    let values = Guarding(byteCount: channelCount)
+    let scales = Guarding(byteCount: blockCount * (powerOfTwo ? 1 : 4))
+    source.withUnsafeBufferPointer {
+      swiftep_quantize_e4m3(
+        values.base.assumingMemoryBound(to: UInt8.self), scales.base, $0.baseAddress!, channelCount, powerOfTwo)
+    }
+    var expectedValues: [UInt8] = []
+    var expectedScales: [UInt8] = []
+    for block in 0..<blockCount {
+      let patterns = source[128 * block..<min(channelCount, 128 * block + 128)]
+      let amax = max(float(bf16: patterns.map { $0 & 0x7fff }.max()!), 1e-4)
+      let top = patterns.map { $0 & 0x7fff }.max()!
+      let largest = top > 0x7f80 ? float(bf16: top) : amax
+      var inverse = 448 / largest
+      let scale = largest / 448
+      if powerOfTwo {
+        var exponent = -126
+        while scale.isFinite && Float(sign: .plus, exponent: exponent, significand: 1) < scale { exponent += 1 }
+        expectedScales.append(scale.isFinite ? UInt8(exponent + 127) : 255)
+        inverse = scale.isFinite ? Float(sign: .plus, exponent: -exponent, significand: 1) : .nan
+      } else {
+        expectedScales += withUnsafeBytes(of: scale) { Array($0) }
+      }
+      expectedValues += patterns.map { e4m3(float(bf16: $0) * inverse) }
+    }
+    #expect(values.bytes == expectedValues)
+    #expect(scales.bytes == expectedScales)
+    #expect(values.isIntact && scales.isIntact)
+  }
+
+  // MARK: Whole jobs, cut among workers
+
+  @Test(arguments: [Int32(1), 2, 5], [false, true])
+  func scatters(workerCount: Int32, streaming: Bool) {
+    var random = Random(5)
+    for (rowCount, rowByteCount) in [(0, 16), (1, 16), (3, 48), (1, 65536), (2, 14336), (17, 5760), (50, 4112)] {
+      let bytes = random.bytes(rowCount * rowByteCount)
+      let source = Guarding(byteCount: bytes.count, skew: 3)
+      source.fill(bytes)
+      let targets = (0..<3).map { _ in Guarding(byteCount: bytes.count) }
+      // Slot 0 takes all rows backwards, slot 1 the even ones, slot 2 none.
+      let job = ScatterJob(
+        source: Address(source.base), rowCount: Int32(rowCount), rowByteCount: Int32(rowByteCount), slotCount: 3,
+        transform: .copy, writtenByteCount: Int64(bytes.count))
+      for worker in workers(workerCount, streaming: streaming) {
+        worker.scatterRows(job) { row, slot in
+          if slot == 2 || (slot == 1 && row % 2 == 1) { return .none }
+          let place = slot == 0 ? rowCount - 1 - Int(row) : Int(row)
+          return RowTarget(row: Address(targets[Int(slot)].base + place * rowByteCount), scales: .null)
+        }
+      }
+      for row in 0..<rowCount {
+        let expected = Array(bytes[row * rowByteCount..<(row + 1) * rowByteCount])
+        let mirrored = rowCount - 1 - row
+        #expect(Array(targets[0].bytes[mirrored * rowByteCount..<(mirrored + 1) * rowByteCount]) == expected)
+        let untouched = [UInt8](repeating: 0xa5, count: rowByteCount)
+        #expect(
+          Array(targets[1].bytes[row * rowByteCount..<(row + 1) * rowByteCount])
+            == (row % 2 == 0 ? expected : untouched))
+      }
+      #expect(targets.allSatisfy { $0.isIntact })
+      #expect(targets[2].bytes.allSatisfy { $0 == 0xa5 })
+    }
+  }
+
+  /// However rows are cut, the values are those of the row as a whole; packed scales end in zeros.
+  @Test(arguments: [Int32(1), 2, 5], [RowTransform.quantizeFloatScales, .quantizeUE8M0Scales])
+  func scattersQuantized(workerCount: Int32, _ transform: RowTransform) {
+    let isPowerOfTwo = transform == .quantizeUE8M0Scales
+    for (rowCount, channelCount) in [(1, 16), (2, 7168), (3, 2880), (1, 20000), (40, 144)] {
+      var random = Random(UInt64(channelCount))
+      let bytes = random.bytes(2 * rowCount * channelCount)
+      let source = Guarding(byteCount: bytes.count)
+      source.fill(bytes)
+      let blockCount = (channelCount + 127) / 128
+      let scaleByteCount = isPowerOfTwo ? (blockCount + 3) / 4 * 4 : 4 * blockCount
+      let values = Guarding(byteCount: rowCount * channelCount)
+      let scales = Guarding(byteCount: rowCount * scaleByteCount)
+      let job = ScatterJob(
+        source: Address(source.base), rowCount: Int32(rowCount), rowByteCount: Int32(2 * channelCount), slotCount: 1,
+        transform: transform, writtenByteCount: 1)
+      for worker in workers(workerCount, streaming: workerCount == 2) {
+        worker.scatterRows(job) { row, _ in
+          RowTarget(
+            row: Address(values.base + Int(row) * channelCount),
+            scales: Address(scales.base + Int(row) * scaleByteCount))
+        }
+      }
+      for row in 0..<rowCount {
+        let whole = Guarding(byteCount: channelCount)
+        let wholeScales = Guarding(byteCount: scaleByteCount)
+        wholeScales.fill([UInt8](repeating: 0, count: scaleByteCount))
+        swiftep_quantize_e4m3(
+          whole.base.assumingMemoryBound(to: UInt8.self), wholeScales.base,
+          (source.base + 2 * row * channelCount).assumingMemoryBound(to: UInt16.self), channelCount, isPowerOfTwo)
+        #expect(Array(values.bytes[row * channelCount..<(row + 1) * channelCount]) == whole.bytes)
+        #expect(Array(scales.bytes[row * scaleByteCount..<(row + 1) * scaleByteCount]) == wholeScales.bytes)
+      }
+      #expect(values.isIntact && scales.isIntact)
+    }
+  }
+
+  @Test(arguments: [Int32(1), 2, 5], [false, true])
+  func reduces(workerCount: Int32, streaming: Bool) {
+    let elements = Elements(format: .bf16)
+    for (rowCount, elementCount) in [(0, 8), (1, 8), (1, 20000), (3, 2880), (40, 136)] {
+      var random = Random(UInt64(elementCount))
+      let width = 2 * elementCount
+      let bytes = (0..<2).map { _ in random.bytes(rowCount * width) }
+      let inputs = bytes.map { bytes in
+        let input = Guarding(byteCount: bytes.count)
+        input.fill(bytes)
+        return input
+      }
+      let output = Guarding(byteCount: rowCount * width)
+      // Odd rows have no first source; each row adds itself as the bias.
+      let job = ReduceJob(
+        output: Address(output.base), rowCount: Int32(rowCount), elementCount: Int32(elementCount), slotCount: 2,
+        format: .bf16, isWeighted: true, biases: (Address(inputs[0].base), .null))
+      for worker in workers(workerCount, streaming: streaming) {
+        worker.reduceRows(job) { row, slot in
+          if slot == 0 && row % 2 == 1 { return .none }
+          return RowSource(row: Address(inputs[Int(slot)].base + Int(row) * width), weight: Float(slot) + 0.5)
+        }
+      }
+      var expected: [UInt8] = []
+      for row in 0..<rowCount {
+        for index in row * elementCount..<(row + 1) * elementCount {
+          var sum: Float = 0
+          if row % 2 == 0 { sum += elements.load(bytes[0], index) * 0.5 }
+          sum += elements.load(bytes[1], index) * 1.5
+          sum += elements.load(bytes[0], index)
+          expected += elements.pattern(sum)
+        }
+      }
+      #expect(output.bytes == expected, "\(rowCount) rows of \(elementCount)")
+      #expect(output.isIntact)
+    }
+  }
+}

@@ -1,0 +1,134 @@
+import EPKernels
+import Glibc
+import Testing
+
+@testable import HostMachine
+
+private func machine(_ index: Int32 = 0, of count: Int32 = 1) -> HostMachine {
+  HostMachine(
+    workerIndex: index, workerCount: count, tuning: HostTuning(spinNanoseconds: 2_000, streamingByteCountMin: .max))
+}
+
+/// Zeroed memory for words that threads share.
+private final class Words: @unchecked Sendable {
+  let base: UnsafeMutableRawPointer
+  init(byteCount: Int) {
+    base = .allocate(byteCount: byteCount, alignment: 64)
+    base.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
+  }
+  deinit { base.deallocate() }
+}
+
+@Suite struct WorkerTests {
+  @Test(arguments: [Int32(0), 1, 2, 7, 64, 1000], [Int32(1), 2, 3, 8])
+  func everyIndexIsSharedOutOnce(count: Int32, workerCount: Int32) {
+    var visits = [Int](repeating: 0, count: Int(count))
+    for worker in 0..<workerCount { machine(worker, of: workerCount).shareOut(count) { visits[Int($0)] += 1 } }
+    #expect(visits.allSatisfy { $0 == 1 })
+  }
+
+  @Test func forEachAndFirstToken() {
+    var seen: [Int32] = []
+    machine().forEach(5) { seen.append($0) }
+    #expect(seen.sorted() == [0, 1, 2, 3, 4])
+    #expect(machine().firstToken(3..<10) { $0 % 4 == 0 } == 4)
+    #expect(machine().firstToken(5..<8) { $0 % 4 == 0 } == -1)
+    #expect(machine().firstToken(5..<5) { _ in true } == -1)
+  }
+
+  @Test(arguments: [Int32(1), 3, 64, 65, 130])
+  func mapTokensNumbersThem(destinationCount: Int32) {
+    var random = Random(UInt64(destinationCount))
+    let tokens = Range<Int32>(7...60)
+    let goes = (0..<61).map { _ in (0..<Int(destinationCount)).map { _ in random.next() % 3 == 0 } }
+    let counters = Words(byteCount: 4 * Int(destinationCount))
+    var visits: [[Int32]] = []
+    machine().mapTokens(tokens, destinationCount: destinationCount, counters: Address(counters.base)) { token, word in
+      (0..<64).reduce(UInt64(0)) { bits, bit in
+        let destination = Int(word) * 64 + bit
+        return destination < destinationCount && goes[Int(token)][destination] ? bits | 1 << UInt64(bit) : bits
+      }
+    } visit: { token, destination, index in
+      visits.append([token, destination, index])
+    }
+    var expected: [[Int32]] = []
+    for destination in 0..<destinationCount {
+      let going = tokens.filter { goes[Int($0)][Int(destination)] }
+      for (index, token) in going.enumerated() { expected.append([token, destination, Int32(index)]) }
+      #expect(Address(counters.base).load(Int32.self, at: destination) == Int32(going.count))
+    }
+    #expect(Set(visits) == Set(expected) && visits.count == expected.count)
+  }
+
+  @Test func recordsAndFills() {
+    let words = Words(byteCount: 64)
+    let base = Address(words.base)
+    for index in 0..<16 { base.store(UInt32(100 + index), at: Int32(index)) }
+    machine().copyRecord(from: base, to: base.advanced(byBytes: 32), byteCount: 12)
+    machine().fill(base.advanced(byBytes: 4), byteCount: 8, pattern: 7)
+    machine().fill(base, byteCount: 0, pattern: 7)
+    let found = (0..<16).map { base.load(UInt32.self, at: $0) }
+    #expect(found == [100, 7, 7, 103, 104, 105, 106, 107, 100, 101, 102, 111, 112, 113, 114, 115])
+  }
+
+  /// The last worker, and it alone, is told so, and sees what all the others wrote; the counter serves again.
+  @Test(arguments: [1, 2, 4])
+  func theLastWorkerSeesAll(workerCount: Int) {
+    let rounds = 200
+    let words = Words(byteCount: 64 * (rounds + 1) + 4 * rounds * workerCount)
+    let notes = Address(words.base + 64 * (rounds + 1))
+    let lastCounts = Guarded([Int](repeating: 0, count: rounds))
+    let threads = (0..<workerCount).map { index in
+      startThread {
+        let worker = machine(Int32(index), of: Int32(workerCount))
+        for round in 0..<rounds {
+          notes.store(Int32(round + 1), at: Int32(round * workerCount + index))
+          guard worker.arriveLocal(Address(words.base + 64 * round)) else { continue }
+          let isComplete = (0..<workerCount).allSatisfy {
+            notes.load(Int32.self, at: Int32(round * workerCount + $0)) == Int32(round + 1)
+          }
+          lastCounts.withLock { $0[round] += isComplete ? 1 : 1000 }
+        }
+      }!
+    }
+    for thread in threads { pthread_join(thread, nil) }
+    #expect(lastCounts.withLock { $0 } == [Int](repeating: 1, count: rounds))
+    #expect((0..<rounds).allSatisfy { words.base.load(fromByteOffset: 64 * $0, as: UInt32.self) == 0 })
+  }
+
+  /// What was written before a signal is there after the wait.
+  @Test func signalsCarryMemory() {
+    let words = Words(byteCount: 4096)
+    let arena = Address(words.base)
+    let rounds: UInt64 = 500
+    let failures = Guarded(0)
+    let receiver = startThread {
+      let worker = machine()
+      for epoch in 1...rounds {
+        let isThere = worker.await(arena, offset: 512, epoch: epoch, deadline: monotonicNow() + 20_000_000_000)
+        let note = arena.load(UInt64.self, at: 128)
+        if !isThere || note < epoch { failures.withLock { $0 += 1 } }
+        worker.signal(arena, offset: 768, epoch: epoch)
+      }
+    }!
+    for epoch in 1...rounds {
+      arena.store(epoch, at: 128)
+      machine().signal(arena, offset: 512, epoch: epoch)
+      #expect(machine().await(arena, offset: 768, epoch: epoch, deadline: monotonicNow() + 20_000_000_000))
+    }
+    pthread_join(receiver, nil)
+    #expect(failures.withLock { $0 } == 0)
+  }
+
+  @Test func awaitGivesUp() {
+    let words = Words(byteCount: 4096)
+    let arena = Address(words.base)
+    let begin = monotonicNow()
+    #expect(!machine().await(arena, offset: 512, epoch: 1, deadline: begin + 30_000_000))
+    #expect(monotonicNow() >= begin + 30_000_000)
+    machine().signal(arena, offset: 512, epoch: 5)
+    // What is there needs no time, and a later epoch will do.
+    #expect(machine().await(arena, offset: 512, epoch: 3, deadline: 0))
+    #expect(!machine().await(arena, offset: 512, epoch: 6, deadline: 0))
+  }
+}
