@@ -22,7 +22,7 @@ extension ConformanceTests {
         let routings = (0..<job.rankCount).map { job.makeTokens(rank: $0).routing }
         experts = routings.map { routing in
           guard case .topK(let indices, _) = routing else { preconditionFailure("routed by top-k") }
-          return indices.elements(Int.self)
+          return try! indices.elements(Int.self)
         }
         func values(_ counts: [Int]) -> [[Float]] {
           counts.map { count in (0..<count).map { _ in Float(random.fraction()) * 2 - 1 } }
@@ -119,11 +119,11 @@ extension ConformanceTests {
       let shape = [job.tokensPerRank[rank], job.hidden]
       let slots = [job.tokensPerRank[rank], job.topK]
       return (
-        Tensor(copying: mixture.x[rank], shape: shape, .fp32),
-        Tensor(copying: mixture.lossGradients[rank], shape: shape, .fp32),
+        try! Tensor(copying: mixture.x[rank], shape: shape, .fp32),
+        try! Tensor(copying: mixture.lossGradients[rank], shape: shape, .fp32),
         .topK(
-          indices: Tensor(copying: mixture.experts[rank], shape: slots, .int64),
-          weights: Tensor(copying: mixture.weights[rank], shape: slots, .fp32))
+          indices: try! Tensor(copying: mixture.experts[rank], shape: slots, .int64),
+          weights: try! Tensor(copying: mixture.weights[rank], shape: slots, .fp32))
       )
     }
 
@@ -136,11 +136,11 @@ extension ConformanceTests {
       let (job, experts) = (mixture.job, globalExperts(buffer, mixture))
       let (x, g, routing) = inputs(mixture, buffer)
       let forward = try buffer.dispatch(x, to: routing, options: job.dispatchOptions)
-      let rows = forward.rows.elements(Float.self)
-      let locals = forward.topKIndices!.elements(Int.self)
-      let weights = forward.topKWeights!.elements(Float.self)
+      let rows = try! forward.rows.elements(Float.self)
+      let locals = try! forward.topKIndices!.elements(Int.self)
+      let weights = try! forward.topKWeights!.elements(Float.self)
       let gradient = try buffer.dispatch(g, to: .cached(forward.handle), options: job.dispatchOptions)
-      let rowGradients = gradient.rows.elements(Float.self)
+      let rowGradients = try! gradient.rows.elements(Float.self)
 
       var outputs = [Float](repeating: 0, count: rows.count)
       var byRows = outputs
@@ -155,14 +155,14 @@ extension ConformanceTests {
         }
       }
       let shape = forward.rows.shape
-      let output = try buffer.combine(Tensor(copying: outputs, shape: shape, .fp32), with: forward.handle)
+      let output = try buffer.combine(try! Tensor(copying: outputs, shape: shape, .fp32), with: forward.handle)
       var options = CombineOptions()
-      options.topKWeights = Tensor(copying: byWeights, shape: [shape[0], job.topK], .fp32)
+      options.topKWeights = try! Tensor(copying: byWeights, shape: [shape[0], job.topK], .fp32)
       let backward = try buffer.combine(
-        Tensor(copying: byRows, shape: shape, .fp32), with: forward.handle, options: options)
+        try! Tensor(copying: byRows, shape: shape, .fp32), with: forward.handle, options: options)
       return Gradients(
-        output: output.tokens.elements(Float.self), x: backward.tokens.elements(Float.self),
-        weights: backward.topKWeights!.elements(Float.self))
+        output: try! output.tokens.elements(Float.self), x: try! backward.tokens.elements(Float.self),
+        weights: try! backward.topKWeights!.elements(Float.self))
     }
 
     /// Weights are applied as rows are summed; backward they are applied at the experts.
@@ -171,11 +171,11 @@ extension ConformanceTests {
       let (x, g, routing) = inputs(mixture, buffer)
       guard case .topK(_, let rowWeights) = routing else { preconditionFailure("routed by top-k") }
       let forward = try buffer.dispatch(x, to: routing, options: job.dispatchOptions)
-      let rows = forward.rows.elements(Float.self)
-      let locals = forward.topKIndices!.elements(Int.self)
-      let weights = forward.topKWeights!.elements(Float.self)
+      let rows = try! forward.rows.elements(Float.self)
+      let locals = try! forward.topKIndices!.elements(Int.self)
+      let weights = try! forward.topKWeights!.elements(Float.self)
       let gradient = try buffer.dispatch(g, to: .cached(forward.handle), options: job.dispatchOptions)
-      let rowGradients = gradient.rows.elements(Float.self)
+      let rowGradients = try! gradient.rows.elements(Float.self)
 
       var outputs = [Float](repeating: 0, count: rows.count)
       var byRows = outputs
@@ -193,14 +193,14 @@ extension ConformanceTests {
       var options = CombineOptions()
       options.rowWeights = rowWeights
       let output = try buffer.combine(
-        Tensor(copying: outputs, shape: shape, .fp32), with: forward.handle, options: options)
+        try! Tensor(copying: outputs, shape: shape, .fp32), with: forward.handle, options: options)
       options.rowWeights = nil
-      options.topKWeights = Tensor(copying: byWeights, shape: [shape[0], 1], .fp32)
+      options.topKWeights = try! Tensor(copying: byWeights, shape: [shape[0], 1], .fp32)
       let backward = try buffer.combine(
-        Tensor(copying: byRows, shape: shape, .fp32), with: forward.handle, options: options)
+        try! Tensor(copying: byRows, shape: shape, .fp32), with: forward.handle, options: options)
       return Gradients(
-        output: output.tokens.elements(Float.self), x: backward.tokens.elements(Float.self),
-        weights: backward.topKWeights!.elements(Float.self))
+        output: try! output.tokens.elements(Float.self), x: try! backward.tokens.elements(Float.self),
+        weights: try! backward.topKWeights!.elements(Float.self))
     }
   }
 }
