@@ -32,31 +32,41 @@
     Int32(truncatingIfNeeded: rawExpert(token: token, slot: slot))
   }
 
-  /// The slots at which `token` names an expert that does not exist, or one that it has named already.
+  /// The first slot at which `token` names an expert that does not exist, or one that it has named already.
   @inlinable func fault(token: Int32, expertCount: Int32) -> (fault: InputFault, slot: Int32)? {
+    // One bit for each remainder modulo 64: experts whose bits differ are different.
+    var seen: UInt64 = 0
     var slot: Int32 = 0
     while slot < topK {
       let expert = rawExpert(token: token, slot: slot)
       if expert < -1 || expert >= Int64(expertCount) { return (.expertOutOfRange, slot) }
-      var earlier: Int32 = 0
-      while earlier < slot && expert >= 0 {
-        if rawExpert(token: token, slot: earlier) == expert { return (.duplicateExpert, slot) }
-        earlier = earlier &+ 1
+      if expert >= 0 {
+        let bit: UInt64 = 1 &<< UInt64(truncatingIfNeeded: expert & 63)
+        if seen & bit != 0 && isNamed(expert, by: token, before: slot) { return (.duplicateExpert, slot) }
+        seen |= bit
       }
       slot = slot &+ 1
     }
     return nil
   }
 
-  /// Bit `b`: `token` goes to rank `64 * word + b`.
-  @inlinable func rankMembers(token: Int32, word: Int32, _ view: RankView) -> UInt64 {
+  @inlinable func isNamed(_ expert: Int64, by token: Int32, before end: Int32) -> Bool {
+    var slot: Int32 = 0
+    while slot < end {
+      if rawExpert(token: token, slot: slot) == expert { return true }
+      slot = slot &+ 1
+    }
+    return false
+  }
+
+  /// Bit `b`: `token` goes to rank `firstRank + b`.
+  @inlinable func rankMembers(token: Int32, firstRank: Int32, _ view: RankView) -> UInt64 {
     var members: UInt64 = 0
     if topK == 0 {
-      let first = word &* 64
-      var rank = first
-      while rank < min(view.rankCount, first &+ 64) {
+      var rank = firstRank
+      while rank < min(view.rankCount, firstRank &+ 64) {
         if table.load(UInt8.self, at: token &* view.rankCount &+ rank) != 0 {
-          members |= 1 &<< UInt64(truncatingIfNeeded: rank &- first)
+          members |= 1 &<< UInt64(truncatingIfNeeded: rank &- firstRank)
         }
         rank = rank &+ 1
       }
@@ -66,30 +76,12 @@
     while slot < topK {
       let expert = expert(token: token, slot: slot)
       if expert >= 0 {
-        let rank = view.owner(ofExpert: expert)
-        if rank &>> 6 == word { members |= 1 &<< UInt64(truncatingIfNeeded: rank & 63) }
+        let rank = view.owner(ofExpert: expert) &- firstRank
+        if rank >= 0 && rank < 64 { members |= 1 &<< UInt64(truncatingIfNeeded: rank) }
       }
       slot = slot &+ 1
     }
     return members
-  }
-
-  /// Bit `b`: `token` goes to expert `64 * word + b`.
-  @inlinable func expertMembers(token: Int32, word: Int32) -> UInt64 {
-    var members: UInt64 = 0
-    var slot: Int32 = 0
-    while slot < topK {
-      let expert = expert(token: token, slot: slot)
-      if expert >= 0 && expert &>> 6 == word { members |= 1 &<< UInt64(truncatingIfNeeded: expert & 63) }
-      slot = slot &+ 1
-    }
-    return members
-  }
-
-  @inlinable func slot(ofExpert expert: Int32, token: Int32) -> Int32 {
-    var slot: Int32 = 0
-    while self.expert(token: token, slot: slot) != expert { slot = slot &+ 1 }
-    return slot
   }
 }
 
@@ -121,22 +113,28 @@
   machine.fill(slotIndices.advanced(byBytes: 4 &* firstCell), byteCount: 4 &* cellCount, pattern: UInt32.max)
 
   let bySource = handle.layout.layout == .bySource
-  machine.mapTokens(
-    tokens, destinationCount: view.rankCount, counters: counters,
-    members: { token, word in routing.rankMembers(token: token, word: word, view) },
-    visit: { token, rank, index in
-      if bySource { slotIndices.store(index, at: token &* slotCount &+ rank) }
-    })
+  var firstRank: Int32 = 0
+  while firstRank < view.rankCount {
+    let first = firstRank
+    machine.numberTokens(
+      tokens, counters: counters.advanced(byBytes: 4 &* Int64(first)),
+      members: { routing.rankMembers(token: $0, firstRank: first, view) },
+      visit: { token, destination, index in
+        if bySource { slotIndices.store(index, at: token &* slotCount &+ first &+ destination) }
+      })
+    firstRank = firstRank &+ 64
+  }
   if routing.topK == 0 { return }
   let slotKeys = handle.at(handle.layout.slotKeys)
-  machine.mapTokens(
-    tokens, destinationCount: view.expertCount, counters: counters.advanced(byBytes: 4 &* Int64(view.rankCount)),
-    members: { token, word in routing.expertMembers(token: token, word: word) },
-    visit: { token, expert, index in
+  machine.numberSlots(
+    tokens, slotCount: routing.topK, keyCount: view.expertCount,
+    counters: counters.advanced(byBytes: 4 &* Int64(view.rankCount)),
+    key: { routing.expert(token: $0, slot: $1) },
+    visit: { token, slot, index in
       if !bySource {
-        let cell = token &* slotCount &+ routing.slot(ofExpert: expert, token: token)
+        let cell = token &* slotCount &+ slot
         slotIndices.store(index, at: cell)
-        slotKeys.store(expert, at: cell)
+        slotKeys.store(routing.expert(token: token, slot: slot), at: cell)
       }
     })
 }

@@ -5,13 +5,13 @@
 @frozen public struct Chunks {
   public var tokenCount: Int32
   public var chunkCount: Int32
+  public var tokensPerChunk: Int32
 
   @inlinable public init(tokenCount: Int32, chunkCount: Int32) {
     self.tokenCount = tokenCount
     self.chunkCount = chunkCount
+    tokensPerChunk = max(1, (tokenCount &+ chunkCount &- 1) / chunkCount)
   }
-
-  @inlinable var tokensPerChunk: Int32 { max(1, (tokenCount &+ chunkCount &- 1) / chunkCount) }
 
   @inlinable public func tokens(of chunk: Int32) -> Range<Int32> {
     let first = min(tokenCount, chunk &* tokensPerChunk)
@@ -19,7 +19,7 @@
     return Range(uncheckedBounds: (first, end))
   }
 
-  @inlinable public func chunk(ofToken token: Int32) -> Int32 { token / tokensPerChunk }
+  @inlinable public func chunk(ofToken token: Int32) -> Int32 { chunkCount == 1 ? 0 : token / tokensPerChunk }
 }
 
 /// A handle's block: everything that repeats a dispatch or undoes it.
@@ -34,6 +34,24 @@
   public var topK: Int32
   public var layout: RowLayout
 
+  // Offsets of what lies in the block, in this order.
+
+  /// Int32 `[rankCount]`: rows at each rank.
+  public var totals: Int64
+  /// Int32 `[rankCount]`: tokens from each source.
+  public var tokensPerSource: Int64
+  /// Int32 `[localExpertCount]`: tokens of each local expert.
+  public var tokensPerExpert: Int64
+  /// Int32 `[localExpertCount]`: the same, each rounded up to the expert alignment.
+  public var alignedTokensPerExpert: Int64
+  /// Int32 `[chunkCount, keyCount]`.
+  public var bases: Int64
+  /// Int32 `[tokenCount, slotCount]`, -1 for a slot without destination.
+  public var slotIndices: Int64
+  /// Int32 `[tokenCount, slotCount]`: the experts, by expert only.
+  public var slotKeys: Int64
+  public var byteCount: Int64
+
   @inlinable public init(
     chunks: Chunks, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, topK: Int32, layout: RowLayout
   ) {
@@ -43,41 +61,33 @@
     self.localExpertCount = localExpertCount
     self.topK = topK
     self.layout = layout
+    let slotCount = layout == .bySource ? rankCount : topK
+    let keyCount = layout == .bySource ? rankCount : expertCount
+    let slotTableByteCount = Self.tableByteCount(chunks.tokenCount, slotCount)
+    totals = 64
+    tokensPerSource = totals &+ Self.tableByteCount(rankCount, 1)
+    tokensPerExpert = tokensPerSource &+ Self.tableByteCount(rankCount, 1)
+    alignedTokensPerExpert = tokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
+    bases = alignedTokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
+    slotIndices = bases &+ Self.tableByteCount(chunks.chunkCount, keyCount)
+    slotKeys = slotIndices &+ slotTableByteCount
+    byteCount = layout == .bySource ? slotKeys : slotKeys &+ slotTableByteCount
+  }
+
+  /// Bytes of an Int32 table `[rowCount, columnCount]`, in whole cache lines.
+  @inlinable static func tableByteCount(_ rowCount: Int32, _ columnCount: Int32) -> Int64 {
+    alignUp(4 &* Int64(rowCount) &* Int64(columnCount), to: 64)
   }
 
   @inlinable public var slotCount: Int32 { layout == .bySource ? rankCount : topK }
   @inlinable public var keyCount: Int32 { layout == .bySource ? rankCount : expertCount }
 
-  /// UInt64: the epoch of the exchange that made this handle, the same on all ranks; 0 where its dispatch failed.
+  /// UInt64: the epoch of the exchange that made this handle, the same on all ranks.
   @inlinable public var epoch: Int64 { 0 }
   /// Int64: rows that this rank sends.
   @inlinable public var sentRows: Int64 { 8 }
   /// Int32 `[1]`: rows that this rank received, padding included.
   @inlinable public var rowCount: Int64 { 16 }
-  /// Int32 `[rankCount]`: rows at each rank.
-  @inlinable public var totals: Int64 { 64 }
-  /// Int32 `[rankCount]`: tokens from each source.
-  @inlinable public var tokensPerSource: Int64 { totals &+ alignUp(4 &* Int64(rankCount), to: 64) }
-  /// Int32 `[localExpertCount]`: tokens of each local expert.
-  @inlinable public var tokensPerExpert: Int64 { tokensPerSource &+ alignUp(4 &* Int64(rankCount), to: 64) }
-  /// Int32 `[localExpertCount]`: the same, each rounded up to the expert alignment.
-  @inlinable public var alignedTokensPerExpert: Int64 {
-    tokensPerExpert &+ alignUp(4 &* Int64(localExpertCount), to: 64)
-  }
-  /// Int32 `[chunkCount, keyCount]`.
-  @inlinable public var bases: Int64 { alignedTokensPerExpert &+ alignUp(4 &* Int64(localExpertCount), to: 64) }
-  /// Int32 `[tokenCount, slotCount]`, -1 for a slot without destination.
-  @inlinable public var slotIndices: Int64 {
-    bases &+ alignUp(4 &* Int64(chunks.chunkCount) &* Int64(keyCount), to: 64)
-  }
-  /// Int32 `[tokenCount, slotCount]`: the experts, by expert only.
-  @inlinable public var slotKeys: Int64 { slotIndices &+ slotTableByteCount }
-
-  @inlinable var slotTableByteCount: Int64 { alignUp(4 &* Int64(chunks.tokenCount) &* Int64(slotCount), to: 64) }
-
-  @inlinable public var byteCount: Int64 {
-    layout == .bySource ? slotKeys : slotKeys &+ slotTableByteCount
-  }
 }
 
 /// A row's place at its destination.

@@ -20,16 +20,26 @@ public protocol Machine {
   /// The first of `tokens` for which `predicate` holds, or -1.
   func firstToken(_ tokens: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32
 
-  /// Numbers the tokens `tokens` that go to each of `destinationCount` destinations, in token order.
+  /// Numbers, in token order, the tokens of `tokens` that go to each of at most 64 destinations.
   ///
   /// - Parameters:
-  ///   - counters: Int32 `[destinationCount]`, zero before the call; afterwards the number of tokens a destination.
-  ///   - members: bit `b` of `members(token, word)` says that `token` goes to destination `64 * word + b`.
+  ///   - counters: Int32 for each destination, zero before the call; afterwards the number of tokens that go there.
+  ///   - members: bit `d` says that the token goes to destination `d`.
   ///   - visit: called once per token and destination, with the number of earlier tokens that go there.
-  func mapTokens(
-    _ tokens: Range<Int32>, destinationCount: Int32, counters: Address,
-    members: (_ token: Int32, _ word: Int32) -> UInt64,
+  func numberTokens(
+    _ tokens: Range<Int32>, counters: Address, members: (_ token: Int32) -> UInt64,
     visit: (_ token: Int32, _ destination: Int32, _ index: Int32) -> Void)
+
+  /// Numbers, in token order, the tokens of `tokens` that name each key.
+  ///
+  /// - Parameters:
+  ///   - keyCount: keys are `0..<keyCount`.
+  ///   - counters: Int32 `[keyCount]`, zero before the call; afterwards the number of tokens that name each key.
+  ///   - key: what a token names in a slot, -1 for nothing. A token names a key in one slot at most.
+  ///   - visit: called once per token and named slot, with the number of earlier tokens that name the same key.
+  func numberSlots(
+    _ tokens: Range<Int32>, slotCount: Int32, keyCount: Int32, counters: Address,
+    key: (_ token: Int32, _ slot: Int32) -> Int32, visit: (_ token: Int32, _ slot: Int32, _ index: Int32) -> Void)
 
   // MARK: Rows
 

@@ -66,23 +66,38 @@ extension HostMachine {
   }
 
   @inline(__always)
-  package func mapTokens(
-    _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32, Int32) -> UInt64,
-    visit: (Int32, Int32, Int32) -> Void
+  package func numberTokens(
+    _ tokens: Range<Int32>, counters: Address, members: (Int32) -> UInt64, visit: (Int32, Int32, Int32) -> Void
   ) {
-    let wordCount = (destinationCount + 63) / 64
     for token in tokens {
-      for word in 0..<wordCount {
-        var remaining = members(token, word)
-        while remaining != 0 {
-          let destination = 64 &* word &+ Int32(truncatingIfNeeded: remaining.trailingZeroBitCount)
-          remaining &= remaining &- 1
-          let index = counters.load(Int32.self, at: destination)
-          visit(token, destination, index)
-          counters.store(index &+ 1, at: destination)
-        }
+      var remaining = members(token)
+      while remaining != 0 {
+        let destination = Int32(truncatingIfNeeded: remaining.trailingZeroBitCount)
+        remaining &= remaining &- 1
+        visit(token, destination, countUp(counters, at: destination))
       }
     }
+  }
+
+  @inline(__always)
+  package func numberSlots(
+    _ tokens: Range<Int32>, slotCount: Int32, keyCount: Int32, counters: Address, key: (Int32, Int32) -> Int32,
+    visit: (Int32, Int32, Int32) -> Void
+  ) {
+    for token in tokens {
+      forEach(slotCount) { slot in
+        let key = key(token, slot)
+        if key >= 0 { visit(token, slot, countUp(counters, at: key)) }
+      }
+    }
+  }
+
+  /// The counter's value before this call.
+  @inline(__always)
+  private func countUp(_ counters: Address, at index: Int32) -> Int32 {
+    let count = counters.load(Int32.self, at: index)
+    counters.store(count &+ 1, at: index)
+    return count
   }
 }
 

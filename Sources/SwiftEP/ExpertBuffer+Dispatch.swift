@@ -191,7 +191,7 @@ private struct DispatchCall {
     if let cachedHandle { return cachedHandle.rowCapacity }
     var shape = buffer.plan.shape
     (shape.layout, shape.topK, shape.expertAlignment) = (options.layout, topKCount, options.expertAlignment)
-    return min(buffer.plan.rowsPerResult, shape.worstCaseRows(atRank: core.rank))
+    return min(buffer.plan.rowsPerResult, shape.rowCountMax(localExpertCount: Int(core.view.localExpertCount)))
   }
 
   /// After a dispatch with exact sizing, how many rows there are is known. A cached handle may stem from a worst-case

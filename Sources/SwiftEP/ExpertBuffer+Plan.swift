@@ -44,12 +44,8 @@ extension ExpertBuffer {
       }
       self.shape = shape
       self.resultCount = resultCount
-      let worstCase = (0..<shape.rankCount).map { shape.worstCaseRows(atRank: $0) }.max() ?? 0
-      var rowsPerResult = worstCase
-      if let receivedTokensMax {
-        let perToken = shape.layout == .bySource ? 1 : shape.topK
-        rowsPerResult = min(worstCase, min(worstCase, receivedTokensMax) * perToken)
-      }
+      let rowsPerResult = shape.rowCountMax(
+        localExpertCount: shape.localExpertCounts.max() ?? 0, tokenCountMax: receivedTokensMax)
       self.rowsPerResult = rowsPerResult
 
       let control = ControlLayout(rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount))

@@ -84,11 +84,16 @@ extension JobShape {
     }
   }
 
-  /// Rows that a rank receives when every token of every rank goes there.
-  package func worstCaseRows(atRank rank: Int) -> Int {
-    let tokenCount = rankCount * tokensPerRankMax
+  /// Experts on each rank.
+  package var localExpertCounts: [Int] {
+    owners.reduce(into: [Int](repeating: 0, count: rankCount)) { counts, owner in counts[Int(owner)] += 1 }
+  }
+
+  /// Rows that a rank with `localExpertCount` experts receives at most when it receives `tokenCountMax` tokens; nil: all
+  /// tokens of all ranks.
+  package func rowCountMax(localExpertCount: Int, tokenCountMax: Int? = nil) -> Int {
+    let tokenCount = min(tokenCountMax ?? .max, rankCount * tokensPerRankMax)
     if layout == .bySource { return tokenCount }
-    let localExpertCount = owners.count { $0 == rank }
     return tokenCount * min(topK, localExpertCount) + localExpertCount * (expertAlignment - 1)
   }
 
@@ -134,7 +139,7 @@ extension JobShape {
         try require((0..<rankCount).contains(owner), "expertOwners", "ranks of 0..<\(rankCount)", owner)
       }
     }
-    let rows = (0..<rankCount).map { worstCaseRows(atRank: $0) }.max() ?? 0
+    let rows = rowCountMax(localExpertCount: localExpertCounts.max() ?? 0)
     try require(
       rows < Int(Int32.max) / max(1, max(topK, 4)), "tokensPerRankMax", "fewer rows than an Int32 counts", rows)
   }

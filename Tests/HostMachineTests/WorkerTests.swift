@@ -36,18 +36,15 @@ private final class Words: @unchecked Sendable {
     #expect(machine().firstToken(5..<5) { _ in true } == -1)
   }
 
-  @Test(arguments: [Int32(1), 3, 64, 65, 130])
-  func mapTokensNumbersThem(destinationCount: Int32) {
+  @Test(arguments: [Int32(1), 3, 64])
+  func numberTokensPerDestination(destinationCount: Int32) {
     var random = Random(UInt64(destinationCount))
     let tokens = Range<Int32>(7...60)
     let goes = (0..<61).map { _ in (0..<Int(destinationCount)).map { _ in random.next() % 3 == 0 } }
     let counters = Words(byteCount: 4 * Int(destinationCount))
     var visits: [[Int32]] = []
-    machine().mapTokens(tokens, destinationCount: destinationCount, counters: Address(counters.base)) { token, word in
-      (0..<64).reduce(UInt64(0)) { bits, bit in
-        let destination = Int(word) * 64 + bit
-        return destination < destinationCount && goes[Int(token)][destination] ? bits | 1 << UInt64(bit) : bits
-      }
+    machine().numberTokens(tokens, counters: Address(counters.base)) { token in
+      (0..<Int(destinationCount)).reduce(UInt64(0)) { goes[Int(token)][$1] ? $0 | 1 << UInt64($1) : $0 }
     } visit: { token, destination, index in
       visits.append([token, destination, index])
     }
@@ -56,6 +53,34 @@ private final class Words: @unchecked Sendable {
       let going = tokens.filter { goes[Int($0)][Int(destination)] }
       for (index, token) in going.enumerated() { expected.append([token, destination, Int32(index)]) }
       #expect(Address(counters.base).load(Int32.self, at: destination) == Int32(going.count))
+    }
+    #expect(Set(visits) == Set(expected) && visits.count == expected.count)
+  }
+
+  /// Every token names some of 100 keys, each once, in any slot.
+  @Test func numberSlotsPerKey() {
+    var random = Random(5)
+    let tokens = Range<Int32>(2...40)
+    let keys: [[Int32]] = (0...40).map { _ in
+      var left = (0..<100).map { Int32($0) }
+      return (0..<8).map { _ in
+        random.next() % 4 == 0 ? -1 : left.remove(at: Int(random.next() % UInt64(left.count)))
+      }
+    }
+    let counters = Words(byteCount: 400)
+    var visits: [[Int32]] = []
+    machine().numberSlots(tokens, slotCount: 8, keyCount: 100, counters: Address(counters.base)) { token, slot in
+      keys[Int(token)][Int(slot)]
+    } visit: { token, slot, index in
+      visits.append([token, slot, index])
+    }
+    var expected: [[Int32]] = []
+    for key in Int32(0)..<100 {
+      let naming = tokens.filter { keys[Int($0)].contains(key) }
+      for (index, token) in naming.enumerated() {
+        expected.append([token, Int32(keys[Int(token)].firstIndex(of: key)!), Int32(index)])
+      }
+      #expect(Address(counters.base).load(Int32.self, at: key) == Int32(naming.count))
     }
     #expect(Set(visits) == Set(expected) && visits.count == expected.count)
   }
