@@ -62,6 +62,7 @@ private struct Script: Sendable {
 
   func run(on buffer: ExpertBuffer) throws {
     let rank = buffer.rank
+    try soilMemory(of: buffer)
     let first = try dispatch(0, on: buffer, handle: nil)
     if job.isAsynchronous { try first.event.wait() }
     try compare(first, step: 0, rank: rank)
@@ -83,6 +84,17 @@ private struct Script: Sendable {
     try compare(first, step: 0, rank: rank)
 
     for step in combines.indices { try combine(step, on: buffer, first) }
+  }
+
+  /// Leaves memory as a buffer has it that has lived for a while: nothing may rely on zeros there.
+  private func soilMemory(of buffer: ExpertBuffer) throws {
+    let result = try dispatch(0, on: buffer, handle: nil)
+    try result.event.wait()
+    let tensors =
+      [result.rows, result.scales, result.origins, result.topKIndices, result.topKWeights] + result.sidecars
+    for tensor in tensors {
+      tensor?.withUnsafeMutableBytes { _ = $0.initializeMemory(as: UInt8.self, repeating: 0xa5) }
+    }
   }
 
   private func dispatch(_ step: Int, on buffer: ExpertBuffer, handle: DispatchHandle?) throws -> DispatchResult {

@@ -133,7 +133,7 @@ private final class Flag: Sendable {
   @Test(arguments: [UInt64(0), 20_000])
   func ringsWakeSleepers(spinNanoseconds: UInt64) {
     let bells = Bells()
-    let turns = 200
+    let turns = 400
     let begin = monotonicNow()
     let other = startThread {
       for turn in 0..<turns {
