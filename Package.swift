@@ -23,7 +23,8 @@ let package = Package(
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
-    .testTarget(name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
+    .testTarget(
+      name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
       name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
     .testTarget(name: "ToolTests", dependencies: ["swiftep", "Conformance", "SwiftEP"], swiftSettings: strict),

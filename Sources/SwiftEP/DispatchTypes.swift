@@ -35,7 +35,8 @@ public struct DispatchOptions: Sendable {
   public var workers: Int?
   /// Return while rows still travel; the result's event says when they have arrived.
   public var isAsynchronous = false
-  /// The rows that are given are ready only when these events are complete.
+  /// What is given is ready only when these events are complete. With exact sizing the call itself waits for them, since
+  /// it waits for the counts.
   public var after: [Event] = []
 
   public init() {}
@@ -121,7 +122,7 @@ public struct CombineOptions: Sendable {
   public var workers: Int?
   /// Return at once; the result's event says when the sums are there and all peers have read this rank's rows.
   public var isAsynchronous = false
-  /// The rows that are given are ready only when these events are complete.
+  /// What is given is ready only when these events are complete.
   public var after: [Event] = []
 
   public init() {}

@@ -29,15 +29,18 @@ extension ExpertBuffer {
   ///
   /// - Throws: `outOfMemory` when the arena can hold no more, `invalidArgument`, `bufferClosed`.
   public func combineInput(for handle: DispatchHandle, hidden: Int, dtype: DType) throws(EPError) -> Tensor {
-    try core.checkOpen()
-    do throws(ArgumentFault) {
-      try core.check(handle)
-      try check(.rows, hidden, in: 1...Int(Int32.max))
-    } catch {
-      throw error.error(rank: rank)
+    // Under the lock, since a dispatch under way holds the largest hole until its counts are known.
+    try core.callLock.withLock { _ throws(EPError) in
+      try core.checkOpen()
+      do throws(ArgumentFault) {
+        try core.check(handle)
+        try check(.rows, hidden, in: 1...1 << 28)
+      } catch {
+        throw error.error(rank: rank)
+      }
+      let block = try core.arena.take(Int64(handle.rowCapacity * hidden * dtype.byteCount), from: .high)
+      return Tensor(dtype: dtype, shape: [handle.rowCapacity, hidden], storage: block, byteOffset: 0)
     }
-    let block = try core.arena.take(Int64(handle.rowCapacity * hidden * dtype.byteCount), from: .high)
-    return Tensor(dtype: dtype, shape: [handle.rowCapacity, hidden], storage: block, byteOffset: 0)
   }
 }
 

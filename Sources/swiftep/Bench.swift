@@ -54,15 +54,20 @@ final class Bench: Sendable {
     oracle = Oracle(
       expertOwners: job.shape.owners.map { Int($0) }, tokens: workload.tokens, layout: job.layout, expertAlignment: 1,
       quantization: job.rowType.quantization)
-    var sizes = [CopyFloor.dispatchSizes(job, workload)]
-    if !job.rowType.combinesInPlace { sizes.append(CopyFloor.combineSizes(job, workload)) }
-    floors = sizes.map { CopyFloor($0, workerCount: workerCount) }
+    var floors = [
+      CopyFloor(
+        CopyFloor.dispatchSizes(job, workload), sources: workload.tokens.map(\.x), workerCount: workerCount)
+    ]
+    if !job.rowType.combinesInPlace {
+      floors.append(CopyFloor(CopyFloor.combineSizes(job, workload), workerCount: workerCount))
+    }
+    self.floors = floors
     rankSteps = SharedStopwatch(partyCount: job.rankCount)
     copySteps = SharedStopwatch(partyCount: job.rankCount * workerCount)
     state = Mutex(
       State(
         rounds: Array(repeating: nil, count: job.rankCount), hashes: Array(repeating: 0, count: job.rankCount),
-        measurements: Measurements(copies: Array(repeating: [:], count: sizes.count))))
+        measurements: Measurements(copies: Array(repeating: [:], count: floors.count))))
   }
 
   /// - Throws: `CheckFailure` where a result is wrong, `EPError`.
@@ -174,8 +179,10 @@ final class Bench: Sendable {
   private func time(
     _ rank: Int, _ buffer: ExpertBuffer, _ expertRows: Tensor?, isCounted: Bool, isLast: Bool
   ) throws {
-    // Lets the library's own threads, which spin a while after their work, fall asleep: they would slow the copies.
-    usleep(200)
+    // Lets the library's own threads, which spin a while after their work, fall asleep: they would slow the copies. Not
+    // asleep itself, since a core that idles starts slowly.
+    let rested = monotonicNanoseconds() + 100_000
+    while monotonicNanoseconds() < rested {}
     let copies = try timeCopies(rank: rank, worker: 0)
     let (dispatched, dispatchTime) = try rankSteps.measure(party: rank) { try dispatch(rank, buffer) }
     let (combined, combineTime) = try rankSteps.measure(party: rank) {
@@ -186,7 +193,9 @@ final class Bench: Sendable {
         state.measurements.dispatch.append(dispatchTime)
         state.measurements.combine.append(combineTime)
         for (floor, times) in copies.enumerated() {
-          state.measurements.copies[floor].merge(times) { $0 + $1 }
+          for (kind, some) in times {
+            state.measurements.copies[floor][kind, default: []].append(contentsOf: some)
+          }
         }
       }
     }

@@ -4,8 +4,8 @@ import SwiftEP
 
 /// How fast this host copies, with the threads and the sizes of an operation: what the operation cannot be faster than.
 ///
-/// Each rank copies between buffers of its own, as large as what the operation reads and writes there; the smaller of
-/// the two is gone through again until the larger is done.
+/// Each rank copies from its tokens, or a buffer as large as what the operation reads there, to one as large as what it
+/// writes; the smaller of the two is gone through again until the larger is done.
 final class CopyFloor: @unchecked Sendable {
   enum Kind: String, CaseIterable, Sendable {
     /// `memcpy`.
@@ -35,19 +35,21 @@ final class CopyFloor: @unchecked Sendable {
   private let destinations: [Tensor]
 
   /// Allocates and touches the buffers of all ranks.
-  init(_ sizes: [Sizes], workerCount: Int) {
+  ///
+  /// - Parameter sources: of the sizes that are read, one a rank; nil: buffers of their own.
+  init(_ sizes: [Sizes], sources: [Tensor]? = nil, workerCount: Int) {
     self.sizes = sizes
     self.workerCount = workerCount
-    sources = sizes.map { try! Tensor(zeros: [$0.readByteCount], .uint8) }
+    self.sources = sources ?? sizes.map { try! Tensor(zeros: [$0.readByteCount], .uint8) }
     destinations = sizes.map { try! Tensor(zeros: [$0.writtenByteCount], .uint8) }
   }
 
   /// Bytes read and written by all ranks in one copy.
   var movedByteCount: Int { 2 * sizes.reduce(0) { $0 + $1.copiedByteCount } }
 
-  /// Copies per iteration: small ones are repeated, since each takes little longer than a clock's and a barrier's
-  /// noise.
-  var repetitionCount: Int { min(16, max(1, (32 << 20) / max(1, movedByteCount))) }
+  /// Copies per iteration. One, as an operation runs once: repeated, they would find in the caches what an operation does
+  /// not. Only those that take little longer than a clock's and a barrier's noise are repeated.
+  var repetitionCount: Int { min(16, max(1, (256 << 10) / max(1, movedByteCount))) }
 
   /// One worker's part of a rank's copy.
   func copy(_ kind: Kind, rank: Int, worker: Int) {
