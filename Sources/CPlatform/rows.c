@@ -81,15 +81,9 @@ void swiftep_store_fence(void) {
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
-typedef uint8_t u8x8 __attribute__((vector_size(8)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
 INLINE u32x8 select_bits(i32x8 mask, u32x8 yes, u32x8 no) { return ((u32x8)mask & yes) | (~(u32x8)mask & no); }
-
-INLINE u16x8 load_u16(const void *from) {
-  u16x8 bits;
-  memcpy(&bits, from, sizeof bits);
-  return bits;
-}
 
 /// The BF16 nearest to each value, in the upper half of its lane; the lower half is noise. NaN becomes 0x7fff.
 INLINE u32x8 round_bf16(f32x8 value) {
@@ -117,15 +111,18 @@ INLINE u32x8 round_fp16(f32x8 value) {
   return select_bits((i32x8)(magnitude > 0x7f800000), (u32x8){} + 0x7fff, half);
 }
 
-INLINE u8x8 narrow_e4m3(f32x8 value) {
+/// The E4M3 nearest to each value, in the lowest byte of its lane; the others are zero. No finite value's magnitude is above
+/// 448, which scaling sees to. Only with `special` are infinities and NaN taken care of: 0x7e and 0x7f.
+INLINE u32x8 round_e4m3(f32x8 value, bool special) {
   u32x8 bits = (u32x8)value;
   u32x8 magnitude = bits & 0x7fffffff;
   u32x8 normal = (magnitude + 0x7ffff + ((magnitude >> 20) & 1) - (120u << 23)) >> 20;
   u32x8 subnormal = (u32x8)((f32x8)magnitude + 0x1p14f) - 0x46800000;
   u32x8 code = select_bits((i32x8)(magnitude < 0x3c800000), subnormal, normal);
-  code = select_bits((i32x8)(magnitude >= 0x43e00000), (u32x8){} + 0x7e, code) | ((bits >> 24) & 0x80);
-  code = select_bits((i32x8)(magnitude > 0x7f800000), (u32x8){} + 0x7f, code);
-  return __builtin_convertvector(code, u8x8);
+  if (special) code = select_bits((i32x8)(magnitude == 0x7f800000), (u32x8){} + 0x7e, code);
+  code |= (bits >> 24) & 0x80;
+  if (special) code = select_bits((i32x8)(magnitude > 0x7f800000), (u32x8){} + 0x7f, code);
+  return code;
 }
 
 // MARK: Reduction
@@ -260,19 +257,32 @@ INLINE void reduce_any(void *output, const struct swiftep_reduction *r, size_t f
 
 // MARK: Quantization
 
-INLINE f32x8 widen_bf16(u16x8 bits) { return (f32x8)(__builtin_convertvector(bits, u32x8) << 16); }
+/// The largest magnitude of `channel_count` BF16 channels, a multiple of 16, as BF16 bits: NaN above infinity above all else.
+INLINE uint16_t largest_magnitude(const uint16_t *source, size_t channel_count) {
+  u16x16 largest = {};
+  for (size_t i = 0; i < channel_count; i += 16) {
+    largest = __builtin_elementwise_max(largest, (u16x16)load_lanes(source + i) & 0x7fff);
+  }
+  return __builtin_reduce_max(largest);
+}
 
-INLINE void quantize_any(uint8_t *values, void *scales, const uint16_t *source, size_t channel_count, bool power_of_two) {
+INLINE void quantize_block(uint8_t *values, const uint16_t *source, size_t channel_count, float inverse, bool special) {
+  for (size_t i = 0; i < channel_count; i += 16) {
+    u32x8 lanes = load_lanes(source + i);
+    f32x8 even = (f32x8)(lanes << 16);
+    f32x8 odd = (f32x8)(lanes & 0xffff0000);
+    u32x8 pairs = round_e4m3(even * inverse, special) | (round_e4m3(odd * inverse, special) << 8);
+    u16x8 codes = __builtin_convertvector(pairs, u16x8);
+    memcpy(values + i, &codes, sizeof codes);
+  }
+}
+
+INLINE void quantize_any(
+    uint8_t *values, void *scales, const uint16_t *source, size_t channel_count, bool power_of_two) {
   for (size_t first = 0, block = 0; first < channel_count; first += 128, block++) {
     size_t count = channel_count - first < 128 ? channel_count - first : 128;
-    u16x8 largest = {};
-    for (size_t i = 0; i < count; i += 8) {
-      u16x8 magnitude = load_u16(source + first + i) & 0x7fff;
-      u16x8 is_larger = (u16x8)(magnitude > largest);
-      largest = (is_larger & magnitude) | (~is_larger & largest);
-    }
-    uint16_t top = 0;
-    for (int lane = 0; lane < 8; lane++) top = largest[lane] > top ? largest[lane] : top;
+    uint16_t top = largest_magnitude(source + first, count);
+    bool special = top >= 0x7f80;
     uint32_t amax_bits = (uint32_t)top << 16;
     float amax;
     memcpy(&amax, &amax_bits, sizeof amax);
@@ -282,17 +292,17 @@ INLINE void quantize_any(uint8_t *values, void *scales, const uint16_t *source, 
     if (power_of_two) {
       uint32_t bits;
       memcpy(&bits, &scale, sizeof bits);
-      uint32_t exponent = (bits >> 23) + ((bits & 0x7fffff) != 0);
-      if (top >= 0x7f80) exponent = 255;
-      uint32_t inverse_bits = exponent == 255 ? 0x7fc00000 : (254 - exponent) << 23;
+      uint32_t exponent = special ? 255 : (bits >> 23) + ((bits & 0x7fffff) != 0);
+      uint32_t inverse_bits = special ? 0x7fc00000 : (254 - exponent) << 23;
       memcpy(&inverse, &inverse_bits, sizeof inverse);
       ((uint8_t *)scales)[block] = (uint8_t)exponent;
     } else {
       ((float *)scales)[block] = scale;
     }
-    for (size_t i = 0; i < count; i += 8) {
-      u8x8 codes = narrow_e4m3(widen_bf16(load_u16(source + first + i)) * inverse);
-      memcpy(values + first + i, &codes, sizeof codes);
+    if (special) {
+      quantize_block(values + first, source + first, count, inverse, true);
+    } else {
+      quantize_block(values + first, source + first, count, inverse, false);
     }
   }
 }

@@ -136,7 +136,7 @@ private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
   }
 
   /// All BF16 patterns, shuffled over blocks: blocks with infinities, with NaNs, and blocks of subnormals alone.
-  @Test(arguments: [false, true], [65536, 8, 136, 1000])
+  @Test(arguments: [false, true], [65536, 16, 144, 1008])
   func quantizes(powerOfTwo: Bool, channelCount: Int) {
     var random = Random(11)
     let source: [UInt16] = (0..<channelCount).map { channel in

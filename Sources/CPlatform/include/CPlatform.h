@@ -45,7 +45,7 @@ void swiftep_scatter(void *const *destinations, int destination_count, const voi
 /// Orders earlier streaming stores before later stores.
 void swiftep_store_fence(void);
 
-/// Quantizes `channel_count` BF16 channels to FP8 E4M3 (round to nearest even, saturating), in blocks of 128 channels:
+/// Quantizes `channel_count` BF16 channels, a multiple of 16, to FP8 E4M3 (round to nearest even, saturating), in blocks of 128 channels:
 /// `inverse * x` with `inverse = 448 / amax` and `scale = amax / 448`, amax clamped from below at 1e-4. With
 /// `power_of_two`, the scale is rounded up to a power of two and stored as its biased exponent, one byte a block;
 /// otherwise as a Float.
