@@ -19,7 +19,7 @@ let package = Package(
       swiftSettings: strict),
     .target(name: "Conformance", dependencies: ["SwiftEP"], swiftSettings: strict),
     .executableTarget(
-      name: "swiftep", dependencies: ["Conformance", "CPlatform", "SwiftEP"], swiftSettings: strict),
+      name: "swiftep", dependencies: ["Conformance", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
@@ -27,6 +27,7 @@ let package = Package(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
       name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
-    .testTarget(name: "ToolTests", dependencies: ["swiftep", "Conformance", "SwiftEP"], swiftSettings: strict),
+    .testTarget(
+      name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
   ]
 )

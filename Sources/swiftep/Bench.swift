@@ -1,9 +1,9 @@
 import Conformance
 import Foundation
+import HostMachine
 import SwiftEP
-import Synchronization
 
-/// Runs a workload's dispatch and combine: once against the oracle, then timed, a copy between private buffers before
+/// Runs a workload's dispatch and combine: once against the oracle, then timed, copies of the same sizes before
 /// each pair.
 final class Bench: Sendable {
   let job: JobSpec
@@ -16,7 +16,7 @@ final class Bench: Sendable {
   private let oracle: Oracle
   private let rankSteps: SharedStopwatch
   private let copySteps: SharedStopwatch
-  private let state: Mutex<State>
+  private let state: Guarded<State>
   private let progress: @Sendable (Int) -> Void
 
   /// All times in nanoseconds.
@@ -64,7 +64,7 @@ final class Bench: Sendable {
     self.floors = floors
     rankSteps = SharedStopwatch(partyCount: job.rankCount)
     copySteps = SharedStopwatch(partyCount: job.rankCount * workerCount)
-    state = Mutex(
+    state = Guarded(
       State(
         rounds: Array(repeating: nil, count: job.rankCount), hashes: Array(repeating: 0, count: job.rankCount),
         measurements: Measurements(copies: Array(repeating: [:], count: floors.count))))
@@ -181,8 +181,8 @@ final class Bench: Sendable {
   ) throws {
     // Lets the library's own threads, which spin a while after their work, fall asleep: they would slow the copies. Not
     // asleep itself, since a core that idles starts slowly.
-    let rested = monotonicNanoseconds() + 100_000
-    while monotonicNanoseconds() < rested {}
+    let rested = monotonicNow() + 100_000
+    while monotonicNow() < rested {}
     let copies = try timeCopies(rank: rank, worker: 0)
     let (dispatched, dispatchTime) = try rankSteps.measure(party: rank) { try dispatch(rank, buffer) }
     let (combined, combineTime) = try rankSteps.measure(party: rank) {

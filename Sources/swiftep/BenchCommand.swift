@@ -18,7 +18,7 @@ let benchCommand = Command(
     bytes of rows that a rank received (its own tokens' included) over the median time.
 
     The floor is (rows read once + rows written once) / the bandwidth of a copy: memcpy or streaming stores,
-    the better, by as many threads between private buffers of the same sizes, measured in the same run.
+    the better, by as many threads over the same sizes, measured in the same run.
     """,
   body: { arguments in
     let settings = try BenchSettings(arguments)

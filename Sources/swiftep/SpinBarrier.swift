@@ -1,5 +1,6 @@
 import CPlatform
 import Glibc
+import HostMachine
 import Synchronization
 
 /// Where threads wait for each other: spinning first, since all that are on time should start within a microsecond;
@@ -30,7 +31,7 @@ final class SpinBarrier: @unchecked Sendable {
     let current = round.pointee.load(ordering: .acquiring)
     if arrived.wrappingAdd(1, ordering: .acquiringAndReleasing).newValue == partyCount {
       arrived.store(0, ordering: .relaxed)
-      releasedAt.store(monotonicNanoseconds(), ordering: .relaxed)
+      releasedAt.store(monotonicNow(), ordering: .relaxed)
       // Releases what all parties stored before they came.
       round.pointee.wrappingAdd(1, ordering: .acquiringAndReleasing)
       _ = swiftep_futex_wake(round, Int32.max)
@@ -66,12 +67,6 @@ final class SpinBarrier: @unchecked Sendable {
   }
 }
 
-func monotonicNanoseconds() -> UInt64 {
-  var time = timespec()
-  clock_gettime(CLOCK_MONOTONIC, &time)
-  return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
-}
-
 /// Times a step that several threads take at once: from when the last of them is ready until the last has finished.
 final class SharedStopwatch: @unchecked Sendable {
   let barrier: SpinBarrier
@@ -94,7 +89,7 @@ final class SharedStopwatch: @unchecked Sendable {
     try barrier.wait()
     let start = try barrier.wait()
     let result = try step()
-    finishedAt[party] = monotonicNanoseconds()
+    finishedAt[party] = monotonicNow()
     try barrier.wait()
     return (result, finishedAt.max()! - start)
   }

@@ -1,7 +1,7 @@
 import Conformance
 import Foundation
+import HostMachine
 import SwiftEP
-import Synchronization
 import Testing
 
 @testable import swiftep
@@ -10,7 +10,7 @@ import Testing
   @Test func nobodyRunsAhead() throws {
     let partyCount = 5
     let barrier = SpinBarrier(partyCount: partyCount)
-    let arrived = Mutex(0)
+    let arrived = Guarded(0)
     try inParallel(partyCount) { _ in
       for round in 1...200 {
         arrived.withLock { $0 += 1 }
@@ -36,7 +36,7 @@ import Testing
 
   @Test func theSlowestCounts() throws {
     let stopwatch = SharedStopwatch(partyCount: 3)
-    let times = Mutex<[UInt64]>([])
+    let times = Guarded<[UInt64]>([])
     try inParallel(3) { party in
       let time = try stopwatch.measure(party: party) { if party == 1 { usleep(30_000) } }
       times.withLock { $0.append(time.nanoseconds) }
