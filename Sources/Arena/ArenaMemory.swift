@@ -16,8 +16,10 @@ package final class ArenaMemory: @unchecked Sendable {
   package let descriptor: Int32
   package let base: UnsafeMutableRawPointer
   package let reservedByteCount: Int64
-  /// The file's size. Touched by the owning rank only.
+  /// Bytes that are there to be used. Touched by the owning rank only.
   package private(set) var byteCount: Int64 = 0
+  /// The file's size: larger than `byteCount` where growing it was possible, but not taking its memory.
+  private var fileByteCount: Int64 = 0
 
   /// A new file of no bytes, mapped for `reservedByteCount` (rounded up to pages).
   package init(reservedByteCount: Int64) throws(SystemCallError) {
@@ -46,7 +48,10 @@ package final class ArenaMemory: @unchecked Sendable {
   /// Grows the file to `newByteCount`, which is not less than before, and takes its memory from the system at once.
   package func grow(to newByteCount: Int64) throws(SystemCallError) {
     precondition(newByteCount >= byteCount && newByteCount <= reservedByteCount)
-    try systemCall("ftruncate") { [descriptor] in ftruncate(descriptor, Int(newByteCount)) }
+    if newByteCount > fileByteCount {
+      try systemCall("ftruncate") { [descriptor] in ftruncate(descriptor, Int(newByteCount)) }
+      fileByteCount = newByteCount
+    }
     let added = base + Int(byteCount)
     try systemCall("madvise(MADV_POPULATE_WRITE)") { [byteCount] in
       swiftep_populate(added, Int(newByteCount - byteCount))

@@ -83,7 +83,7 @@ package enum CombineSource: String, CaseIterable, Sendable {
 }
 
 extension Job {
-  package var owners: [Int] { shape.owners.map { Int($0) } }
+  package var owners: [Int] { expertOwners ?? contiguousOwners(expertCount: expertCount, rankCount: rankCount) }
 
   package var tokensPerRankMax: Int { tokensPerRank.max() ?? 0 }
 

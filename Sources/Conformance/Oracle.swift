@@ -153,3 +153,14 @@ extension Oracle {
     }
   }
 }
+
+/// The rank of each expert where nobody says otherwise: equal runs, the first ranks' being one longer where the experts
+/// do not divide.
+package func contiguousOwners(expertCount: Int, rankCount: Int) -> [Int] {
+  var owners: [Int] = []
+  for rank in 0..<rankCount {
+    for _ in 0..<expertCount / rankCount { owners.append(rank) }
+    if rank < expertCount % rankCount { owners.append(rank) }
+  }
+  return owners
+}

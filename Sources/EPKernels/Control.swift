@@ -111,13 +111,13 @@
   public var layout: Int64 = 0
   public var sizing: Int64 = 0
   public var expertAlignment: Int64 = 0
-  public var scaleByteCount: Int64 = 0
-  public var sidecarByteCounts: (Int64, Int64, Int64) = (0, 0, 0)
+  /// Bytes of a row's scales, of each sidecar; above 32 bits, what they mean.
+  public var scales: Int64 = 0
+  public var sidecars: (Int64, Int64, Int64) = (0, 0, 0)
 
   /// Not zero: this rank was called wrongly; see `InputFault`.
   public var fault: Int64 = 0
   public var faultDetails: (Int64, Int64, Int64) = (0, 0, 0)
-  public var tokenCount: Int64 = 0
   /// Dispatch: a free hole in this rank's arena. Combine: where this rank's rows lie in it.
   public var outputOffset: Int64 = 0
   public var outputCapacity: Int64 = 0
@@ -134,7 +134,7 @@
 /// The fields of a header that all ranks must agree on, numbered as they lie in it.
 @frozen public enum HeaderField: Int64, CaseIterable, Sendable {
   case operation, handle, format, transform, elementsPerRow, topK, indexByteCount, isWeighted, layout, sizing
-  case expertAlignment, scaleByteCount, sidecar0, sidecar1, sidecar2
+  case expertAlignment, scales, sidecar0, sidecar1, sidecar2
 }
 
 @frozen public enum Operation: Int64, Sendable {
@@ -182,10 +182,13 @@
   case inputFault = 1
   /// Details: the header field, rank 0's value, the other rank's value.
   case disagreement = 2
-  /// Details: the signal slot that was waited for, the epoch expected, the epoch found.
+  /// Details: the signal slot that was waited for (or `inputSlot`), the epoch expected.
   case timeout = 3
   /// The output does not fit. Details: bytes needed, bytes available.
   case overflow = 4
   /// An earlier operation of this buffer timed out. Rank and details are that operation's.
   case failedBefore = 5
+
+  /// In a timeout's details, beside the signal slots: this rank's own input was not ready in time.
+  @inlinable public static var inputSlot: Int64 { 2 }
 }

@@ -200,17 +200,16 @@
   let (view, handle) = (arguments.view, arguments.handle)
   let total = handle.total(atRank: view.rank)
   if handle.layout.layout == .byExpert && arguments.expertAlignment > 1 {
-    machine.shareOut(view.localExpertCount) { expert in
-      var groupStart: Int32 = 0
-      var earlier: Int32 = 0
-      while earlier < expert {
-        let aligned = handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: earlier)
-        groupStart = groupStart &+ aligned
-        earlier = earlier &+ 1
-      }
+    var groupStart: Int32 = 0
+    var expert: Int32 = 0
+    while expert < view.localExpertCount {
       let first = groupStart &+ handle.at(handle.layout.tokensPerExpert).load(Int32.self, at: expert)
       let end = groupStart &+ handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: expert)
-      markRows(machine, arguments, first: first, end: end, zeroing: arguments.zeroesPadding)
+      if expert % machine.workerCount == machine.workerIndex {
+        markRows(machine, arguments, first: first, end: end, zeroing: arguments.zeroesPadding)
+      }
+      groupStart = end
+      expert = expert &+ 1
     }
   }
   let rowCapacity = Int32(truncatingIfNeeded: arguments.header.outputRowCapacity)

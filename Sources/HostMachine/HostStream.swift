@@ -111,13 +111,7 @@ package final class HostStream: @unchecked Sendable {
 
   /// Runs the first task of the queue on this thread, unless another is at it.
   private func runNext() -> Bool {
-    let task: Task? = state.withLock { state in
-      if state.isDriven || state.queue.isEmpty { return nil }
-      state.isDriven = true
-      return state.queue.removeFirst()
-    }
-    guard let task else { return false }
-    crew.run(task)
+    guard takeAndRun() else { return false }
     let isMoreQueued = state.withLock { state in
       state.isDriven = false
       finished.increment()
@@ -125,6 +119,20 @@ package final class HostStream: @unchecked Sendable {
     }
     finishedBell.ring()
     if isMoreQueued { serviceBell.ring() }
+    return true
+  }
+
+  /// The task and what it owns are gone when this returns, before anybody learns that it has finished: a caller may
+  /// then count on the memory.
+  @inline(never)
+  private func takeAndRun() -> Bool {
+    let task: Task? = state.withLock { state in
+      if state.isDriven || state.queue.isEmpty { return nil }
+      state.isDriven = true
+      return state.queue.removeFirst()
+    }
+    guard let task else { return false }
+    crew.run(task)
     return true
   }
 
@@ -173,6 +181,7 @@ private final class Crew: @unchecked Sendable {
     task.body(machine)
     let everyone = published.load() * UInt64(threads.count)
     _ = arrivedBell.wait(until: .max, spinningFor: tuning.spinNanoseconds) { arrived.load() >= everyone }
+    self.task = nil
   }
 
   private func publish(_ task: HostStream.Task?) {
@@ -187,13 +196,20 @@ private final class Crew: @unchecked Sendable {
       seen += 1
       let next = seen
       _ = publishedBell.wait(until: .max, spinningFor: tuning.spinNanoseconds) { published.load() >= next }
-      guard let task else { return }
-      if index < task.workerCount {
-        task.body(HostMachine(workerIndex: Int32(index), workerCount: Int32(task.workerCount), tuning: tuning))
-      }
+      guard runPublished(as: index) else { return }
       arrived.increment()
       arrivedBell.ring()
     }
+  }
+
+  /// Runs this worker's part of the published task, holding on to nothing afterwards. Returns false when there is none.
+  @inline(never)
+  private func runPublished(as index: Int) -> Bool {
+    guard let task else { return false }
+    if index < task.workerCount {
+      task.body(HostMachine(workerIndex: Int32(index), workerCount: Int32(task.workerCount), tuning: tuning))
+    }
+    return true
   }
 
   func close() {

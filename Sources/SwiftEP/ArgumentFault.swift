@@ -18,6 +18,8 @@ package struct ArgumentFault: Error, Equatable {
     case atMost
     /// A handle that another buffer made.
     case foreign
+    /// Memory that lies apart from the rows' is expected.
+    case overlap
     /// By source: 0, by expert: 1.
     case layout
   }
@@ -66,11 +68,12 @@ package struct ArgumentFault: Error, Equatable {
       texts = (
         allowed.map { "\($0)" }.joined(separator: " or "), DType(rawValue: Int(found)).map { "\($0)" } ?? "\(found)"
       )
-    case .rowByteCount: texts = ("rows of a positive multiple of \(expected) bytes", "\(found) bytes")
+    case .rowByteCount: texts = ("rows of a positive multiple of \(expected) bytes, at most 2^30", "\(found) bytes")
     case .presence: texts = expected == 1 ? ("a tensor", "none") : ("none", "a tensor")
     case .atLeast: texts = ("at least \(expected)", "\(found)")
     case .atMost: texts = ("at most \(expected)", "\(found)")
     case .foreign: texts = ("a handle of this buffer", "one of another buffer")
+    case .overlap: texts = ("memory apart from that of the rows", "memory that overlaps it")
     case .layout:
       texts = ("\(RowLayout(code: expected))", "\(RowLayout(code: found))")
     }
@@ -110,11 +113,18 @@ extension Tensor {
     }
   }
 
+  /// Bytes of one row, and what they mean: different for tensors whose rows must not be mixed.
+  var rowCode: Int64 { Int64(rowByteCount) | Int64(dtype.rawValue + 1) << 32 }
+
+  func overlaps(_ other: Tensor) -> Bool {
+    address.bits < other.address.bits + UInt64(other.byteCount) && other.address.bits < address.bits + UInt64(byteCount)
+  }
+
   /// Bytes of one element of the first dimension.
   var rowByteCount: Int { shape.dropFirst().reduce(dtype.byteCount, *) }
 
   func check(_ name: ArgumentFault.Name, rowByteCountMultipleOf multiple: Int) throws(ArgumentFault) {
-    if rowByteCount == 0 || rowByteCount % multiple != 0 || rowByteCount > Int(Int32.max) {
+    if rowByteCount == 0 || rowByteCount % multiple != 0 || rowByteCount > 1 << 30 {
       throw ArgumentFault(.rowByteCount, name, expected: multiple, found: rowByteCount)
     }
   }

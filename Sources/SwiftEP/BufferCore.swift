@@ -5,6 +5,22 @@ import HostMachine
 /// Tells one buffer's handles from another's: alive as long as a handle, so that no later buffer has the same.
 final class BufferIdentity: Sendable {}
 
+/// Where a rank's tables lie in one piece of its own memory, behind the status of a failure: arenas, then experts'
+/// owners and local indices.
+struct TableOffsets {
+  let arenas: Int64
+  let owners: Int64
+  let locals: Int64
+  let byteCount: Int64
+
+  init(rankCount: Int, expertCount: Int) {
+    arenas = OperationStatus.byteCount
+    owners = arenas + 8 * Int64(rankCount)
+    locals = owners + 4 * Int64(expertCount)
+    byteCount = locals + 4 * Int64(expertCount)
+  }
+}
+
 /// What the operations of one buffer share.
 final class BufferCore: Sendable {
   let identity = BufferIdentity()
@@ -32,7 +48,7 @@ final class BufferCore: Sendable {
   init(
     communicator: Communicator, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena, arenas: [ArenaMemory],
     timeout: Duration
-  ) {
+  ) throws(EPError) {
     rank = communicator.rank
     rankCount = communicator.rankCount
     self.device = device
@@ -41,17 +57,14 @@ final class BufferCore: Sendable {
     self.timeout = timeout
     owners = plan.shape.owners
     let expertCount = owners.count
-    let failureOffset = Int64(0)
-    let arenasOffset = alignUp(failureOffset + OperationStatus.byteCount, to: 64)
-    let ownersOffset = arenasOffset + 8 * Int64(rankCount)
-    let localsOffset = ownersOffset + 4 * Int64(expertCount)
-    tables = device.makeLocalMemory(byteCount: localsOffset + 4 * Int64(expertCount))
+    let offsets = TableOffsets(rankCount: rankCount, expertCount: expertCount)
+    tables = try device.makeLocalMemory(byteCount: offsets.byteCount)
     let base = tables.base
     view = RankView(
       rank: Int32(rank), rankCount: Int32(rankCount), expertCount: Int32(expertCount),
-      localExpertCount: Int32(owners.count { $0 == communicator.rank }), arenas: base.advanced(byBytes: arenasOffset),
-      expertOwner: base.advanced(byBytes: ownersOffset), expertLocal: base.advanced(byBytes: localsOffset),
-      failure: base.advanced(byBytes: failureOffset), timeoutNanoseconds: timeout.nanoseconds)
+      localExpertCount: Int32(owners.count { $0 == communicator.rank }), arenas: base.advanced(byBytes: offsets.arenas),
+      expertOwner: base.advanced(byBytes: offsets.owners), expertLocal: base.advanced(byBytes: offsets.locals),
+      failure: base, timeoutNanoseconds: timeout.nanoseconds)
     for (rank, arena) in arenas.enumerated() {
       view.arenas.store(Address(arena.base).bits, at: Int32(rank))
     }
@@ -63,7 +76,10 @@ final class BufferCore: Sendable {
     }
   }
 
-  deinit { device.close() }
+  deinit {
+    device.close()
+    arena.endQuarantine()
+  }
 
   func close() {
     let wasOpen = state.withLock { state in
@@ -105,7 +121,12 @@ final class BufferCore: Sendable {
   }
 
   private func rankMissing(_ rank: Int, _ details: (Int64, Int64, Int64, Int64)) -> EPError {
-    let step: EPError.Step = details.0 == Int64(SignalSlot.exchange.rawValue) ? .exchange : .completion
+    let step: EPError.Step =
+      switch details.0 {
+      case StatusCode.inputSlot: .input
+      case Int64(SignalSlot.exchange.rawValue): .exchange
+      default: .completion
+      }
     return .rankMissing(rank: rank, step: step, timeout: timeout)
   }
 
@@ -152,8 +173,8 @@ extension HeaderField {
     case .layout: "the layout"
     case .sizing: "sizing"
     case .expertAlignment: "expertAlignment"
-    case .scaleByteCount: "bytes of a row's scales"
-    case .sidecar0, .sidecar1, .sidecar2: "bytes of a row in sidecar \(rawValue - HeaderField.sidecar0.rawValue)"
+    case .scales: "a row of scales"
+    case .sidecar0, .sidecar1, .sidecar2: "a row of sidecar \(rawValue - HeaderField.sidecar0.rawValue)"
     }
   }
 
@@ -165,8 +186,16 @@ extension HeaderField {
     case .isWeighted: value == 0 ? "none" : "weights"
     case .layout: value == 0 ? "bySource" : "byExpert"
     case .sizing: value == 0 ? "exact" : "worstCase"
+    case .scales, .sidecar0, .sidecar1, .sidecar2: rowDescription(value)
     default: "\(value)"
     }
+  }
+
+  /// Of a tensor's `rowCode`.
+  private func rowDescription(_ code: Int64) -> String {
+    if code == 0 { return "none" }
+    let dtype = DType(rawValue: Int(code >> 32) - 1).map { " of \($0)" } ?? ""
+    return "\(code & 0xffff_ffff) bytes\(dtype)"
   }
 }
 

@@ -118,7 +118,8 @@ private final class ThreadMeeting: Sendable {
 
 extension Duration {
   package var nanoseconds: UInt64 {
+    // A century is as good as for ever, and no sum of a time and this overflows.
     let (seconds, attoseconds) = components
-    return UInt64(max(0, seconds)) * 1_000_000_000 + UInt64(max(0, attoseconds / 1_000_000_000))
+    return UInt64(min(max(0, seconds), 3_155_760_000)) * 1_000_000_000 + UInt64(max(0, attoseconds / 1_000_000_000))
   }
 }

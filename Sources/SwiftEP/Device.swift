@@ -3,7 +3,7 @@ import HostMachine
 
 /// What the API asks of the hardware that runs the protocol: queues of launches, and memory that no peer touches.
 package protocol Device: AnyObject, Sendable {
-  /// As in `--machine`.
+  /// The kind of hardware: `cpu`.
   var name: String { get }
   /// Workers that one call can use.
   var workerCountMax: Int { get }
@@ -19,7 +19,7 @@ package protocol Device: AnyObject, Sendable {
   func wait(for ticket: UInt64)
 
   /// Zeroed memory that this rank's kernels and its host can both reach.
-  func makeLocalMemory(byteCount: Int64) -> any TensorStorage
+  func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage
 
   /// Finishes what is queued and gives everything back.
   func close()
@@ -51,6 +51,8 @@ package final class HostDevice: Device {
 
   package func isFinished(_ ticket: UInt64) -> Bool { stream.isFinished(ticket) }
   package func wait(for ticket: UInt64) { _ = stream.wait(for: ticket) }
-  package func makeLocalMemory(byteCount: Int64) -> any TensorStorage { HostMemory(byteCount: byteCount) }
+  package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
+    try HostMemory(byteCount: byteCount)
+  }
   package func close() { stream.close() }
 }

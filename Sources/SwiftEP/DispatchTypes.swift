@@ -16,8 +16,8 @@ public enum Routing: Sendable {
 public enum Sizing: Sendable {
   /// As large as what arrives. The call returns when the counts are known.
   case exact
-  /// For all tokens of all ranks, or as many as the plan allows. The call waits for nothing; counts stay in memory,
-  /// rows behind the last have -1 as origin and as indices.
+  /// For all tokens of all ranks, or as many as the plan allows. An asynchronous call waits for nothing; counts stay in
+  /// memory, rows behind the last have -1 as origin and as indices.
   case worstCase
 }
 
@@ -35,8 +35,8 @@ public struct DispatchOptions: Sendable {
   public var workers: Int?
   /// Return while rows still travel; the result's event says when they have arrived.
   public var isAsynchronous = false
-  /// What is given is ready only when these events are complete. With exact sizing the call itself waits for them, since
-  /// it waits for the counts.
+  /// What is given is ready only when these events are complete. With exact sizing the call itself waits for them,
+  /// since it waits for the counts.
   public var after: [Event] = []
 
   public init() {}
@@ -116,7 +116,8 @@ public struct CombineOptions: Sendable {
   public var topKWeights: Tensor?
   /// Up to two tensors `[tokens, hidden]` in the rows' dtype, added last.
   public var biases: [Tensor] = []
-  /// Where to put the sums, `[tokens, hidden]` in the rows' dtype; nil: arena memory that the result owns.
+  /// Where to put the sums, `[tokens, hidden]` in the rows' dtype, apart from the rows; nil: arena memory that the
+  /// result owns.
   public var output: Tensor?
   /// Workers to use; nil: all that the buffer has.
   public var workers: Int?

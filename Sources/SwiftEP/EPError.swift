@@ -21,6 +21,8 @@ public indirect enum EPError: Error, Equatable, Sendable {
   public enum Step: String, Sendable {
     /// The creation of a buffer.
     case setup
+    /// The events that a call was to wait for (`after`): the rank that is missing is the caller's own.
+    case input
     /// The beginning of an operation, where all ranks tell each other what they are about to do.
     case exchange
     /// The end of an operation: rows written (dispatch) or read (combine).

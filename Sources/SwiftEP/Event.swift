@@ -39,12 +39,13 @@ public final class Event: Sendable {
     }
   }
 
-  /// Waits at most `nanoseconds`. Returns whether the event is complete and what it stands for succeeded.
+  /// Waits at most `nanoseconds`; returns whether the event is complete. An operation that failed is complete too.
   func wait(atMost nanoseconds: UInt64) -> Bool {
     switch kind {
     case .operation(let operation):
       // Its own waits for peers are bounded.
-      return (try? operation.finish()) != nil
+      operation.wait()
+      return true
     case .manual(let flag):
       let deadline = monotonicNow() &+ nanoseconds
       while !flag.withLock({ $0 }) {
@@ -62,30 +63,33 @@ public final class Event: Sendable {
   }
 }
 
-/// An operation under way.
+/// An operation under way. Keeps its status, not what its kernels use.
 final class PendingOperation: Sendable {
   let core: BufferCore
-  /// What the kernels use, kept alive until the last of them has finished.
-  let resources: OperationResources
+  private let memory: any TensorStorage
   private let layout: OperationLayout
   /// The last launch queued so far.
   private let ticket = Guarded<UInt64>(0)
 
-  init(_ core: BufferCore, chunkCount: Int, retaining retained: [any Sendable]) {
+  init(_ core: BufferCore, chunkCount: Int) throws(EPError) {
     self.core = core
     layout = OperationLayout(
       rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount))
-    resources = OperationResources(
-      memory: core.device.makeLocalMemory(byteCount: layout.byteCount), retained: retained)
+    memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
   }
 
-  var view: OperationView { OperationView(block: resources.memory.base, layout: layout) }
+  var view: OperationView { OperationView(block: memory.base, layout: layout) }
 
   /// The status, once a launch that sets it has finished.
   var status: OperationStatus { view.status }
 
+  /// What the kernels use, to be kept alive until the last of them has finished.
+  func makeResources(_ retained: [any Sendable]) -> OperationResources {
+    OperationResources(view: view, memory: memory, arena: core.arena, retained: retained)
+  }
+
   /// Queues a launch of this operation.
-  func enqueue(_ launch: KernelLaunch, workerCount: Int, isUrgent: Bool) {
+  func enqueue(_ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources, isUrgent: Bool) {
     let queued = core.device.enqueue(
       launch, workerCount: workerCount, keeping: resources, isUrgent: isUrgent)
     ticket.withLock { $0 = queued }
@@ -103,14 +107,26 @@ final class PendingOperation: Sendable {
   }
 }
 
-/// Memory that an operation's kernels use.
+/// Memory that an operation's kernels use. Queued launches hold it; it goes with the last of them.
 final class OperationResources: Sendable {
-  let memory: any TensorStorage
+  private let view: OperationView
+  private let memory: any TensorStorage
+  private let arena: RankArena
   private let retained: Guarded<[any Sendable]>
 
-  init(memory: any TensorStorage, retained: [any Sendable]) {
+  init(view: OperationView, memory: any TensorStorage, arena: RankArena, retained: [any Sendable]) {
+    self.view = view
     self.memory = memory
+    self.arena = arena
     self.retained = Guarded(retained)
+  }
+
+  /// Peers that came too late may still write to what a timed-out operation offered them, or read it.
+  deinit {
+    let code = view.status.code
+    if code == StatusCode.timeout.rawValue || code == StatusCode.failedBefore.rawValue {
+      arena.quarantine(retained.withLock { $0 })
+    }
   }
 
   func retain(_ more: any Sendable) { retained.withLock { $0.append(more) } }

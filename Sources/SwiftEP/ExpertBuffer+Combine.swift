@@ -61,17 +61,19 @@ private struct CombineCall {
     } catch {
       try core.report(error, as: .combine, workerCount: 1)
     }
-    let pending = PendingOperation(
-      core, chunkCount: 0, retaining: [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
+    let pending = try PendingOperation(
+      core, chunkCount: 0)
+    let resources = pending.makeResources(
+      [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
     core.queueWaits(options.after, isUrgent: options.isAsynchronous)
 
     var header = makeHeader()
     var staged: (rows: Address, weights: Address) = (.null, .null)
     var outputs: (tokens: Tensor, topKWeights: Tensor?)?
     do throws(EPError) {
-      staged = try placeInputs(&header, pending)
+      staged = try placeInputs(&header, resources)
       outputs = try makeOutputs()
-      pending.resources.retain([outputs!.tokens, outputs!.topKWeights])
+      resources.retain([outputs!.tokens, outputs!.topKWeights])
     } catch {
       header.set(error)
     }
@@ -82,8 +84,10 @@ private struct CombineCall {
       rowWeights: options.rowWeights?.address ?? .null,
       biases: (options.biases.first?.address ?? .null, options.biases.dropFirst().first?.address ?? .null),
       weightsOutput: outputs?.topKWeights?.address ?? .null)
-    pending.enqueue(.prepareCombine(arguments), workerCount: workerCount, isUrgent: options.isAsynchronous)
-    pending.enqueue(.deliverCombine(arguments), workerCount: workerCount, isUrgent: options.isAsynchronous)
+    pending.enqueue(
+      .prepareCombine(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
+    pending.enqueue(
+      .deliverCombine(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
     return CombineResult(tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending))
@@ -111,6 +115,9 @@ private struct CombineCall {
     }
     try options.output?.check(.output, shape: [handle.tokenCount, hidden])
     try options.output?.check(.output, dtype: [rows.dtype])
+    if let output = options.output, output.overlaps(rows) {
+      throw ArgumentFault(.overlap, .output, expected: 0, found: 1)
+    }
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
   }
 
@@ -121,13 +128,12 @@ private struct CombineCall {
     header.elementsPerRow = Int64(hidden)
     header.isWeighted = options.topKWeights == nil ? 0 : 1
     header.layout = Int64(handle.layout.layout.rawValue)
-    header.tokenCount = Int64(handle.tokenCount)
     return header
   }
 
   /// Says in the header where peers find this rank's rows. Returns what has to be copied there first.
   private func placeInputs(
-    _ header: inout ExchangeHeader, _ pending: PendingOperation
+    _ header: inout ExchangeHeader, _ resources: OperationResources
   ) throws(EPError) -> (rows: Address, weights: Address) {
     let weights = options.topKWeights
     let rowsOffset = core.arenaOffset(of: rows)
@@ -135,7 +141,7 @@ private struct CombineCall {
     let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(rows.byteCount), to: 128) : 0
     let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
     let block = try core.arena.take(stagedRowBytes + stagedWeightBytes, from: .high)
-    pending.resources.retain([block as any Sendable, weights as any Sendable])
+    resources.retain([block as any Sendable, weights as any Sendable])
     header.outputOffset = rowsOffset ?? block.range.lowerBound
     header.weightsOffset = weightsOffset ?? block.range.lowerBound + stagedRowBytes
     return (rowsOffset == nil ? rows.address : .null, weightsOffset == nil ? weights!.address : .null)
@@ -185,7 +191,7 @@ extension BufferCore {
         if event.wait(atMost: view.timeoutNanoseconds) { return }
         // What this rank was to send never became ready: it is itself the missing one.
         view.failure.store(
-          OperationStatus(.timeout, rank: Int64(view.rank), (Int64(SignalSlot.exchange.rawValue), 0, 0, 0)), at: 0)
+          OperationStatus(.timeout, rank: Int64(view.rank), (StatusCode.inputSlot, 0, 0, 0)), at: 0)
       }
     }
   }
@@ -195,7 +201,7 @@ extension BufferCore {
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.set(fault)
-    let pending = PendingOperation(self, chunkCount: 0, retaining: [])
+    let pending = try PendingOperation(self, chunkCount: 0)
     let handle = HandleView(
       block: .null,
       layout: HandleLayout(
@@ -205,7 +211,8 @@ extension BufferCore {
       view: view, header: header, handle: handle, operation: pending.view, stagedRows: .null, stagedWeights: .null,
       rowCount: 0,
       format: .bf16, elementsPerRow: 0, output: .null, rowWeights: .null, biases: (.null, .null), weightsOutput: .null)
-    pending.enqueue(.prepareCombine(arguments), workerCount: workerCount, isUrgent: false)
+    pending.enqueue(
+      .prepareCombine(arguments), workerCount: workerCount, keeping: pending.makeResources([]), isUrgent: false)
     try pending.finish()
     preconditionFailure("a fault that no rank reported")
   }

@@ -47,29 +47,32 @@ private struct DispatchCall {
     } catch {
       try core.report(error, as: operation, workerCount: 1)
     }
-    let handle = cachedHandle ?? makeHandle()
-    let pending = PendingOperation(
-      core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0,
-      retaining: [x, scales as any Sendable, sidecars, routing, handle, core.arenas])
+    let handle: DispatchHandle
+    if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle() }
+    let pending = try PendingOperation(
+      core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0)
+    let resources = pending.makeResources([x, scales as any Sendable, sidecars, routing, handle, core.arenas])
     core.queueWaits(options.after, isUrgent: options.isAsynchronous)
 
     var arguments = makeArguments(handle, pending)
     var missingByteCount: Int64?
     while true {
       let block = offerBlock(&arguments.header, handle, needing: missingByteCount)
-      if let block { pending.resources.retain(block) }
-      pending.enqueue(.prepareDispatch(arguments), workerCount: workerCount, isUrgent: options.isAsynchronous)
+      if let block { resources.retain(block) }
+      pending.enqueue(
+        .prepareDispatch(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
       if options.sizing == .worstCase && block != nil {
-        return try deliver(arguments, handle, pending, block!, rowCapacity: handle.rowCapacity)
+        return try deliver(arguments, handle, pending, resources, block!, rowCapacity: handle.rowCapacity)
       }
       pending.wait()
       let status = pending.status
       if let block, status.code == StatusCode.ok.rawValue {
         core.arena.trim(block, to: status.neededByteCount)
         let rowCapacity = Int(handle.view.total(atRank: core.view.rank))
-        return try deliver(arguments, exactHandle(handle, rowCapacity), pending, block, rowCapacity: rowCapacity)
+        return try deliver(
+          arguments, exactHandle(handle, rowCapacity), pending, resources, block, rowCapacity: rowCapacity)
       }
-      if block != nil { pending.resources.releaseLast() }
+      if block != nil { resources.releaseLast() }
       guard options.sizing == .exact, status.code == StatusCode.overflow.rawValue else {
         throw core.error(from: status)!
       }
@@ -78,10 +81,11 @@ private struct DispatchCall {
   }
 
   private func deliver(
-    _ arguments: DispatchArguments, _ handle: DispatchHandle, _ pending: PendingOperation, _ block: ArenaBlock,
-    rowCapacity: Int
+    _ arguments: DispatchArguments, _ handle: DispatchHandle, _ pending: PendingOperation,
+    _ resources: OperationResources, _ block: ArenaBlock, rowCapacity: Int
   ) throws(EPError) -> DispatchResult {
-    pending.enqueue(.deliverDispatch(arguments), workerCount: workerCount, isUrgent: options.isAsynchronous)
+    pending.enqueue(
+      .deliverDispatch(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
     if !options.isAsynchronous { try pending.finish() }
     return makeResult(arguments.columns, handle, pending, block, rowCapacity: rowCapacity)
   }
@@ -116,6 +120,15 @@ private struct DispatchCall {
 
   /// Top-k experts that a received row carries.
   private var slotCount: Int { layout == .bySource ? topKCount : min(1, topKCount) }
+
+  /// What a received row consists of.
+  private var columns: Columns {
+    Columns(
+      rowByteCount: hidden * outputDType.byteCount,
+      scaleByteCount: options.quantization?.byteCount(hidden: hidden) ?? scales?.rowByteCount ?? 0,
+      sidecarByteCounts: sidecars.map(\.rowByteCount), slotCount: slotCount,
+      indexByteCount: topK?.indices.dtype.byteCount ?? 4, isWeighted: topK?.weights != nil)
+  }
 
   // MARK: Checks
 
@@ -175,12 +188,12 @@ private struct DispatchCall {
 
   // MARK: Kernel arguments
 
-  private func makeHandle() -> DispatchHandle {
+  private func makeHandle() throws(EPError) -> DispatchHandle {
     let layout = HandleLayout(
       chunks: Chunks(tokenCount: Int32(tokenCount), chunkCount: Int32(workerCount)), rankCount: core.view.rankCount,
       expertCount: core.view.expertCount, localExpertCount: core.view.localExpertCount, topK: Int32(topKCount),
       layout: options.layout.kernelLayout)
-    let memory = core.device.makeLocalMemory(byteCount: layout.byteCount)
+    let memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
     return DispatchHandle(
       core: core, memory: memory, layout: layout, rowCapacity: worstCaseRows, expertAlignment: options.expertAlignment)
   }
@@ -204,11 +217,7 @@ private struct DispatchCall {
   }
 
   private func makeArguments(_ handle: DispatchHandle, _ pending: PendingOperation) -> DispatchArguments {
-    let quantizedScales = options.quantization?.byteCount(hidden: hidden)
-    let columns = Columns(
-      rowByteCount: hidden * outputDType.byteCount, scaleByteCount: quantizedScales ?? scales?.rowByteCount ?? 0,
-      sidecarByteCounts: sidecars.map(\.rowByteCount), slotCount: slotCount,
-      indexByteCount: topK?.indices.dtype.byteCount ?? 4, isWeighted: topK?.weights != nil)
+    let columns = columns
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.format = Int64(x.dtype.rawValue)
@@ -220,11 +229,9 @@ private struct DispatchCall {
     header.layout = Int64(handle.layout.layout.rawValue)
     header.sizing = options.sizing == .exact ? 0 : 1
     header.expertAlignment = Int64(expertAlignment)
-    header.scaleByteCount = Int64(columns[Columns.scales])
-    header.sidecarByteCounts = (
-      Int64(columns[Columns.sidecars]), Int64(columns[Columns.sidecars + 1]), Int64(columns[Columns.sidecars + 2])
-    )
-    header.tokenCount = Int64(tokenCount)
+    header.scales = scales?.rowCode ?? Int64(columns[Columns.scales])
+    let codes = sidecars.map(\.rowCode) + [0, 0, 0]
+    header.sidecars = (codes[0], codes[1], codes[2])
     let sources = (0..<3).map { $0 < sidecars.count ? sidecars[$0].address : .null }
     var table = Address.null
     if case .table(let tensor) = routing { table = tensor.address }
@@ -248,7 +255,7 @@ private struct DispatchCall {
       let block: ArenaBlock
       if options.sizing == .worstCase {
         header.outputRowCapacity = Int64(worstCaseRows)
-        block = try core.arena.take(worstCaseByteCount(header), from: .low)
+        block = try core.arena.take(columns.byteCount(rowCapacity: header.outputRowCapacity), from: .low)
       } else if let needing {
         block = try core.arena.take(needing, from: .low)
       } else {
@@ -261,14 +268,6 @@ private struct DispatchCall {
       header.set(error)
       return nil
     }
-  }
-
-  private func worstCaseByteCount(_ header: ExchangeHeader) -> Int64 {
-    let columns = Columns(
-      rowByteCount: hidden * outputDType.byteCount, scaleByteCount: Int(header.scaleByteCount),
-      sidecarByteCounts: sidecars.map(\.rowByteCount), slotCount: slotCount,
-      indexByteCount: topK?.indices.dtype.byteCount ?? 4, isWeighted: topK?.weights != nil)
-    return columns.byteCount(rowCapacity: header.outputRowCapacity)
   }
 
   // MARK: Result

@@ -3,7 +3,9 @@ import EPKernels
 extension ExpertBuffer {
   /// What a buffer for a job takes, to the byte, before anything is allocated.
   ///
-  /// Bytes are of one rank; where ranks own different numbers of experts, of the rank that needs the most.
+  /// Bytes are of one rank; where ranks own different numbers of experts, of the rank that needs the most. Several
+  /// results of different sizes, alive at once and given back in any order, can leave holes that none of the next ones
+  /// fits: with exact sizing the arena then grows beyond the plan.
   public struct Plan: Equatable, Sendable {
     public struct Part: Equatable, Sendable {
       public let name: String
@@ -17,6 +19,8 @@ extension ExpertBuffer {
     public let rowsPerResult: Int
     /// Every part and what it takes.
     public let parts: [Part]
+    /// Bytes of the memory that peers reach: control words, results, outputs and staging.
+    public let arenaByteCount: Int64
     /// Bytes that the arena may take when routing overflows the plan.
     public let arenaByteCountMax: Int64
 
@@ -26,17 +30,22 @@ extension ExpertBuffer {
     ///   - receivedTokensMax: tokens that one rank receives at most; nil: all tokens of all ranks, which no routing
     ///     exceeds. When routing does exceed it, exact sizing grows the arena, and worst-case sizing fails on all
     ///     ranks.
+    ///   - workers: threads that one call uses.
     ///   - stagesCombine: plan for combining rows that do not lie in the arena.
     ///   - arenaByteCountMax: how far the arena may grow; nil: eight times the plan, at
-    ///     least 1 GiB. Address space is reserved for it, memory is not.
+    ///     least 1 GiB; never beyond 1 TiB. Address space is reserved for it, memory is not.
     /// - Throws: `invalidArgument` with rank -1.
     public init(
-      _ shape: JobShape, resultCount: Int = 1, receivedTokensMax: Int? = nil, stagesCombine: Bool = false,
+      _ shape: JobShape, resultCount: Int = 1, receivedTokensMax: Int? = nil, workers: Int = 1,
+      stagesCombine: Bool = false,
       arenaByteCountMax: Int64? = nil
     ) throws(EPError) {
       try shape.check()
       guard (1...1 << 20).contains(resultCount) else {
         throw .invalidArgument(rank: -1, argument: "resultCount", expected: "1 to 1048576", found: "\(resultCount)")
+      }
+      guard (1...1024).contains(workers) else {
+        throw .invalidArgument(rank: -1, argument: "workers", expected: "1 to 1024", found: "\(workers)")
       }
       if let receivedTokensMax, receivedTokensMax < 0 {
         throw .invalidArgument(
@@ -44,40 +53,58 @@ extension ExpertBuffer {
       }
       self.shape = shape
       self.resultCount = resultCount
-      let rowsPerResult = shape.rowCountMax(
-        localExpertCount: shape.localExpertCounts.max() ?? 0, tokenCountMax: receivedTokensMax)
-      self.rowsPerResult = rowsPerResult
+      let localExpertCount = shape.localExpertCounts.max() ?? 0
+      rowsPerResult = shape.rowCountMax(localExpertCount: localExpertCount, tokenCountMax: receivedTokensMax)
 
       let control = ControlLayout(rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount))
       let combinedRowByteCount = Int64(shape.hidden * shape.combineDType.byteCount)
-      let outputByteCount = Self.combinedByteCount(
+      let output = Self.combinedByteCount(
         tokenCount: shape.tokensPerRankMax, rowByteCount: combinedRowByteCount, topK: shape.topK)
-      let results = roundUpToPages(shape.columns().byteCount(rowCapacity: Int64(rowsPerResult)))
-      var parts = [
-        Part(name: "control", byteCount: control.byteCount),
-        Part(name: "dispatch results", byteCount: Int64(resultCount) * results),
-        Part(name: "combine outputs", byteCount: Int64(resultCount) * outputByteCount),
-      ]
-      if stagesCombine {
-        let rows = Self.combinedByteCount(
-          tokenCount: rowsPerResult, rowByteCount: combinedRowByteCount, topK: shape.topK)
-        parts.append(Part(name: "combine staging", byteCount: rows))
+      let result = roundUpToPages(shape.columns().byteCount(rowCapacity: Int64(rowsPerResult)))
+      let staging =
+        stagesCombine
+        ? Self.combinedByteCount(tokenCount: rowsPerResult, rowByteCount: combinedRowByteCount, topK: shape.topK) : 0
+      let limit = Self.arenaByteCountLimit
+      guard result <= limit / Int64(resultCount), output <= limit / Int64(resultCount), staging <= limit else {
+        throw .invalidArgument(
+          rank: -1, argument: "shape", expected: "an arena of at most \(limit) bytes",
+          found: "\(resultCount) results of \(result) bytes and outputs of \(output), staging of \(staging)")
       }
+      let arena = [
+        Part(name: "control", byteCount: control.byteCount),
+        Part(name: "dispatch results", byteCount: Int64(resultCount) * result),
+        Part(name: "combine outputs", byteCount: Int64(resultCount) * output),
+        Part(name: "combine staging", byteCount: staging),
+      ]
+      arenaByteCount = arena.reduce(0) { $0 + $1.byteCount }
+      let wanted = arenaByteCountMax ?? max(8 * arenaByteCount, 1 << 30)
+      self.arenaByteCountMax = max(arenaByteCount, min(wanted, Self.growthLimit))
+
       let handle = HandleLayout(
-        chunks: Chunks(tokenCount: Int32(shape.tokensPerRankMax), chunkCount: 1), rankCount: Int32(shape.rankCount),
-        expertCount: Int32(shape.expertCount), localExpertCount: Int32(shape.expertCount), topK: Int32(shape.topK),
-        layout: shape.layout.kernelLayout)
-      parts.append(Part(name: "handles", byteCount: Int64(resultCount) * handle.byteCount))
-      self.parts = parts
-      let arena = parts.dropLast().reduce(0) { $0 + $1.byteCount }
-      self.arenaByteCountMax = max(arena, arenaByteCountMax ?? max(8 * arena, 1 << 30))
+        chunks: Chunks(tokenCount: Int32(shape.tokensPerRankMax), chunkCount: Int32(workers)),
+        rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount),
+        localExpertCount: Int32(localExpertCount), topK: Int32(shape.topK), layout: shape.layout.kernelLayout)
+      let operation = { (chunkCount: Int) in
+        OperationLayout(
+          rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount), chunkCount: Int32(chunkCount)
+        ).byteCount
+      }
+      let tables = TableOffsets(rankCount: shape.rankCount, expertCount: shape.expertCount)
+      parts =
+        arena + [
+          Part(name: "handles", byteCount: Int64(resultCount) * handle.byteCount),
+          Part(name: "operations", byteCount: Int64(resultCount) * (operation(workers) + operation(0))),
+          Part(name: "tables", byteCount: tables.byteCount),
+        ]
     }
 
     /// Bytes of all parts.
     public var byteCount: Int64 { parts.reduce(0) { $0 + $1.byteCount } }
 
-    /// Bytes of the parts that peers reach, and of what is allocated beside them: everything but the handles.
-    public var arenaByteCount: Int64 { parts.dropLast().reduce(0) { $0 + $1.byteCount } }
+    /// An arena's results, outputs and staging each; more than any host's memory, and far from overflowing anything.
+    private static let arenaByteCountLimit: Int64 = 1 << 44
+    /// Address space is not without end either.
+    private static let growthLimit: Int64 = 1 << 40
 
     /// Rows, then top-k weights.
     package static func combinedByteCount(tokenCount: Int, rowByteCount: Int64, topK: Int) -> Int64 {

@@ -36,7 +36,7 @@ public final class ExpertBuffer: Sendable {
       try Self.check(communicator, plan, workerCount)
       let tuning = HostTuning(threadCount: ranksOnHost * workerCount, coreCount: coreCount)
       let control = ControlLayout(rankCount: Int32(plan.shape.rankCount), expertCount: Int32(plan.shape.expertCount))
-      let arena = try Self.makeArena(plan, controlByteCount: control.byteCount)
+      let arena = try Self.makeArena(plan, rank: communicator.rank, controlByteCount: control.byteCount)
       made = (arena, try HostDevice(workerCount: workerCount, tuning: tuning))
       mine.arena = arena.memory
     } catch {
@@ -51,13 +51,14 @@ public final class ExpertBuffer: Sendable {
     self.plan = plan
     rank = communicator.rank
     rankCount = communicator.rankCount
-    core = BufferCore(
+    core = try BufferCore(
       communicator: communicator, plan: plan, device: made.device, arena: made.arena, arenas: all.map { $0.arena! },
       timeout: timeout)
   }
 
   /// Ends the buffer after what was queued has finished. Results and handles stay readable; their use in operations is
-  /// an error.
+  /// an error. Not collective, but to be called when all ranks have made their last call: a rank that calls on finds
+  /// this one missing.
   public func close() { core.close() }
 
   /// Bytes of this rank's arena now: the plan's, or more where routing made it grow.
@@ -83,10 +84,11 @@ public final class ExpertBuffer: Sendable {
     }
   }
 
-  private static func makeArena(_ plan: Plan, controlByteCount: Int64) throws(EPError) -> RankArena {
+  private static func makeArena(_ plan: Plan, rank: Int, controlByteCount: Int64) throws(EPError) -> RankArena {
     do {
       return try RankArena(
-        controlByteCount: controlByteCount, byteCount: plan.arenaByteCount, byteCountMax: plan.arenaByteCountMax)
+        rank: rank, controlByteCount: controlByteCount, byteCount: plan.arenaByteCount,
+        byteCountMax: plan.arenaByteCountMax)
     } catch {
       throw .systemCall(name: error.call, code: error.code)
     }

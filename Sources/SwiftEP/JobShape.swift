@@ -89,8 +89,8 @@ extension JobShape {
     owners.reduce(into: [Int](repeating: 0, count: rankCount)) { counts, owner in counts[Int(owner)] += 1 }
   }
 
-  /// Rows that a rank with `localExpertCount` experts receives at most when it receives `tokenCountMax` tokens; nil: all
-  /// tokens of all ranks.
+  /// Rows that a rank with `localExpertCount` experts receives at most when it receives `tokenCountMax` tokens; nil:
+  /// all tokens of all ranks.
   package func rowCountMax(localExpertCount: Int, tokenCountMax: Int? = nil) -> Int {
     let tokenCount = min(tokenCountMax ?? .max, rankCount * tokensPerRankMax)
     if layout == .bySource { return tokenCount }

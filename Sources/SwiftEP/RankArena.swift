@@ -6,12 +6,17 @@ import HostMachine
 package final class RankArena: Sendable {
   package let memory: ArenaMemory
   package let byteCountMax: Int64
+  private let rank: Int
+  private let quarantined = Guarded<[any Sendable]>([])
   private let holes: Guarded<HoleList>
 
   /// - Parameters:
   ///   - controlByteCount: bytes at the beginning that are never handed out.
   ///   - byteCount: bytes taken at once.
-  package init(controlByteCount: Int64, byteCount: Int64, byteCountMax: Int64) throws(SystemCallError) {
+  package init(
+    rank: Int, controlByteCount: Int64, byteCount: Int64, byteCountMax: Int64
+  ) throws(SystemCallError) {
+    self.rank = rank
     memory = try ArenaMemory(reservedByteCount: byteCountMax)
     self.byteCountMax = memory.reservedByteCount
     try memory.grow(to: roundUpToPages(byteCount))
@@ -32,14 +37,14 @@ package final class RankArena: Sendable {
       let free = holes.hole(endingAt: memory.byteCount)?.count ?? 0
       let size = memory.byteCount + roundUpToPages(byteCount) - Int64(free)
       guard size <= byteCountMax else {
-        throw .outOfMemory(rank: -1, neededByteCount: size, availableByteCount: byteCountMax)
+        throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: byteCountMax)
       }
       let before = memory.byteCount
       do {
         try memory.grow(to: size)
       } catch {
         // The system has no more, whatever the plan allows.
-        throw .outOfMemory(rank: -1, neededByteCount: size, availableByteCount: before)
+        throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: before)
       }
       holes.give(before..<size)
       return ArenaBlock(arena: self, range: holes.take(byteCount, from: end)!)
@@ -58,6 +63,11 @@ package final class RankArena: Sendable {
     block.shrink(to: block.range.lowerBound..<end)
     give(rest)
   }
+
+  /// Keeps `memory` from being handed out again, as long as the buffer lives.
+  package func quarantine(_ memory: [any Sendable]) { quarantined.withLock { $0 += memory } }
+
+  package func endQuarantine() { quarantined.withLock { $0 = [] } }
 
   fileprivate func give(_ range: Range<Int64>) { holes.withLock { $0.give(range) } }
 }

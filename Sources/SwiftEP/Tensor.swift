@@ -40,10 +40,11 @@ public struct Tensor: Sendable {
 
   /// New memory, filled with zero bytes, aligned to 64 bytes.
   ///
-  /// - Throws: `invalidArgument` for a negative size, or more bytes than an Int counts.
+  /// - Throws: `invalidArgument` for a negative size, or more bytes than an Int counts; `systemCall` where the system
+  ///   has no more memory.
   public init(zeros shape: [Int], _ dtype: DType) throws(EPError) {
     let byteCount = try Self.byteCount(shape, dtype)
-    self.init(dtype: dtype, shape: shape, storage: HostMemory(byteCount: Int64(byteCount)), byteOffset: 0)
+    self.init(dtype: dtype, shape: shape, storage: try HostMemory(byteCount: Int64(byteCount)), byteOffset: 0)
   }
 
   /// The caller's memory, not copied. It must stay valid until this tensor and every operation that was given it are
@@ -72,16 +73,17 @@ public struct Tensor: Sendable {
   }
 
   private static func byteCount(_ shape: [Int], _ dtype: DType) throws(EPError) -> Int {
+    // Counted as if no size were zero, so that every part of a shape has a size that can be counted.
     var byteCount = dtype.byteCount
     for size in shape {
-      let (product, overflows) = byteCount.multipliedReportingOverflow(by: size)
+      let (product, overflows) = byteCount.multipliedReportingOverflow(by: max(1, size))
       if size < 0 || overflows {
         throw .invalidArgument(
           rank: -1, argument: "shape", expected: "sizes of at least 0 that memory can hold", found: "\(shape)")
       }
       byteCount = product
     }
-    return byteCount
+    return shape.contains(0) ? 0 : byteCount
   }
 
   private func checkElement<Element>(_ type: Element.Type) throws(EPError) {
@@ -129,13 +131,16 @@ package protocol TensorStorage: AnyObject, Sendable {
 package final class HostMemory: TensorStorage {
   package let base: Address
 
-  package init(byteCount: Int64) {
-    let pointer = UnsafeMutableRawPointer.allocate(byteCount: max(64, Int(byteCount)), alignment: 64)
+  /// - Throws: `systemCall` where the system has no more memory.
+  package init(byteCount: Int64) throws(EPError) {
+    var pointer: UnsafeMutableRawPointer?
+    let code = posix_memalign(&pointer, 64, max(64, Int(byteCount)))
+    guard code == 0, let pointer else { throw .systemCall(name: "posix_memalign of \(byteCount) bytes", code: code) }
     memset(pointer, 0, max(64, Int(byteCount)))
     base = Address(pointer)
   }
 
-  deinit { base.hostPointer.deallocate() }
+  deinit { free(base.hostPointer) }
 }
 
 private final class BorrowedMemory: TensorStorage {

@@ -52,7 +52,8 @@ final class Bench: Sendable {
     (self.job, self.workload, self.plan) = (job, workload, plan)
     (self.workerCount, self.iterationCount, self.progress) = (workerCount, iterationCount, progress)
     oracle = Oracle(
-      expertOwners: job.shape.owners.map { Int($0) }, tokens: workload.tokens, layout: job.layout, expertAlignment: 1,
+      expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
+      layout: job.layout, expertAlignment: 1,
       quantization: job.rowType.quantization)
     var floors = [
       CopyFloor(

@@ -24,8 +24,7 @@ let benchCommand = Command(
     let settings = try BenchSettings(arguments)
     let report = try settings.run()
     if settings.jsonPath == "-" {
-      print(String(decoding: try report.json(), as: UTF8.self), terminator: "")
-      return
+      return try printDocument(try report.json())
     }
     let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
     print("\(settings.job.summary); \(workers), \(report.iterations) iterations\n")
@@ -68,7 +67,8 @@ struct BenchSettings {
     }
     recorded = try RecordedInput(arguments, job: &job)
     // Says what is wrong with the job before anything is allocated.
-    try checkMemory(try job.plan(receivedTokensMax: 0, stagesCombine: !job.rowType.combinesInPlace))
+    try checkMemory(
+      try job.plan(receivedTokensMax: 0, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace))
   }
 
   func run() throws -> BenchReport {
@@ -82,7 +82,8 @@ struct BenchSettings {
     }
     let rowsPerToken = job.layout == .bySource ? 1 : job.topK
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
-    let plan = try job.plan(receivedTokensMax: receivedTokens, stagesCombine: !job.rowType.combinesInPlace)
+    let plan = try job.plan(
+      receivedTokensMax: receivedTokens, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = Bench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
@@ -91,12 +92,16 @@ struct BenchSettings {
     return BenchReport(bench, try bench.run())
   }
 
-  /// Inputs, what is received, copies of both, and what the oracle expects; counting what routing can at least send.
+  /// Inputs, what is received, copies of both, and what the oracle expects; where a token goes to as many ranks as it
+  /// can.
   private func checkMemory(_ plan: ExpertBuffer.Plan) throws {
     guard let available = availableByteCount() else { return }
     let rowByteCount = job.hidden * job.rowType.inputDType.byteCount
     let receivedPerToken = job.layout == .bySource ? min(job.topK, job.rankCount) : job.topK
-    let perRank = job.tokensPerRank * rowByteCount * (3 + 3 * receivedPerToken) + Int(plan.byteCount)
+    // A token's routing: the caller's, the gate's, the oracle's and what arrives with its rows.
+    let routingByteCount = job.topK * (64 + 48 * receivedPerToken)
+    let perToken = rowByteCount * (3 + 3 * receivedPerToken) + routingByteCount
+    let perRank = job.tokensPerRank * perToken + Int(plan.byteCount)
     let needed = perRank * job.rankCount
     if needed > available {
       throw UsageError(

@@ -2,7 +2,7 @@ import CPlatform
 import Glibc
 import SwiftEP
 
-/// How fast this host copies, with the threads and the sizes of an operation: what the operation cannot be faster than.
+/// How fast this host copies, with the threads and the sizes of an operation: what an operation is measured against.
 ///
 /// Each rank copies from its tokens, or a buffer as large as what the operation reads there, to one as large as what it
 /// writes; the smaller of the two is gone through again until the larger is done.
@@ -32,7 +32,7 @@ final class CopyFloor: @unchecked Sendable {
   private let sizes: [Sizes]
   private let workerCount: Int
   private let sources: [Tensor]
-  private let destinations: [Tensor]
+  let destinations: [Tensor]
 
   /// Allocates and touches the buffers of all ranks.
   ///
@@ -47,8 +47,8 @@ final class CopyFloor: @unchecked Sendable {
   /// Bytes read and written by all ranks in one copy.
   var movedByteCount: Int { 2 * sizes.reduce(0) { $0 + $1.copiedByteCount } }
 
-  /// Copies per iteration. One, as an operation runs once: repeated, they would find in the caches what an operation does
-  /// not. Only those that take little longer than a clock's and a barrier's noise are repeated.
+  /// Copies per iteration. One, as an operation runs once: repeated, they would find in the caches what an operation
+  /// does not. Only those that take little longer than a clock's and a barrier's noise are repeated.
   var repetitionCount: Int { min(16, max(1, (256 << 10) / max(1, movedByteCount))) }
 
   /// One worker's part of a rank's copy.

@@ -72,14 +72,15 @@ struct JobSpec: Equatable, Sendable {
 
   /// - Throws: `UsageError` in the flags' names where the job cannot be.
   func plan(
-    resultCount: Int = 1, receivedTokensMax: Int? = nil, stagesCombine: Bool
+    resultCount: Int = 1, receivedTokensMax: Int? = nil, workers: Int = 1, stagesCombine: Bool
   ) throws -> ExpertBuffer.Plan {
     if topK > expertCount {
       throw UsageError("--top-k", expected: "at most the number of experts, \(expertCount)", found: "\(topK)")
     }
     do {
       return try ExpertBuffer.Plan(
-        shape, resultCount: resultCount, receivedTokensMax: receivedTokensMax, stagesCombine: stagesCombine)
+        shape, resultCount: resultCount, receivedTokensMax: receivedTokensMax, workers: workers,
+        stagesCombine: stagesCombine)
     } catch {
       guard case .invalidArgument(_, let argument, let expected, let found) = error else { throw error }
       throw UsageError(Self.flagNames[argument] ?? argument, expected: expected, found: found)

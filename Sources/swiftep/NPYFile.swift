@@ -56,8 +56,8 @@ func readFile(_ path: String, flag: String) throws(UsageError) -> Data {
   do {
     return try Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe)
   } catch {
-    let reason = FileManager.default.fileExists(atPath: path) ? "one that cannot be read" : "no such file"
-    throw UsageError("--\(flag) \(path)", expected: "a readable file", found: reason)
+    let reason = FileManager.default.fileExists(atPath: path) ? "something else" : "no such file"
+    throw UsageError("--\(flag) \(path)", expected: "a regular file that can be read", found: reason)
   }
 }
 

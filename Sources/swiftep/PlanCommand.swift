@@ -6,6 +6,7 @@ let planCommand = Command(
   flags: JobSpec.flags + [
     Flag("results", "N", "dispatch results and combined outputs alive at the same time (default 1)"),
     Flag("received-tokens-max", "N", "tokens that one rank receives at most (default: all of all ranks)"),
+    Flag("workers", "N", "threads that one call uses (default 1)"),
     Flag("staged", nil, "plan for combining rows that do not lie in the arena"),
     Flag("json", "FILE", "write the plan as JSON; -: to stdout, instead of the table"),
   ],
@@ -14,10 +15,12 @@ let planCommand = Command(
     let resultCount = try arguments.integer("results", in: 1...64, default: 1)
     let receivedTokensMax = try arguments.integer("received-tokens-max", in: 0...Int(Int32.max))
     let plan = try job.plan(
-      resultCount: resultCount, receivedTokensMax: receivedTokensMax, stagesCombine: arguments.has("staged"))
+      resultCount: resultCount, receivedTokensMax: receivedTokensMax,
+      workers: try arguments.integer("workers", in: 1...1024, default: 1), stagesCombine: arguments.has("staged"))
     let report = PlanReport(job, plan)
     let path = arguments.string("json")
-    if path == "-" { return print(String(decoding: try report.json(), as: UTF8.self), terminator: "") }
+    if path == "-" { return try printDocument(try report.json()) }
+    if let path { try checkWritable(path, flag: "json") }
     print("\(job.summary); bytes of one rank\n")
     print(report.table())
     if let path { try writeFile(try report.json(), path, flag: "json") }

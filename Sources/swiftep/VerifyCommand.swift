@@ -12,10 +12,11 @@ let verifyCommand = Command(
     let seconds = try arguments.real("seconds", in: 0.1...1_000_000, default: 10)
     let seed = try arguments.seed("seed", default: 1)
     let status = StatusLine()
-    print("seed \(seed)")
+    try printNow("seed \(seed)")
     do {
-      let passedCount = try verify(seconds: seconds, seed: seed, on: ThreadFabric()) { _, passedCount in
+      let passedCount = try verify(seconds: seconds, seed: seed, on: ThreadFabric()) { job, passedCount in
         status.show("verify: \(passedCount) jobs")
+        if passedCount % 100 == 0 { try? printNow("\(passedCount) jobs passed, the last of seed \(job.seed)") }
       }
       status.clear()
       print("\(passedCount) jobs passed")

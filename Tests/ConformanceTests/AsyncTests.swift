@@ -12,7 +12,7 @@ extension ConformanceTests {
     @Test(arguments: RowLayout.allCases, [1, 2])
     func rowsMayComeLater(_ layout: RowLayout, workers: Int) throws {
       let job = Self.job.with { $0.layout = layout }
-      try ThreadFabric().run(plan: job.makePlan(), workers: workers, timeout: .seconds(30)) { buffer in
+      try fabric.run(plan: job.makePlan(), workers: workers, timeout: .seconds(30)) { buffer in
         let tokens = job.makeTokens(rank: buffer.rank)
         let x = try! Tensor(zeros: tokens.x.shape, tokens.x.dtype)
         let ready = Event()
@@ -187,7 +187,7 @@ extension ConformanceTests {
     /// Closing finishes what is queued.
     @Test func closingFinishesTheQueue() throws {
       let job = Self.job
-      try ThreadFabric().run(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
+      try fabric.run(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
         let results = try (0..<5).map { try job.dispatch(on: buffer, step: $0) }
         buffer.close()
         for (step, result) in results.enumerated() {

@@ -40,14 +40,17 @@ extension ConformanceTests {
       try expectSameError(smallJob(), invalid("x", "2 dimensions", "1")) { tokens, _ in
         tokens.x = try! Tensor(zeros: [64], .bf16)
       }
-      try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 16 bytes", "20 bytes")) {
+      try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 16 bytes, at most 2^30", "20 bytes"))
+      {
         tokens, _ in
         tokens.x = try! Tensor(zeros: [16, 10], .bf16)
       }
-      try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 16 bytes", "0 bytes")) { tokens, _ in
+      try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 16 bytes, at most 2^30", "0 bytes"))
+      { tokens, _ in
         tokens.x = try! Tensor(zeros: [16, 0], .bf16)
       }
-      try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 32 bytes", "16 bytes")) {
+      try expectSameError(smallJob(), invalid("x", "rows of a positive multiple of 32 bytes, at most 2^30", "16 bytes"))
+      {
         $0.x = try! Tensor(zeros: [16, 8], .bf16)
         $1.quantization = .float
       }
@@ -70,7 +73,9 @@ extension ConformanceTests {
       try expectSameError(smallJob(), invalid("sidecars.shape[0]", "16", "17")) { tokens, _ in
         tokens.sidecars = [try! Tensor(zeros: [17, 4], .uint8)]
       }
-      try expectSameError(smallJob(), invalid("sidecars", "rows of a positive multiple of 4 bytes", "3 bytes")) {
+      try expectSameError(
+        smallJob(), invalid("sidecars", "rows of a positive multiple of 4 bytes, at most 2^30", "3 bytes")
+      ) {
         tokens, _ in tokens.sidecars = [try! Tensor(zeros: [16, 3], .uint8)]
       }
       try expectSameError(smallJob(), invalid("sidecars", "at most 3", "4")) { tokens, _ in
@@ -178,7 +183,7 @@ extension ConformanceTests {
       try expectSameError(smallJob(), disagree("the layout", "bySource", "byExpert")) { $1.layout = .byExpert }
       try expectSameError(smallJob(), disagree("sizing", "exact", "worstCase")) { $1.sizing = .worstCase }
       try expectSameError(smallJob(), disagree("expertAlignment", "1", "4")) { $1.expertAlignment = 4 }
-      try expectSameError(smallJob(), disagree("bytes of a row in sidecar 0", "0", "8")) { tokens, _ in
+      try expectSameError(smallJob(), disagree("a row of sidecar 0", "none", "8 bytes of uint8")) { tokens, _ in
         tokens.sidecars = [try! Tensor(zeros: [16, 8], .uint8)]
       }
       try expectSameError(smallJob(), disagree("topK", "2", "0")) { tokens, _ in

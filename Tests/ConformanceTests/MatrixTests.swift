@@ -5,7 +5,7 @@ import Testing
 extension ConformanceTests {
   /// One dimension of a job at a time, then pairs that meet in the protocol.
   @Suite struct MatrixTests {
-    private func run(_ job: Job) throws { try check(job, on: ThreadFabric()) }
+    private func run(_ job: Job) throws { try check(job, on: fabric) }
 
     @Test(arguments: [8, 16, 24, 72, 128, 136, 2880, 3584, 7168, 8200], RowLayout.allCases)
     func hidden(_ hidden: Int, _ layout: RowLayout) throws {

@@ -21,7 +21,7 @@ extension ConformanceTests {
         return buffer.arenaByteCount
       }
       #expect(sizes[1] > plan.arenaByteCount)
-      try check(job.with { $0.receivedTokensMax = 1 }, on: ThreadFabric())
+      try check(job.with { $0.receivedTokensMax = 1 }, on: fabric)
     }
 
     /// What does not fit is the same error on all ranks; what fits still goes.

@@ -6,12 +6,12 @@ extension ConformanceTests {
   @Suite struct RandomJobTests {
     @Test(arguments: UInt64(1)...24)
     func agreesWithTheOracle(seed: UInt64) throws {
-      try check(Job.random(seed: seed), on: ThreadFabric())
+      try check(Job.random(seed: seed), on: fabric)
     }
 
     @Test func verifiesUntilTheTimeIsOver() throws {
       var reported: [Int] = []
-      let passed = try verify(seconds: 0.2, seed: 1000, on: ThreadFabric()) { _, count in reported.append(count) }
+      let passed = try verify(seconds: 0.2, seed: 1000, on: fabric) { _, count in reported.append(count) }
       #expect(passed > 0)
       #expect(reported == Array(1...passed))
     }

@@ -5,6 +5,10 @@ import Testing
 /// All suites of this target, one test at a time: each runs many threads of its own.
 @Suite(.serialized) struct ConformanceTests {}
 
+/// What kind of ranks the tests run on: to try another kind, change this. Tests that bring values of several ranks
+/// together need ranks that share memory.
+let fabric = ThreadFabric()
+
 extension Tensor {
   var bytes: [UInt8] { withUnsafeBytes { Array($0) } }
 }
@@ -34,7 +38,7 @@ func onEachRank<Value: Sendable>(
   _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
 ) throws -> [Value] {
   let slots = Slots<Value>(count: plan.shape.rankCount)
-  try ThreadFabric().run(plan: plan, workers: workers, timeout: timeout) { buffer in
+  try fabric.run(plan: plan, workers: workers, timeout: timeout) { buffer in
     slots.set(try body(buffer), at: buffer.rank)
   }
   return slots.values

@@ -136,8 +136,11 @@ enum Binary {
     (["bench", "--hidden", "9223372036854775807"], "--hidden: expected an integer of 1 to"),
     (["bench", "--dtype", "fp8", "--hidden", "24"], "--hidden: expected rows of a multiple of 16 bytes, found 24"),
     (["bench", "--dtype", "bf8"], "--dtype: expected one of bf16, fp16, fp32, fp8, uint8, found 'bf8'"),
-    (["bench", "--text", "/nonexistent"], "--text /nonexistent: expected a readable file, found no such file"),
-    (["bench", "--text", "/"], "--text /: expected a readable file, found one that cannot be read"),
+    (
+      ["bench", "--text", "/nonexistent"],
+      "--text /nonexistent: expected a regular file that can be read, found no such file"
+    ),
+    (["bench", "--text", "/"], "--text /: expected a regular file that can be read, found something else"),
     (["bench", "--text", "/dev/null", "--skew", "1"], "--skew: expected none with --text, found one"),
     (["bench", "--json", "/nonexistent/file"], "--json /nonexistent/file: expected a file that can be written"),
     (["bench", "--ranks", "256", "--tokens", "1000000"], "memory: expected a job of at most"),
@@ -170,7 +173,9 @@ enum Binary {
     #expect(table.status == 0)
     let json = try Binary.run(words + ["--json", "-"])
     let report = try JSONDecoder().decode(PlanReport.self, from: Data(json.output.utf8))
-    let names = ["control", "dispatch results", "combine outputs", "combine staging", "handles"]
+    let names = [
+      "control", "dispatch results", "combine outputs", "combine staging", "handles", "operations", "tables",
+    ]
     #expect(report.parts.map(\.name) == names)
     #expect(report.rowsPerResult == 100)
     #expect(report.bytesPerRank == report.parts.reduce(0) { $0 + $1.bytes })
