@@ -17,7 +17,7 @@ let package = Package(
     .target(
       name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostMachine"],
       swiftSettings: strict),
-    .target(name: "Conformance", dependencies: ["SwiftEP"], swiftSettings: strict),
+    .target(name: "Conformance", dependencies: ["HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
       name: "swiftep", dependencies: ["Conformance", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(

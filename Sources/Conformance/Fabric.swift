@@ -1,4 +1,5 @@
 import Glibc
+import HostMachine
 import SwiftEP
 
 /// What the suite asks of a machine and of the way its ranks are run: buffers, one for each rank. The suite knows
@@ -27,64 +28,31 @@ package struct ThreadFabric: Fabric {
   }
 }
 
-/// Runs `body` on `count` threads and waits for all; throws what the first to fail has thrown.
+/// Runs `body` on `count` threads and waits for all; throws what the first to fail has thrown. Where the system allows
+/// fewer threads, none runs.
 package func inParallel(_ count: Int, _ body: @escaping @Sendable (Int) throws -> Void) throws {
-  let failure = FirstFailure()
-  let threads = (0..<count).map { index in
-    Thread {
-      do { try body(index) } catch { failure.record(error) }
+  let state = Guarded(ParallelState())
+  var threads: [pthread_t] = []
+  for index in 0..<count {
+    let thread = startThread {
+      while !state.withLock({ $0.hasBegun || $0.failure != nil }) { usleep(50) }
+      guard state.withLock({ $0.hasBegun }) else { return }
+      do { try body(index) } catch { state.withLock { $0.failure = $0.failure ?? error } }
     }
+    guard let thread else {
+      state.withLock { $0.failure = EPError.systemCall(name: "pthread_create", code: EAGAIN) }
+      break
+    }
+    threads.append(thread)
   }
-  for thread in threads { thread.join() }
-  if let error = failure.error { throw error }
+  if threads.count == count { state.withLock { $0.hasBegun = true } }
+  for thread in threads { pthread_join(thread, nil) }
+  if let error = state.withLock({ $0.failure }) { throw error }
 }
 
-/// A thread that runs until its body returns.
-package struct Thread {
-  private let thread: pthread_t
-
-  private final class Body: Sendable {
-    let run: @Sendable () -> Void
-    init(_ run: @escaping @Sendable () -> Void) { self.run = run }
-  }
-
-  package init(_ body: @escaping @Sendable () -> Void) {
-    let argument = Unmanaged.passRetained(Body(body))
-    var thread = pthread_t()
-    let code = pthread_create(
-      &thread, nil,
-      { argument in
-        Unmanaged<Body>.fromOpaque(argument!).takeRetainedValue().run()
-        return nil
-      }, argument.toOpaque())
-    precondition(code == 0, "pthread_create failed: errno \(code)")
-    self.thread = thread
-  }
-
-  package func join() { pthread_join(thread, nil) }
-}
-
-/// Of several threads' errors the first in time: later ones tend to be its consequences.
-private final class FirstFailure: @unchecked Sendable {
-  private let lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-  private var first: (any Error)?
-
-  init() {
-    lock.initialize(to: pthread_mutex_t())
-    pthread_mutex_init(lock, nil)
-  }
-
-  deinit {
-    pthread_mutex_destroy(lock)
-    lock.deallocate()
-  }
-
-  func record(_ error: any Error) {
-    pthread_mutex_lock(lock)
-    if first == nil { first = error }
-    pthread_mutex_unlock(lock)
-  }
-
-  /// To be read when all threads have been joined.
-  var error: (any Error)? { first }
+private struct ParallelState {
+  /// All threads are there.
+  var hasBegun = false
+  /// The first in time: later ones tend to be its consequences.
+  var failure: (any Error)?
 }

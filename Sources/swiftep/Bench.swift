@@ -48,7 +48,7 @@ final class Bench: Sendable {
   init(
     _ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int,
     progress: @escaping @Sendable (Int) -> Void
-  ) {
+  ) throws(EPError) {
     (self.job, self.workload, self.plan) = (job, workload, plan)
     (self.workerCount, self.iterationCount, self.progress) = (workerCount, iterationCount, progress)
     oracle = Oracle(
@@ -56,11 +56,11 @@ final class Bench: Sendable {
       layout: job.layout, expertAlignment: 1,
       quantization: job.rowType.quantization)
     var floors = [
-      CopyFloor(
+      try CopyFloor(
         CopyFloor.dispatchSizes(job, workload), sources: workload.tokens.map(\.x), workerCount: workerCount)
     ]
     if !job.rowType.combinesInPlace {
-      floors.append(CopyFloor(CopyFloor.combineSizes(job, workload), workerCount: workerCount))
+      floors.append(try CopyFloor(CopyFloor.combineSizes(job, workload), workerCount: workerCount))
     }
     self.floors = floors
     rankSteps = SharedStopwatch(partyCount: job.rankCount)

@@ -74,18 +74,18 @@ struct BenchSettings {
   func run() throws -> BenchReport {
     let workload: Workload
     if let text {
-      workload = .text(job, text, seed: seed)
+      workload = try .text(job, text, seed: seed)
     } else if let recorded {
-      workload = recorded.workload(job, skew: skew, seed: seed)
+      workload = try recorded.workload(job, skew: skew, seed: seed)
     } else {
-      workload = .random(job, skew: skew, seed: seed)
+      workload = try .random(job, skew: skew, seed: seed)
     }
     let rowsPerToken = job.layout == .bySource ? 1 : job.topK
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
     let plan = try job.plan(
       receivedTokensMax: receivedTokens, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
-    let bench = Bench(
+    let bench = try Bench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
       progress: { status.show(bar.text($0)) })
     defer { status.clear() }

@@ -37,11 +37,15 @@ final class CopyFloor: @unchecked Sendable {
   /// Allocates and touches the buffers of all ranks.
   ///
   /// - Parameter sources: of the sizes that are read, one a rank; nil: buffers of their own.
-  init(_ sizes: [Sizes], sources: [Tensor]? = nil, workerCount: Int) {
+  init(_ sizes: [Sizes], sources: [Tensor]? = nil, workerCount: Int) throws(EPError) {
     self.sizes = sizes
     self.workerCount = workerCount
-    self.sources = sources ?? sizes.map { try! Tensor(zeros: [$0.readByteCount], .uint8) }
-    destinations = sizes.map { try! Tensor(zeros: [$0.writtenByteCount], .uint8) }
+    self.sources = if let sources { sources } else { try Self.makeBuffers(sizes.map(\.readByteCount)) }
+    destinations = try Self.makeBuffers(sizes.map(\.writtenByteCount))
+  }
+
+  private static func makeBuffers(_ byteCounts: [Int]) throws(EPError) -> [Tensor] {
+    try byteCounts.map { byteCount throws(EPError) in try Tensor(zeros: [byteCount], .uint8) }
   }
 
   /// Bytes read and written by all ranks in one copy.

@@ -100,9 +100,9 @@ struct RecordedInput {
   }
 
   /// What was not recorded is random.
-  func workload(_ job: JobSpec, skew: Double, seed: UInt64) -> Workload {
+  func workload(_ job: JobSpec, skew: Double, seed: UInt64) throws(EPError) -> Workload {
     let gate = RandomGate(expertCount: job.expertCount, topK: job.topK, skew: skew, seed: seed)
-    return Workload(
+    return try Workload(
       job, tokenCount: tokenCount,
       fillRow: { token, row in
         if let rows {

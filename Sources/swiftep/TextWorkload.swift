@@ -49,7 +49,7 @@ struct TokenizedText: Equatable {
 extension Workload {
   /// The tokens of a text, repeated or cut to the job's number. Each distinct token has one seeded embedding, and the
   /// experts that a seeded gate gives it, so that routing has the skew of the text's words.
-  static func text(_ job: JobSpec, _ text: TokenizedText, seed: UInt64) -> Workload {
+  static func text(_ job: JobSpec, _ text: TokenizedText, seed: UInt64) throws(EPError) -> Workload {
     let dtype = job.rowType.inputDType
     let tokenCount = job.rankCount * job.tokensPerRank
     let gate = LinearGate(hidden: job.hidden, expertCount: job.expertCount, topK: job.topK, seed: seed)
@@ -60,7 +60,7 @@ extension Workload {
       fillRandomRow(prefix, dtype, seed: seed, token: id)
       choices[id] = gate.route(row: UnsafeRawBufferPointer(prefix), dtype: dtype)
     }
-    return Workload(
+    return try Workload(
       job, tokenCount: tokenCount,
       fillRow: { token, row in
         fillRandomRow(row, dtype, seed: seed, token: text.ids[token % text.ids.count])

@@ -16,14 +16,14 @@ struct Workload: Sendable {
   init(
     _ job: JobSpec, tokenCount: Int, fillRow: (_ token: Int, _ row: UnsafeMutableRawBufferPointer) -> Void,
     route: (_ token: Int) -> GateChoice
-  ) {
+  ) throws(EPError) {
     let owners = job.shape.owners
     var tokens: [RankTokens] = []
     var weights: [Tensor] = []
     var sentRowCounts: [[Int]] = []
     for rank in 0..<job.rankCount {
       let share = tokenCount * rank / job.rankCount..<tokenCount * (rank + 1) / job.rankCount
-      let x = try! Tensor(zeros: [share.count, job.hidden], job.rowType.inputDType)
+      let x = try Tensor(zeros: [share.count, job.hidden], job.rowType.inputDType)
       x.withUnsafeMutableBytes { bytes in
         let rowByteCount = job.hidden * x.dtype.byteCount
         for (index, token) in share.enumerated() {
@@ -33,8 +33,8 @@ struct Workload: Sendable {
       }
       let choices = share.map(route)
       let shape = [share.count, job.topK]
-      let indices = try! Tensor(copying: choices.flatMap(\.experts), shape: shape, .int64)
-      weights.append(try! Tensor(copying: choices.flatMap(\.weights), shape: shape, .fp32))
+      let indices = try Tensor(copying: choices.flatMap(\.experts), shape: shape, .int64)
+      weights.append(try Tensor(copying: choices.flatMap(\.weights), shape: shape, .fp32))
       tokens.append(RankTokens(x: x, routing: .topK(indices: indices, weights: weights[rank])))
       sentRowCounts.append(Self.countRows(choices, owners: owners, job))
     }
@@ -62,9 +62,9 @@ struct Workload: Sendable {
 
 extension Workload {
   /// Random rows to random experts.
-  static func random(_ job: JobSpec, skew: Double, seed: UInt64) -> Workload {
+  static func random(_ job: JobSpec, skew: Double, seed: UInt64) throws(EPError) -> Workload {
     let gate = RandomGate(expertCount: job.expertCount, topK: job.topK, skew: skew, seed: seed)
-    return Workload(
+    return try Workload(
       job, tokenCount: job.rankCount * job.tokensPerRank,
       fillRow: { fillRandomRow($1, job.rowType.inputDType, seed: seed, token: $0) }, route: gate.route)
   }

@@ -57,7 +57,7 @@ import Testing
       try Tensor(
         copying: (0..<size.readByteCount).map { UInt8(1 + $0 % 200) }, shape: [size.readByteCount], .uint8)
     }
-    let floor = CopyFloor(sizes, sources: sources, workerCount: workerCount)
+    let floor = try CopyFloor(sizes, sources: sources, workerCount: workerCount)
     for rank in sizes.indices {
       for worker in 0..<workerCount { floor.copy(kind, rank: rank, worker: worker) }
     }
