@@ -28,6 +28,47 @@ package struct ThreadFabric: Fabric {
   }
 }
 
+/// Ranks are threads of this process that reach each other as processes do: over sockets, each with a mapping of its own
+/// of every arena.
+package struct SocketFabric: Fabric {
+  package init() {}
+
+  package func run(
+    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
+  ) throws {
+    let count = plan.shape.rankCount
+    let meeting = Meeting(count: count)
+    try inParallel(count) { rank in
+      let communicator = try Communicator.processes(rank: rank, rankCount: count, timeout: timeout) { bytes in
+        try meeting.gather(bytes, from: rank)
+      }
+      let buffer = try ExpertBuffer(communicator, plan: plan, workers: workers, timeout: timeout)
+      defer { buffer.close() }
+      try body(buffer)
+    }
+  }
+}
+
+/// An all-gather of bytes between threads, once.
+package final class Meeting: Sendable {
+  private let pieces: Guarded<[[UInt8]?]>
+
+  package struct Incomplete: Error {}
+
+  package init(count: Int) { pieces = Guarded(Array(repeating: nil, count: count)) }
+
+  /// - Throws: `Incomplete` after 30 seconds.
+  package func gather(_ bytes: [UInt8], from index: Int) throws -> [[UInt8]] {
+    pieces.withLock { $0[index] = bytes }
+    let deadline = monotonicNow() + 30_000_000_000
+    while monotonicNow() < deadline {
+      if let all = pieces.withLock({ pieces in pieces.contains { $0 == nil } ? nil : pieces.map { $0! } }) { return all }
+      usleep(100)
+    }
+    throw Incomplete()
+  }
+}
+
 /// Runs `body` on `count` threads and waits for all; throws what the first to fail has thrown. Where the system allows
 /// fewer threads, none runs.
 package func inParallel(_ count: Int, _ body: @escaping @Sendable (Int) throws -> Void) throws {
@@ -40,7 +81,7 @@ package func inParallel(_ count: Int, _ body: @escaping @Sendable (Int) throws -
       do { try body(index) } catch { state.withLock { $0.failure = $0.failure ?? error } }
     }
     guard let thread else {
-      state.withLock { $0.failure = EPError.systemCall(name: "pthread_create", code: EAGAIN) }
+      state.withLock { $0.failure = EPError.systemCall(rank: -1, name: "pthread_create", code: EAGAIN) }
       break
     }
     threads.append(thread)

@@ -11,14 +11,18 @@
   public var expertOwner: Address
   /// Int32 `[expertCount]`: the index of each expert among those of its rank.
   public var expertLocal: Address
-  /// `OperationStatus` of the first operation that timed out: later ones then end at once.
+  /// `OperationStatus` of the first operation that missed a rank: later ones then end at once.
   public var failure: Address
+  /// UInt32 `[rankCount]`: not zero for a rank that takes part no more. Written by the host while kernels run.
+  public var departures: Address
+  /// UInt64: grows after each change of `departures`, and ends waits.
+  public var alarm: Address
   /// How long a wait for a peer may take.
   public var timeoutNanoseconds: UInt64
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
-    expertLocal: Address, failure: Address, timeoutNanoseconds: UInt64
+    expertLocal: Address, failure: Address, departures: Address, alarm: Address, timeoutNanoseconds: UInt64
   ) {
     self.rank = rank
     self.rankCount = rankCount
@@ -28,6 +32,8 @@
     self.expertOwner = expertOwner
     self.expertLocal = expertLocal
     self.failure = failure
+    self.departures = departures
+    self.alarm = alarm
     self.timeoutNanoseconds = timeoutNanoseconds
   }
 
@@ -186,8 +192,10 @@
   case timeout = 3
   /// The output does not fit. Details: bytes needed, bytes available.
   case overflow = 4
-  /// An earlier operation of this buffer timed out. Rank and details are that operation's.
+  /// An earlier operation of this buffer missed a rank. Rank and details are that operation's.
   case failedBefore = 5
+  /// The rank takes part no more, says the host. Details: as of a timeout.
+  case departed = 6
 
   /// In a timeout's details, beside the signal slots: this rank's own input was not ready in time.
   @inlinable public static var inputSlot: Int64 { 2 }

@@ -36,25 +36,67 @@
   return verdict.code == StatusCode.ok.rawValue ? epoch : nil
 }
 
-/// Waits until every peer has signalled `epoch` in `slot`; a peer that has not within the time allowed becomes the
-/// operation's status.
+/// Waits until every peer has signalled `epoch` in `slot`; a peer that has not within the time allowed, or never will,
+/// becomes the operation's status.
+///
+/// A peer that departs after it has signalled is missed by nobody in this slot: what it had to do for it, it has done
+/// for all.
 @inlinable func awaitAll<M: Machine>(
   _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
 ) -> Bool {
   let deadline = machine.now &+ view.timeoutNanoseconds
+  var heard = machine.hear(view.alarm)
   var source: Int32 = 0
   while source < view.rankCount {
-    let offset = view.control.signalOffset(slot, source: source)
-    if source != view.rank && !machine.await(view.ownArena, offset: offset, epoch: epoch, deadline: deadline) {
-      let status = OperationStatus(
-        .timeout, rank: Int64(source), (Int64(slot.rawValue), Int64(truncatingIfNeeded: epoch), 0, 0))
-      operation.set(status)
-      view.failure.store(status, at: 0)
+    if heard != 0 && isMissed(machine, view: view, slot: slot, epoch: epoch, heard: heard, operation: operation) {
       return false
+    }
+    while source < view.rankCount {
+      if source != view.rank {
+        let offset = view.control.signalOffset(slot, source: source)
+        let result = machine.await(
+          view.ownArena, offset: offset, epoch: epoch, deadline: deadline, alarm: view.alarm, heard: heard)
+        if result == .alarmed { break }
+        if result == .timedOut {
+          fail(.timeout, rank: source, view: view, slot: slot, epoch: epoch, operation: operation)
+          return false
+        }
+      }
+      source = source &+ 1
+    }
+    heard = machine.hear(view.alarm)
+  }
+  return true
+}
+
+/// Whether a peer has departed without the signal.
+@inlinable func isMissed<M: Machine>(
+  _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, heard: UInt64, operation: OperationView
+) -> Bool {
+  var source: Int32 = 0
+  while source < view.rankCount {
+    if view.departures.load(UInt32.self, at: source) != 0 {
+      // It signalled before it departed, if it did.
+      let result = machine.await(
+        view.ownArena, offset: view.control.signalOffset(slot, source: source), epoch: epoch, deadline: 0,
+        alarm: view.alarm, heard: heard)
+      if result == .timedOut {
+        fail(.departed, rank: source, view: view, slot: slot, epoch: epoch, operation: operation)
+        return true
+      }
     }
     source = source &+ 1
   }
-  return true
+  return false
+}
+
+/// A rank is missing: the operation's status, and that of all later ones.
+@inlinable func fail(
+  _ code: StatusCode, rank: Int32, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
+) {
+  let status = OperationStatus(code, rank: Int64(rank), (Int64(slot.rawValue), Int64(truncatingIfNeeded: epoch), 0, 0))
+  operation.set(status)
+  view.failure.store(status, at: 0)
 }
 
 /// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.

@@ -70,11 +70,21 @@ public protocol Machine {
   func signal(_ arena: Address, offset: Int64, epoch: UInt64)
 
   /// Waits until the signal word at `arena + offset` is at least `epoch`. Its acquire pairs with the release in
-  /// `signal`. Returns false when `deadline` (see `now`) has passed first.
-  func await(_ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64) -> Bool
+  /// `signal`. Ends without that when `deadline` (see `now`) passes first, or when `alarm` is not `heard` any more.
+  func await(
+    _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
+  ) -> WaitResult
+
+  /// The alarm's value; what the host wrote before it raised the alarm is seen.
+  func hear(_ alarm: Address) -> UInt64
 
   /// Nanoseconds of a clock that never goes back.
   var now: UInt64 { get }
+}
+
+/// How a wait ended.
+@frozen public enum WaitResult: Sendable {
+  case signalled, timedOut, alarmed
 }
 
 /// Rows to send: what `Machine.scatterRows` reads.

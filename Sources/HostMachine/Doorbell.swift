@@ -51,3 +51,20 @@ struct Doorbell {
     }
   }
 }
+
+/// A doorbell in this process's own memory.
+package final class SharedBell: @unchecked Sendable {
+  private let memory = UnsafeMutableRawPointer.allocate(byteCount: 64, alignment: 64)
+  private let doorbell: Doorbell
+
+  package init() {
+    memory.initializeMemory(as: UInt64.self, repeating: 0, count: 8)
+    doorbell = Doorbell(at: memory)
+  }
+  deinit { memory.deallocate() }
+
+  package func ring() { doorbell.ring() }
+  package func wait(until deadline: UInt64, spinningFor spinNanoseconds: UInt64, _ condition: () -> Bool) -> Bool {
+    doorbell.wait(until: deadline, spinningFor: spinNanoseconds, condition)
+  }
+}

@@ -120,12 +120,28 @@ extension HostMachine {
     doorbell(of: arena).ring()
   }
 
-  package func await(_ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64) -> Bool {
+  package func await(
+    _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
+  ) -> WaitResult {
     let word = atomic(arena.advanced(byBytes: offset), UInt64.self)
-    return doorbell(of: arena).wait(until: deadline, spinningFor: tuning.spinNanoseconds) {
+    let alarmWord = atomic(alarm, UInt64.self)
+    var result = WaitResult.timedOut
+    _ = doorbell(of: arena).wait(until: deadline, spinningFor: tuning.spinNanoseconds) {
       // Pairs with the release in `signal`.
-      word.pointee.load(ordering: .acquiring) >= epoch
+      if word.pointee.load(ordering: .acquiring) >= epoch {
+        result = .signalled
+      } else if alarmWord.pointee.load(ordering: .relaxed) != heard {
+        result = .alarmed
+      }
+      return result != .timedOut
     }
+    return result
+  }
+
+  package func hear(_ alarm: Address) -> UInt64 {
+    // Pairs with that in `raiseAlarm`. Stronger than acquire for the same reason as the doorbell's: what it decides is
+    // only how soon a wait that is in vain ends.
+    atomic(alarm, UInt64.self).pointee.load(ordering: .sequentiallyConsistent)
   }
 
   package var now: UInt64 { monotonicNow() }
@@ -134,12 +150,19 @@ extension HostMachine {
     Doorbell(at: arena.advanced(byBytes: ControlLayout.doorbellOffset).hostPointer)
   }
 
-  private func atomic<Word: AtomicRepresentable>(_ address: Address, _ type: Word.Type) -> UnsafeMutablePointer<
-    Atomic<Word>
-  > {
-    // SAFETY: an atomic integer has its integer's layout; signal words and counters are used as nothing else.
-    address.hostPointer.assumingMemoryBound(to: Atomic<Word>.self)
-  }
+}
+
+/// Ends the waits of a rank's kernels that watch `alarm` (UInt64), which sleep on the doorbell of `arena`.
+package func raiseAlarm(_ alarm: Address, waking arena: Address) {
+  atomic(alarm, UInt64.self).pointee.wrappingAdd(1, ordering: .sequentiallyConsistent)
+  Doorbell(at: arena.advanced(byBytes: ControlLayout.doorbellOffset).hostPointer).ring()
+}
+
+private func atomic<Word: AtomicRepresentable>(_ address: Address, _ type: Word.Type) -> UnsafeMutablePointer<
+  Atomic<Word>
+> {
+  // SAFETY: an atomic integer has its integer's layout; signal words, alarms and counters are used as nothing else.
+  address.hostPointer.assumingMemoryBound(to: Atomic<Word>.self)
 }
 
 extension Address {

@@ -226,23 +226,6 @@ private final class SharedWord: Sendable {
   func increment() { value.wrappingAdd(1, ordering: .releasing) }
 }
 
-/// A doorbell in this process's own memory.
-private final class SharedBell: @unchecked Sendable {
-  private let memory = UnsafeMutableRawPointer.allocate(byteCount: 64, alignment: 64)
-  private let doorbell: Doorbell
-
-  init() {
-    memory.initializeMemory(as: UInt64.self, repeating: 0, count: 8)
-    doorbell = Doorbell(at: memory)
-  }
-  deinit { memory.deallocate() }
-
-  func ring() { doorbell.ring() }
-  func wait(until deadline: UInt64, spinningFor spinNanoseconds: UInt64, _ condition: () -> Bool) -> Bool {
-    doorbell.wait(until: deadline, spinningFor: spinNanoseconds, condition)
-  }
-}
-
 /// Starts a thread that runs `body`, or returns nil where the system allows no more.
 package func startThread(_ body: @escaping @Sendable () -> Void) -> pthread_t? {
   final class Box: Sendable {

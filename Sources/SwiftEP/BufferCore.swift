@@ -5,16 +5,20 @@ import HostMachine
 /// Tells one buffer's handles from another's: alive as long as a handle, so that no later buffer has the same.
 final class BufferIdentity: Sendable {}
 
-/// Where a rank's tables lie in one piece of its own memory, behind the status of a failure: arenas, then experts'
-/// owners and local indices.
+/// Where a rank's tables lie in one piece of its own memory, behind the status of a failure: the alarm and what it is
+/// about, arenas, then experts' owners and local indices.
 struct TableOffsets {
+  let alarm: Int64
+  let departures: Int64
   let arenas: Int64
   let owners: Int64
   let locals: Int64
   let byteCount: Int64
 
   init(rankCount: Int, expertCount: Int) {
-    arenas = OperationStatus.byteCount
+    alarm = OperationStatus.byteCount
+    departures = alarm + 64
+    arenas = departures + alignUp(4 * Int64(rankCount), to: 64)
     owners = arenas + 8 * Int64(rankCount)
     locals = owners + 4 * Int64(expertCount)
     byteCount = locals + 4 * Int64(expertCount)
@@ -32,6 +36,7 @@ final class BufferCore: Sendable {
   let arenas: [ArenaMemory]
   let timeout: Duration
   let view: RankView
+  let membership: Membership
   let owners: [Int32]
   /// Memory behind `view`'s addresses.
   private let tables: any TensorStorage
@@ -41,16 +46,16 @@ final class BufferCore: Sendable {
 
   private struct State {
     var isClosed = false
-    /// Why peers may still write here though this rank has given up on them.
-    var lossCause: EPError?
   }
 
   init(
-    communicator: Communicator, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena, arenas: [ArenaMemory],
+    membership: Membership, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena, arenas: [ArenaMemory],
     timeout: Duration
   ) throws(EPError) {
-    rank = communicator.rank
-    rankCount = communicator.rankCount
+    self.membership = membership
+    let group = membership.group
+    rank = group.rank
+    rankCount = group.rankCount
     self.device = device
     self.arena = arena
     self.arenas = arenas
@@ -62,9 +67,10 @@ final class BufferCore: Sendable {
     let base = tables.base
     view = RankView(
       rank: Int32(rank), rankCount: Int32(rankCount), expertCount: Int32(expertCount),
-      localExpertCount: Int32(owners.count { $0 == communicator.rank }), arenas: base.advanced(byBytes: offsets.arenas),
+      localExpertCount: Int32(owners.count { $0 == group.rank }), arenas: base.advanced(byBytes: offsets.arenas),
       expertOwner: base.advanced(byBytes: offsets.owners), expertLocal: base.advanced(byBytes: offsets.locals),
-      failure: base, timeoutNanoseconds: timeout.nanoseconds)
+      failure: base, departures: base.advanced(byBytes: offsets.departures),
+      alarm: base.advanced(byBytes: offsets.alarm), timeoutNanoseconds: timeout.nanoseconds)
     for (rank, arena) in arenas.enumerated() {
       view.arenas.store(Address(arena.base).bits, at: Int32(rank))
     }
@@ -74,10 +80,12 @@ final class BufferCore: Sendable {
       view.expertLocal.store(seen[Int(owner)], at: Int32(expert))
       seen[Int(owner)] += 1
     }
+    group.mesh.register(DepartureBoard(memory: tables, view: view, arena: arena), for: membership.key)
   }
 
   deinit {
-    device.close()
+    close()
+    membership.group.mesh.unregister(membership.key)
     arena.endQuarantine()
   }
 
@@ -86,20 +94,22 @@ final class BufferCore: Sendable {
       defer { state.isClosed = true }
       return !state.isClosed
     }
-    if wasOpen { callLock.withLock { _ in device.close() } }
+    if !wasOpen { return }
+    callLock.withLock { _ in device.close() }
+    membership.close()
   }
 
   /// Throws unless the buffer can take another call.
   func checkOpen() throws(EPError) {
     try state.withLock { state throws(EPError) in
       if state.isClosed { throw .bufferClosed }
-      if let cause = state.lossCause { throw .bufferLost(cause: cause) }
+      if let cause = membership.lossCause { throw .bufferLost(cause: cause) }
     }
   }
 
   // MARK: Errors
 
-  /// What a kernel's status means; nil when it means success. A rank that is missing loses the buffer.
+  /// What a kernel's status means; nil when it means success.
   func error(from status: OperationStatus) -> EPError? {
     let rank = Int(status.rank)
     let details = status.details
@@ -107,27 +117,11 @@ final class BufferCore: Sendable {
     case .ok: return nil
     case .inputFault: return inputError(rank: rank, details)
     case .disagreement: return disagreement(rank: rank, details)
-    case .timeout:
-      let cause = rankMissing(rank, details)
-      state.withLock { $0.lossCause = $0.lossCause ?? cause }
-      return cause
+    case .timeout, .departed: return membership.lose(to: status)
     case .overflow: return .outOfMemory(rank: rank, neededByteCount: details.0, availableByteCount: details.1)
-    case .failedBefore:
-      let cause = rankMissing(rank, details)
-      state.withLock { $0.lossCause = $0.lossCause ?? cause }
-      return .bufferLost(cause: cause)
+    case .failedBefore: return .bufferLost(cause: membership.lose(to: view.failure.load(OperationStatus.self, at: 0)))
     case nil: preconditionFailure("unknown status \(status.code)")
     }
-  }
-
-  private func rankMissing(_ rank: Int, _ details: (Int64, Int64, Int64, Int64)) -> EPError {
-    let step: EPError.Step =
-      switch details.0 {
-      case StatusCode.inputSlot: .input
-      case Int64(SignalSlot.exchange.rawValue): .exchange
-      default: .completion
-      }
-    return .rankMissing(rank: rank, step: step, timeout: timeout)
   }
 
   private func inputError(rank: Int, _ details: (Int64, Int64, Int64, Int64)) -> EPError {

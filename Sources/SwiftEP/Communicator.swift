@@ -5,114 +5,100 @@ import HostMachine
 
 /// A rank's membership in a group of ranks.
 ///
-/// Creating buffers is collective: all ranks of a communicator do it in the same order.
+/// Creating buffers is collective: all ranks of a communicator do it in the same order. When ranks are missing, those
+/// that are left go on with `shrink`, and take in others with `admit`; both make a new communicator, since ranks are
+/// counted anew. A process ends its membership by letting go of its communicator and its buffers, or by ending.
 public struct Communicator: Sendable {
-  public let rank: Int
-  public let rankCount: Int
-  package let bootstrap: any Bootstrap
+  package let group: Group
+
+  public var rank: Int { group.rank }
+  public var rankCount: Int { group.rankCount }
+  /// How often the group has changed.
+  public var generation: Int { group.generation }
 
   /// Ranks that are threads of this process, one communicator each. Each is to be used from a thread of its own, since
   /// collective calls wait for the other ranks.
   ///
   /// - Throws: `invalidArgument` unless `rankCount` is positive.
   public static func threads(rankCount: Int) throws(EPError) -> [Communicator] {
-    guard rankCount >= 1 else {
-      throw .invalidArgument(rank: -1, argument: "rankCount", expected: "at least 1", found: "\(rankCount)")
-    }
-    let meeting = ThreadMeeting(rankCount: rankCount)
-    return (0..<rankCount).map { rank in
-      Communicator(rank: rank, rankCount: rankCount, bootstrap: ThreadBootstrap(rank: rank, meeting: meeting))
-    }
+    try check(rankCount: rankCount)
+    return try Group.threads(rankCount: rankCount).map { Communicator(group: $0) }
   }
-}
 
-/// How ranks meet before they share memory.
-package protocol Bootstrap: Sendable {
-  /// Ranks of this host that share its cores with this one, itself included.
-  var ranksOnHost: Int { get }
-
-  /// Gives every rank's contribution to every rank, in rank order. Collective.
+  /// Ranks that are processes of this host, this one being `rank`. Collective.
   ///
-  /// - Throws: `rankMissing` when a rank has not come within `timeout`.
-  func allGather(_ contribution: Contribution, timeout: Duration) throws(EPError) -> [Contribution]
+  /// The processes pass each other their memory over abstract Unix sockets with random names. They have to be of one
+  /// user, one boot of one host, and one network namespace.
+  ///
+  /// - Parameters:
+  ///   - timeout: how long each other process is waited for, once `allGather` has returned.
+  ///   - allGather: the caller's way of telling bytes to all ranks: is called once, with at most 1 KiB, and returns
+  ///     what each rank passed, in rank order. What it passes is a secret of the ranks': whoever reads it can connect
+  ///     to them, if of the same user.
+  /// - Throws: `invalidArgument`; `rendezvousFailed` where `allGather` fails; `ranksDisagree`, the same on all ranks,
+  ///   where processes cannot share memory; `rankMissing` (step `setup`); `systemCall`.
+  public static func processes(
+    rank: Int, rankCount: Int, timeout: Duration = .seconds(100), allGather: ([UInt8]) throws -> [[UInt8]]
+  ) throws(EPError) -> Communicator {
+    try check(rankCount: rankCount)
+    guard (0..<rankCount).contains(rank) else {
+      throw .invalidArgument(rank: rank, argument: "rank", expected: "one of 0..<\(rankCount)", found: "\(rank)")
+    }
+    return Communicator(
+      group: try Group.processes(
+        rank: rank, rankCount: rankCount, timeout: timeout, meeting: nil, allGather: allGather))
+  }
+
+  private static func check(rankCount: Int) throws(EPError) {
+    if (1...1 << 16).contains(rankCount) { return }
+    let expected = rankCount < 1 ? "at least 1" : "at most 65536"
+    throw .invalidArgument(rank: -1, argument: "rankCount", expected: expected, found: "\(rankCount)")
+  }
 }
 
-/// What a rank tells the others when a buffer is created.
-package struct Contribution: Sendable {
-  /// What must be the same on all ranks: names and values.
-  package var terms: [Term]
-  /// Nil when this rank could not make one.
-  package var arena: ArenaMemory?
-  package var failure: EPError?
+// MARK: - Changing the group
 
-  package struct Term: Equatable, Sendable {
-    package let name: String
-    package let value: String
-  }
-}
-
-private struct ThreadBootstrap: Bootstrap {
-  let rank: Int
-  let meeting: ThreadMeeting
-
-  var ranksOnHost: Int { meeting.rankCount }
-
-  func allGather(_ contribution: Contribution, timeout: Duration) throws(EPError) -> [Contribution] {
-    try meeting.allGather(contribution, from: rank, timeout: timeout)
-  }
-}
-
-/// Where the ranks of one process meet: rounds of contributions, each of which is complete once every rank has come.
-private final class ThreadMeeting: Sendable {
-  let rankCount: Int
-  private let rounds: Guarded<Rounds>
-
-  private struct Rounds {
-    /// Contributions of the rounds that some rank has not finished yet, the oldest first.
-    var open: [[Contribution?]] = []
-    var firstOpen = 0
-    /// Rounds that each rank has entered, and left.
-    var entered: [Int]
-    var left: [Int]
+extension Communicator {
+  /// The ranks that are still there, in the same order, counted anew. Collective over those.
+  ///
+  /// Left out are ranks that have exited, and those that some rank has waited for in vain, here or in a buffer. Buffers
+  /// of this communicator can be closed before or after; new ones are made with the new communicator. Tolerates ranks
+  /// that go missing meanwhile.
+  ///
+  /// - Parameter timeout: how long a rank is waited for that is alive but does not call this.
+  /// - Throws: `rankMissing` (step `regrouping`) with this rank's own number, where the others go on without it.
+  public func shrink(timeout: Duration = .seconds(100)) throws(EPError) -> Communicator {
+    Communicator(group: try group.shrink(timeout: timeout))
   }
 
-  init(rankCount: Int) {
-    self.rankCount = rankCount
-    rounds = Guarded(
-      Rounds(entered: [Int](repeating: 0, count: rankCount), left: [Int](repeating: 0, count: rankCount)))
+  /// As `shrink`, and a process that calls `join` becomes the last rank. Collective.
+  ///
+  /// - Parameters:
+  ///   - timeout: how long to wait for it.
+  ///   - allGather: the caller's way to reach it: called on the lowest rank only, as the first of two that gather
+  ///     bytes. Nil: by the rendezvous that the job was started with.
+  /// - Returns: the new communicator, with one rank more than stayed, or `refusal` saying why not.
+  /// - Throws: as `shrink`; `invalidArgument` where ranks are threads.
+  public func admit(
+    timeout: Duration = .seconds(100), allGather: (@Sendable ([UInt8]) throws -> [[UInt8]])? = nil
+  ) throws(EPError) -> (communicator: Communicator, refusal: EPError?) {
+    var meeting: Group.Meeting?
+    if let allGather { meeting = { _, bytes, _ in try allGather(bytes) } }
+    let (next, refusal) = try group.admit(timeout: timeout, meeting: meeting)
+    return (Communicator(group: next), refusal)
   }
 
-  func allGather(_ contribution: Contribution, from rank: Int, timeout: Duration) throws(EPError) -> [Contribution] {
-    let round = rounds.withLock { rounds in
-      let round = rounds.entered[rank]
-      rounds.entered[rank] += 1
-      while rounds.firstOpen + rounds.open.count <= round {
-        rounds.open.append([Contribution?](repeating: nil, count: rankCount))
-      }
-      rounds.open[round - rounds.firstOpen][rank] = contribution
-      return round
-    }
-    defer { leave(round, rank) }
-    let deadline = monotonicNow() &+ timeout.nanoseconds
-    while true {
-      let (contributions, missing) = rounds.withLock { rounds in
-        let round = rounds.open[round - rounds.firstOpen]
-        return (round.compactMap { $0 }, round.firstIndex { $0 == nil })
-      }
-      guard let missing else { return contributions }
-      if monotonicNow() >= deadline { throw .rankMissing(rank: missing, step: .setup, timeout: timeout) }
-      usleep(200)
-    }
-  }
-
-  private func leave(_ round: Int, _ rank: Int) {
-    rounds.withLock { rounds in
-      rounds.left[rank] = round + 1
-      while let last = rounds.left.min(), rounds.firstOpen < last {
-        rounds.open.removeFirst()
-        rounds.firstOpen += 1
-      }
-    }
+  /// Becomes the last rank of a group whose ranks call `admit`.
+  ///
+  /// - Parameters:
+  ///   - timeout: how long to wait for the group.
+  ///   - allGather: the caller's way to reach the group's lowest rank: called once, as the second of two that gather
+  ///     bytes.
+  /// - Throws: `rendezvousFailed`, `ranksDisagree`, `rankMissing` (step `regrouping`), `systemCall`.
+  public static func join(
+    timeout: Duration = .seconds(100), allGather: @escaping @Sendable ([UInt8]) throws -> [[UInt8]]
+  ) throws(EPError) -> Communicator {
+    Communicator(group: try Group.join(timeout: timeout) { _, bytes, _ in try allGather(bytes) })
   }
 }
 

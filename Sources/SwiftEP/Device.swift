@@ -1,4 +1,5 @@
 import EPKernels
+import Glibc
 import HostMachine
 
 /// What the API asks of the hardware that runs the protocol: queues of launches, and memory that no peer touches.
@@ -29,9 +30,9 @@ package protocol Device: AnyObject, Sendable {
 package final class HostDevice: Device {
   private let stream: HostStream
 
-  package init(workerCount: Int, tuning: HostTuning) throws(EPError) {
+  package init(rank: Int, workerCount: Int, tuning: HostTuning) throws(EPError) {
     guard let stream = HostStream(workerCount: workerCount, tuning: tuning) else {
-      throw .systemCall(name: "pthread_create", code: 11)
+      throw .systemCall(rank: rank, name: "pthread_create", code: EAGAIN)
     }
     self.stream = stream
   }

@@ -1,26 +1,43 @@
+import Glibc
+
 /// Everything that can go wrong, as a value.
 ///
 /// Where all ranks are concerned, all of them receive the same value from the same collective call.
-public indirect enum EPError: Error, Equatable, Sendable {
+public indirect enum EPError: Error, Equatable, Codable, Sendable {
   /// An argument cannot be used. `rank` is the rank that passed it; -1 where no rank is involved, as in a plan.
   case invalidArgument(rank: Int, argument: String, expected: String, found: String)
   /// The ranks made calls that do not belong together. `expected` is what rank 0 passed, `found` what `rank` passed.
   case ranksDisagree(about: String, rank: Int, expected: String, found: String)
-  /// `rank` did not reach `step` within the buffer's timeout. The buffer that reports this is lost.
-  case rankMissing(rank: Int, step: Step, timeout: Duration)
+  /// `rank` did not reach `step`. The buffer that reports this is lost. All ranks that are still there name the same
+  /// rank; it may be the caller's own.
+  case rankMissing(rank: Int, step: Step, because: Absence)
   /// The arena of `rank` can hold no more. Bytes.
   case outOfMemory(rank: Int, neededByteCount: Int64, availableByteCount: Int64)
   /// An earlier operation of this buffer failed in a way that leaves peers' writes possible; the buffer can only be
   /// closed.
   case bufferLost(cause: EPError)
   case bufferClosed
-  /// The system refused a call; `code` is its errno.
-  case systemCall(name: String, code: Int32)
+  /// The ranks could not find each other.
+  case rendezvousFailed(String)
+  /// The system refused `rank` a call; `code` is its errno. -1 where no rank is involved.
+  case systemCall(rank: Int, name: String, code: Int32)
+
+  /// Why a rank is not there.
+  public enum Absence: Equatable, Codable, Sendable {
+    /// Its process has ended, or has let go of its communicator.
+    case exited
+    /// It has closed its buffer.
+    case closed
+    /// It may be alive, but nothing was heard of it for so long.
+    case silent(Duration)
+  }
 
   /// Where a rank was waited for.
-  public enum Step: String, Sendable {
-    /// The creation of a buffer.
+  public enum Step: String, Codable, Sendable {
+    /// The creation of a group or of a buffer.
     case setup
+    /// A change of the group: `shrink`, `admit`, `join`.
+    case regrouping
     /// The events that a call was to wait for (`after`): the rank that is missing is the caller's own.
     case input
     /// The beginning of an operation, where all ranks tell each other what they are about to do.
@@ -38,13 +55,25 @@ extension EPError: CustomStringConvertible {
       return "\(argument)\(whose): expected \(expected), found \(found)"
     case .ranksDisagree(let about, let rank, let expected, let found):
       return "ranks disagree about \(about): rank 0 has \(expected), rank \(rank) has \(found)"
-    case .rankMissing(let rank, let step, let timeout):
-      return "rank \(rank) did not reach step '\(step.rawValue)' within \(timeout)"
+    case .rankMissing(let rank, let step, let absence):
+      return "rank \(rank) did not reach step '\(step.rawValue)': \(absence)"
     case .outOfMemory(let rank, let needed, let available):
       return "the arena of rank \(rank) needs \(needed) bytes, \(available) can be had"
     case .bufferLost(let cause): return "the buffer was lost earlier: \(cause)"
     case .bufferClosed: return "the buffer is closed"
-    case .systemCall(let name, let code): return "\(name) failed: errno \(code)"
+    case .rendezvousFailed(let why): return "rendezvous failed: \(why)"
+    case .systemCall(let rank, let name, let code):
+      return "\(name)\(rank < 0 ? "" : " of rank \(rank)") failed: \(String(cString: strerror(code)))"
+    }
+  }
+}
+
+extension EPError.Absence: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .exited: "it has exited"
+    case .closed: "it has closed its buffer"
+    case .silent(let timeout): "it was silent for \(timeout)"
     }
   }
 }

@@ -85,7 +85,8 @@ final class PendingOperation: Sendable {
 
   /// What the kernels use, to be kept alive until the last of them has finished.
   func makeResources(_ retained: [any Sendable]) -> OperationResources {
-    OperationResources(view: view, memory: memory, arena: core.arena, retained: retained)
+    OperationResources(
+      view: view, memory: memory, arena: core.arena, membership: core.membership, retained: retained)
   }
 
   /// Queues a launch of this operation.
@@ -112,20 +113,28 @@ final class OperationResources: Sendable {
   private let view: OperationView
   private let memory: any TensorStorage
   private let arena: RankArena
+  private let membership: Membership
   private let retained: Guarded<[any Sendable]>
 
-  init(view: OperationView, memory: any TensorStorage, arena: RankArena, retained: [any Sendable]) {
+  init(
+    view: OperationView, memory: any TensorStorage, arena: RankArena, membership: Membership, retained: [any Sendable]
+  ) {
     self.view = view
     self.memory = memory
     self.arena = arena
+    self.membership = membership
     self.retained = Guarded(retained)
   }
 
-  /// Peers that came too late may still write to what a timed-out operation offered them, or read it.
+  /// Peers that came too late may still write to what an operation offered them that missed a rank, or read it. The
+  /// others learn of it even if nobody here waits for the result.
   deinit {
-    let code = view.status.code
-    if code == StatusCode.timeout.rawValue || code == StatusCode.failedBefore.rawValue {
+    switch StatusCode(rawValue: view.status.code) {
+    case .timeout, .departed:
       arena.quarantine(retained.withLock { $0 })
+      membership.lose(to: view.status)
+    case .failedBefore: arena.quarantine(retained.withLock { $0 })
+    default: break
     }
   }
 

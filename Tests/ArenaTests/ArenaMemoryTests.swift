@@ -33,7 +33,7 @@ import Testing
   /// Who has the descriptor reaches the same memory.
   @Test func theDescriptorIsTheMemory() throws {
     let memory = try ArenaMemory(reservedByteCount: 4 * page)
-    let mapped = mmap(nil, Int(4 * page), PROT_READ | PROT_WRITE, MAP_SHARED, memory.descriptor, 0)
+    let mapped = mmap(nil, Int(4 * page), PROT_READ | PROT_WRITE, MAP_SHARED, memory.descriptor!.raw, 0)
     let other = try #require(mapped)
     defer { munmap(other, Int(4 * page)) }
     // Mapped before the file grew.
@@ -47,23 +47,23 @@ import Testing
   @Test func neverShrinks() throws {
     let memory = try ArenaMemory(reservedByteCount: 4 * page)
     try memory.grow(to: 2 * page)
-    #expect(ftruncate(memory.descriptor, Int(page)) == -1)
+    #expect(ftruncate(memory.descriptor!.raw, Int(page)) == -1)
     #expect(errno == EPERM)
-    #expect(ftruncate(memory.descriptor, 0) == -1)
+    #expect(ftruncate(memory.descriptor!.raw, 0) == -1)
     var status = stat()
-    #expect(fstat(memory.descriptor, &status) == 0)
+    #expect(fstat(memory.descriptor!.raw, &status) == 0)
     #expect(status.st_size == Int(2 * page))
   }
 
   @Test func theDescriptorIsNotInherited() throws {
     let memory = try ArenaMemory(reservedByteCount: page)
-    #expect(fcntl(memory.descriptor, F_GETFD) & FD_CLOEXEC != 0)
+    #expect(fcntl(memory.descriptor!.raw, F_GETFD) & FD_CLOEXEC != 0)
   }
 
   @Test func givesItsDescriptorBack() throws {
-    let first = try ArenaMemory(reservedByteCount: page).descriptor
+    let first = try ArenaMemory(reservedByteCount: page).descriptor!.raw
     // Other tests open files meanwhile, but not a hundred at once.
-    let later = try (0..<100).map { _ in try ArenaMemory(reservedByteCount: page).descriptor }
+    let later = try (0..<100).map { _ in try ArenaMemory(reservedByteCount: page).descriptor!.raw }
     #expect(later.max()! < first + 100)
   }
 

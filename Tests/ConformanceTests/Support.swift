@@ -1,13 +1,15 @@
 import Conformance
+import Foundation
 import SwiftEP
 import Testing
 
 /// All suites of this target, one test at a time: each runs many threads of its own.
 @Suite(.serialized) struct ConformanceTests {}
 
-/// What kind of ranks the tests run on: to try another kind, change this. Tests that bring values of several ranks
-/// together need ranks that share memory.
-let fabric = ThreadFabric()
+/// What kind of ranks the tests run on: `SWIFTEP_TEST_FABRIC=sockets` is the other kind. Tests that bring values of
+/// several ranks together need ranks that share memory.
+let fabric: any Fabric =
+  ProcessInfo.processInfo.environment["SWIFTEP_TEST_FABRIC"] == "sockets" ? SocketFabric() : ThreadFabric()
 
 extension Tensor {
   var bytes: [UInt8] { withUnsafeBytes { Array($0) } }

@@ -9,6 +9,14 @@ private func machine(_ index: Int32 = 0, of count: Int32 = 1) -> HostMachine {
     workerIndex: index, workerCount: count, tuning: HostTuning(spinNanoseconds: 2_000, streamingByteCountMin: .max))
 }
 
+extension HostMachine {
+  /// Without an alarm that anybody raises.
+  fileprivate func await(_ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64) -> Bool {
+    self.await(arena, offset: offset, epoch: epoch, deadline: deadline, alarm: arena.advanced(byBytes: 2048), heard: 0)
+      == .signalled
+  }
+}
+
 /// Zeroed memory for words that threads share.
 private final class Words: @unchecked Sendable {
   let base: UnsafeMutableRawPointer
@@ -155,5 +163,27 @@ private final class Words: @unchecked Sendable {
     // What is there needs no time, and a later epoch will do.
     #expect(machine().await(arena, offset: 512, epoch: 3, deadline: 0))
     #expect(!machine().await(arena, offset: 512, epoch: 6, deadline: 0))
+  }
+
+  /// A sleeping waiter wakes up at an alarm that it has not heard yet; a signal that is there counts more.
+  @Test func alarmsEndWaits() {
+    let words = Words(byteCount: 4096)
+    let arena = Address(words.base)
+    let alarm = Address(words.base + 1024)
+    let heard = machine().hear(alarm)
+    let ringer = startThread {
+      usleep(50_000)
+      raiseAlarm(alarm, waking: arena)
+    }!
+    let begin = monotonicNow()
+    let deadline = begin + 20_000_000_000
+    #expect(machine().await(arena, offset: 512, epoch: 1, deadline: deadline, alarm: alarm, heard: heard) == .alarmed)
+    #expect(monotonicNow() < begin + 5_000_000_000)
+    pthread_join(ringer, nil)
+    #expect(machine().hear(alarm) == heard + 1)
+    let again = machine().hear(alarm)
+    #expect(machine().await(arena, offset: 512, epoch: 1, deadline: 0, alarm: alarm, heard: again) == .timedOut)
+    machine().signal(arena, offset: 512, epoch: 1)
+    #expect(machine().await(arena, offset: 512, epoch: 1, deadline: 0, alarm: alarm, heard: heard) == .signalled)
   }
 }

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 // MARK: System calls. Each returns what the system call returns; -1 means errno is set.
 
@@ -22,6 +23,9 @@ int swiftep_populate(void *address, size_t byte_count);
 int swiftep_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds);
 int swiftep_futex_wake(const void *word, int count);
 
+/// Whether a memory file can never shrink: 1 or 0.
+int swiftep_seals_shrinking(int descriptor);
+
 /// Cores that this process may run on.
 int swiftep_usable_core_count(void);
 
@@ -33,6 +37,29 @@ static inline void swiftep_relax(void) {
   __asm__ volatile("yield");
 #endif
 }
+
+// MARK: Connections between processes of one host. Descriptors are close-on-exec and do not block.
+
+/// Sockets of whole messages (SOCK_SEQPACKET) with names that are in no file system; at most 107 bytes of the name count.
+int swiftep_listen_abstract(const char *name);
+int swiftep_connect_abstract(const char *name);
+int swiftep_accept(int listener);
+/// The user who runs the process at the other end.
+int swiftep_peer_user(int descriptor, uint32_t *user);
+/// Sends one message; `attachment` is a descriptor that goes with it, or -1.
+ssize_t swiftep_send(int descriptor, const void *bytes, size_t byte_count, int attachment);
+/// Receives one message and the descriptor that came with it (the caller's to close), or -1. `is_cut`: it was longer than `capacity`.
+ssize_t swiftep_receive(int descriptor, void *bytes, size_t capacity, int *attachment, bool *is_cut);
+/// Something for `poll` to wake up from: write 8 bytes, a number that is not zero.
+int swiftep_make_waker(void);
+/// At most 256 bytes that nobody can guess.
+int swiftep_random(void *bytes, size_t byte_count);
+
+/// Forked children close the descriptor at once; `swiftep_close_guarded` closes it here.
+void swiftep_guard_from_forks(int descriptor);
+void swiftep_close_guarded(int descriptor);
+/// Forked children do not have these pages.
+int swiftep_hide_from_forks(void *address, size_t byte_count);
 
 // MARK: Rows
 

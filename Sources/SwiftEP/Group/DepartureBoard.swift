@@ -1,0 +1,26 @@
+import EPKernels
+import HostMachine
+
+/// Where a buffer's kernels see which ranks take part no more: written by whoever learns it, while kernels wait.
+final class DepartureBoard: Sendable {
+  private let memory: any TensorStorage
+  private let departures: Address
+  private let alarm: Address
+  private let arena: RankArena
+
+  /// - Parameters:
+  ///   - memory: keeps `departures` (UInt32 `[rankCount]`) and `alarm` (UInt64) alive.
+  ///   - arena: on whose doorbell kernels sleep.
+  init(memory: any TensorStorage, view: RankView, arena: RankArena) {
+    self.memory = memory
+    departures = view.departures
+    alarm = view.alarm
+    self.arena = arena
+  }
+
+  /// To be called once a rank at most, by one thread at a time.
+  func note(rank: Int) {
+    departures.store(1 as UInt32, at: Int32(rank))
+    raiseAlarm(alarm, waking: arena.base)
+  }
+}

@@ -1,0 +1,260 @@
+import Arena
+import HostMachine
+
+/// Keeps a mesh open. Threads that serve the mesh hold the mesh, but not this.
+final class OpenMesh: Sendable {
+  let mesh: Mesh
+  init(_ mesh: Mesh) { self.mesh = mesh }
+  deinit { mesh.close() }
+}
+
+/// One member's connections to all others, and what it has learnt from them. What comes in is handled on whatever thread
+/// brings it; callers wait for what they need, each until its deadline.
+final class Mesh: Sendable {
+  let card: Card
+  private let state: Guarded<MeshState>
+  /// Rung after every change.
+  private let bell = SharedBell()
+  /// Where processes connect; nil between threads.
+  private let hub: SocketHub?
+
+  var own: MemberID { card.id }
+  var isListening: Bool { hub != nil }
+
+  init(card: Card, hub: SocketHub? = nil) {
+    self.card = card
+    self.hub = hub
+    state = Guarded(MeshState())
+    state.withLock { $0.cards[card.id] = card }
+    hub?.start(delivering: self)
+  }
+
+  /// Ends all connections.
+  func close() {
+    hub?.close()
+    for link in state.withLock({ $0.links.values }) { link.close() }
+  }
+
+  /// Changes the state, then sends what that has queued and wakes who waits.
+  private func update<Result>(_ body: (inout MeshState) -> Result) -> Result {
+    let (result, links) = state.withLock { state in
+      let result = body(&state)
+      defer { state.unflushed = [] }
+      return (result, state.unflushed)
+    }
+    for link in links { link.flush() }
+    bell.ring()
+    return result
+  }
+
+  /// Waits until `body` returns something; nil when the deadline passes first.
+  private func wait<Result>(until deadline: UInt64, for body: (inout MeshState) -> Result?) -> Result? {
+    var result: Result?
+    _ = bell.wait(until: deadline, spinningFor: 0) {
+      result = state.withLock(body)
+      return result != nil
+    }
+    return result
+  }
+
+  // MARK: Connections
+
+  func add(_ link: any Link, to member: MemberID) {
+    update { state in
+      if state.links[member] == nil { state.links[member] = link }
+    }
+  }
+
+  /// Waits until there is a connection to the member, even one that has ended again.
+  func waitForLink(to member: MemberID, until deadline: UInt64) -> Bool {
+    wait(until: deadline) { $0.links[member].map { _ in true } } != nil
+  }
+
+  func isConnected(to member: MemberID) -> Bool { state.withLock { $0.links[member] != nil } }
+
+  /// Connects to the process of `card`.
+  func connect(to card: Card) throws(SystemCallError) {
+    guard let hub else { preconditionFailure("threads do not connect") }
+    add(try hub.connect(to: card, as: own), to: card.id)
+  }
+
+  func know(_ cards: [Card]) { state.withLock { state in for card in cards { state.cards[card.id] = card } } }
+
+  func cards(of members: [MemberID]) -> [Card] { state.withLock { state in members.compactMap { state.cards[$0] } } }
+
+  /// The connection to `member` has ended.
+  func lose(_ member: MemberID) {
+    update { state in
+      guard state.exited.insert(member).inserted else { return }
+      for key in state.boards.keys { state.note(.exited, of: member, in: key) }
+      for generation in state.regroupings.keys { state.regroup(generation) { $0.hold(absent: [member]) } }
+    }
+  }
+
+  func receive(_ parcel: Parcel, from sender: MemberID) {
+    update { state in
+      switch parcel.message {
+      case .contribution(let key, let step, _):
+        state.contributions[GatherKey(buffer: key, step: step), default: [:]][sender] = parcel
+      case .departure(let key, let departure):
+        state.note(departure, of: sender, in: key)
+      case .regrouping(let generation, let message):
+        if state.generations[generation] == nil {
+          state.earlyRegroupings[generation, default: []].append((message, sender))
+        } else {
+          state.regroup(generation) { $0.receive(message, from: sender) }
+        }
+      }
+    }
+  }
+
+  // MARK: Buffers
+
+  func enter(_ generation: Int, members: [MemberID]) {
+    update { $0.enter(generation, members: members, own: own) }
+  }
+
+  func nextBuffer(of generation: Int) -> BufferKey {
+    state.withLock { state in
+      defer { state.bufferCounts[generation, default: 0] += 1 }
+      return BufferKey(generation: generation, index: state.bufferCounts[generation, default: 0])
+    }
+  }
+
+  /// Gives every member's contribution to every member, in rank order. Collective.
+  ///
+  /// - Throws: `rankMissing`, which the others then throw too.
+  func gather(
+    _ contribution: Contribution, memory: ArenaMemory?, for key: BufferKey, step: Int, timeout: Duration
+  ) throws(EPError) -> [(contribution: Contribution, parcel: Parcel)] {
+    let mine = Parcel(message: .contribution(key, step: step, contribution), memory: memory, file: nil)
+    let members = update { state in
+      let members = state.generations[key.generation]!
+      for member in members where member != own { state.send(mine, to: member) }
+      return members
+    }
+    var missing = 0
+    let outcome = wait(until: monotonicNow() &+ timeout.nanoseconds) { state -> Result<[Parcel], EPError>? in
+      var gathered = state.contributions[GatherKey(buffer: key, step: step)] ?? [:]
+      gathered[own] = mine
+      guard let first = members.firstIndex(where: { gathered[$0] == nil }) else {
+        state.contributions[GatherKey(buffer: key, step: step)] = nil
+        return .success(members.map { gathered[$0]! })
+      }
+      missing = first
+      if state.isExpelled {
+        let rank = members.firstIndex(of: own)!
+        return .failure(.rankMissing(rank: rank, step: .regrouping, because: .silent(timeout)))
+      }
+      for (rank, member) in members.enumerated() where gathered[member] == nil {
+        let departure = state.departures[key]?[member] ?? (state.exited.contains(member) ? .exited : nil)
+        if let departure { return .failure(departure.error(rank: rank, step: .setup)) }
+      }
+      return nil
+    }
+    switch outcome ?? .failure(.rankMissing(rank: missing, step: .setup, because: .silent(timeout))) {
+    case .success(let parcels):
+      return parcels.map { parcel in
+        guard case .contribution(_, _, let contribution) = parcel.message else { preconditionFailure("not one of these") }
+        return (contribution, parcel)
+      }
+    case .failure(let cause):
+      tell(.lost(cause), of: key)
+      throw cause
+    }
+  }
+
+  /// From now on, `board` shows which ranks take part in the buffer no more.
+  func register(_ board: DepartureBoard, for key: BufferKey) {
+    state.withLock { state in
+      state.boards[key] = board
+      for (rank, member) in state.generations[key.generation]!.enumerated() where member != own {
+        if state.exited.contains(member) && state.departures[key]?[member] == nil {
+          state.departures[key, default: [:]][member] = .exited
+        }
+        if state.departures[key]?[member] != nil { board.note(rank: rank) }
+      }
+    }
+  }
+
+  func unregister(_ key: BufferKey) { state.withLock { $0.boards[key] = nil } }
+
+  /// Why `rank` takes part in the buffer no more.
+  func departure(of rank: Int, in key: BufferKey) -> Departure? {
+    state.withLock { $0.departures[key]?[$0.generations[key.generation]![rank]] }
+  }
+
+  /// Tells all others that this member takes part in the buffer no more. The first reason counts.
+  func tell(_ departure: Departure, of key: BufferKey) {
+    update { state in
+      guard state.departures[key]?[own] == nil else { return }
+      state.departures[key, default: [:]][own] = departure
+      state.suspect(departure, in: key)
+      let parcel = Parcel(message: .departure(key, departure))
+      for member in state.generations[key.generation]! where member != own { state.send(parcel, to: member) }
+    }
+  }
+
+  // MARK: Regrouping
+
+  /// Agrees with the other members on the next generation, and enters it. Collective.
+  ///
+  /// - Parameter invite: finds somebody new; called on one member, when all have agreed on who is still there. The
+  ///   others wait as long again.
+  /// - Throws: `rankMissing` where the others go on without this member.
+  func regroup(
+    _ generation: Int, timeout: Duration, inviting invite: ((_ stay: [MemberID]) throws(EPError) -> Card)? = nil
+  ) throws(EPError) -> Regrouping.Decision {
+    let patience = timeout.nanoseconds &* (invite == nil ? 1 : 2)
+    update { state in state.regroup(generation) { $0.begin() } }
+    while true {
+      let progress = wait(until: monotonicNow() &+ patience) { state -> Regrouping? in
+        let regrouping = state.regroupings[generation]!
+        return regrouping.decision != nil || regrouping.isReady ? regrouping : nil
+      }
+      if let decision = progress?.decision {
+        if decision.members.contains(own) { return decision }
+        break
+      }
+      if let progress {
+        var (newcomer, refusal): (Card?, EPError?)
+        if let invite {
+          do { newcomer = try invite(progress.present) } catch { refusal = error }
+        }
+        update { state in state.regroup(generation) { $0.decide(newcomer: newcomer, refusal: refusal) } }
+      } else {
+        let isSuspected = update { state in
+          state.regroup(generation) { $0.hold(absent: $0.laggards) }
+          return state.regroupings[generation]!.isSuspected
+        }
+        if isSuspected { break }
+      }
+    }
+    let rank = state.withLock { $0.generations[generation]!.firstIndex(of: own)! }
+    throw .rankMissing(rank: rank, step: .regrouping, because: .silent(timeout))
+  }
+
+  /// Waits for the decision of `generation`, which this member is not in, on whether it belongs to the next; nil when
+  /// none comes in time, or none of `members` is left.
+  func waitForAdmission(
+    to generation: Int, by members: [MemberID], until deadline: UInt64
+  ) -> Regrouping.Decision? {
+    wait(until: deadline) { state -> Regrouping.Decision?? in
+      for case (.decision(let decision), _) in state.earlyRegroupings[generation] ?? [] { return decision }
+      return state.exited.isSuperset(of: members) ? .some(nil) : nil
+    } ?? nil
+  }
+
+  /// Ends the connections to those that are not members of `generation`, and forgets what earlier ones had.
+  func leaveBehind(allBut generation: Int) {
+    let dropped = update { state in
+      let members = state.generations[generation]!
+      let dropped = state.links.filter { !members.contains($0.key) }
+      for member in dropped.keys { state.links[member] = nil }
+      state.contributions = state.contributions.filter { $0.key.buffer.generation >= generation }
+      state.earlyRegroupings = state.earlyRegroupings.filter { $0.key > generation }
+      return Array(dropped.values)
+    }
+    for link in dropped { link.close() }
+  }
+}

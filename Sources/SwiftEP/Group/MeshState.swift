@@ -1,0 +1,81 @@
+/// What one member knows of its group.
+struct MeshState {
+  var links: [MemberID: any Link] = [:]
+  var cards: [MemberID: Card] = [:]
+  /// Members whose connection has ended.
+  var exited: Set<MemberID> = []
+  /// The others go on without this member.
+  var isExpelled = false
+  /// Members of each generation, in rank order.
+  var generations: [Int: [MemberID]] = [:]
+  var bufferCounts: [Int: Int] = [:]
+  var contributions: [GatherKey: [MemberID: Parcel]] = [:]
+  var departures: [BufferKey: [MemberID: Departure]] = [:]
+  var boards: [BufferKey: DepartureBoard] = [:]
+  var regroupings: [Int: Regrouping] = [:]
+  /// Of generations that this member has not entered yet.
+  var earlyRegroupings: [Int: [(message: Regrouping.Message, sender: MemberID)]] = [:]
+  /// Links with something queued.
+  var unflushed: [any Link] = []
+}
+
+struct GatherKey: Hashable {
+  let buffer: BufferKey
+  let step: Int
+}
+
+extension MeshState {
+  mutating func send(_ parcel: Parcel, to member: MemberID) {
+    guard let link = links[member] else { return }
+    link.enqueue(parcel)
+    if !unflushed.contains(where: { $0 === link }) { unflushed.append(link) }
+  }
+
+  mutating func enter(_ generation: Int, members: [MemberID], own: MemberID) {
+    if generations[generation] != nil { return }
+    generations[generation] = members
+    regroupings[generation] = Regrouping(own: own, members: members)
+    let early = earlyRegroupings.removeValue(forKey: generation) ?? []
+    regroup(generation) { [exited] regrouping in
+      regrouping.hold(absent: exited)
+      for (message, sender) in early { regrouping.receive(message, from: sender) }
+    }
+  }
+
+  /// A member's departure, told by itself or learnt from the end of its connection. The first reason counts.
+  mutating func note(_ departure: Departure, of member: MemberID, in key: BufferKey) {
+    guard departures[key]?[member] == nil else { return }
+    // Of a generation that this member has not entered: to be found when it does.
+    guard let members = generations[key.generation] else { return departures[key, default: [:]][member] = departure }
+    guard let rank = members.firstIndex(of: member) else { return }
+    departures[key, default: [:]][member] = departure
+    boards[key]?.note(rank: rank)
+    suspect(departure, in: key)
+  }
+
+  /// Whom somebody has waited for in vain, nobody waits for again.
+  mutating func suspect(_ departure: Departure, in key: BufferKey) {
+    guard case .lost(.rankMissing(let rank, _, .silent)) = departure, let members = generations[key.generation],
+      members.indices.contains(rank)
+    else { return }
+    regroup(key.generation) { $0.hold(absent: [members[rank]]) }
+  }
+
+  /// Changes a generation's agreement on the next; sends what follows from that, and enters the next.
+  mutating func regroup(_ generation: Int, _ change: (inout Regrouping) -> Void) {
+    guard var regrouping = regroupings[generation] else { return }
+    change(&regrouping)
+    for (receiver, message) in regrouping.takeOutbox() {
+      send(Parcel(message: .regrouping(generation: generation, message)), to: receiver)
+    }
+    regroupings[generation] = regrouping
+    if regrouping.isExpelled { isExpelled = true }
+    if let decision = regrouping.decision, !isExpelled, generations[generation + 1] == nil {
+      if let newcomer = decision.newcomer {
+        cards[newcomer.id] = newcomer
+        send(Parcel(message: .regrouping(generation: generation, .decision(decision))), to: newcomer.id)
+      }
+      enter(generation + 1, members: decision.members + (decision.newcomer.map { [$0.id] } ?? []), own: regrouping.own)
+    }
+  }
+}

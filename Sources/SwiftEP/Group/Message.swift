@@ -1,0 +1,78 @@
+import Arena
+
+/// Who a member of a group is: a random number that it has chosen itself, for its whole life.
+typealias MemberID = UInt64
+
+/// Which buffer, the same on all ranks: they are made in the same order.
+struct BufferKey: Hashable, Codable, Sendable {
+  /// How often the group had changed when the buffer was made.
+  let generation: Int
+  let index: Int
+}
+
+/// What the members of a group tell each other, beside what they write into each other's arenas.
+enum Message: Codable, Sendable {
+  /// One of the gathers that create a buffer.
+  case contribution(BufferKey, step: Int, Contribution)
+  /// The sender takes part in this buffer's operations no more.
+  case departure(BufferKey, Departure)
+  case regrouping(generation: Int, Regrouping.Message)
+}
+
+/// What a rank tells the others when a buffer is created.
+struct Contribution: Codable, Sendable {
+  /// What must be the same on all ranks.
+  var terms: [Term] = []
+  /// Memory that the buffer will take, and that can be had.
+  var memory: MemoryNeed?
+  /// Address space of the arena that comes with this; 0 where none does.
+  var arenaReservedByteCount: Int64 = 0
+  var failure: EPError?
+
+  struct Term: Equatable, Codable, Sendable {
+    let name: String
+    let value: String
+  }
+}
+
+/// Why a member takes part in a buffer's operations no more.
+enum Departure: Equatable, Codable, Sendable {
+  case exited
+  case closed
+  /// Its buffer is lost, because of another rank or itself.
+  case lost(EPError)
+
+  /// What it means to a rank that waits for the departed one.
+  func error(rank: Int, step: EPError.Step) -> EPError {
+    switch self {
+    case .exited: .rankMissing(rank: rank, step: step, because: .exited)
+    case .closed: .rankMissing(rank: rank, step: step, because: .closed)
+    case .lost(let cause): cause
+    }
+  }
+}
+
+/// A message on its way, with the arena that goes with it: the memory itself between threads, its file between
+/// processes.
+struct Parcel: Sendable {
+  let message: Message
+  var memory: ArenaMemory?
+  var file: Descriptor?
+
+  /// The arena, mapped here if it is not yet.
+  func attach(reservedByteCount: Int64) throws(SystemCallError) -> ArenaMemory? {
+    if let memory { return memory }
+    guard let file else { return nil }
+    return try ArenaMemory(attaching: file, reservedByteCount: reservedByteCount)
+  }
+}
+
+/// A connection to one other member. Messages arrive in the order in which they were queued, then the end of the
+/// connection.
+protocol Link: AnyObject, Sendable {
+  func enqueue(_ parcel: Parcel)
+  /// Sends what is queued; never waits. May deliver on this thread: not to be called with a lock held.
+  func flush()
+  /// Sends what is queued and ends the connection.
+  func close()
+}

@@ -1,0 +1,49 @@
+import EPKernels
+import HostMachine
+
+/// A rank's part in one buffer of its group: how the others learn that it ends, and why it did.
+final class Membership: Sendable {
+  let group: Group
+  let key: BufferKey
+  private let timeout: Duration
+  /// Why peers may still write to this rank's arena though it has given up on them.
+  private let cause = Guarded<EPError?>(nil)
+
+  init(group: Group, key: BufferKey, timeout: Duration) {
+    self.group = group
+    self.key = key
+    self.timeout = timeout
+  }
+
+  var lossCause: EPError? { cause.withLock { $0 } }
+
+  /// This rank makes no more calls.
+  func close() { group.mesh.tell(.closed, of: key) }
+
+  /// A rank is missing, says a kernel, and so the buffer is lost: all others are told, since they would wait for this
+  /// one in vain. Returns the first cause.
+  @discardableResult
+  func lose(to status: OperationStatus) -> EPError {
+    let found = error(from: status)
+    let first = cause.withLock { cause in
+      cause = cause ?? found
+      return cause!
+    }
+    group.mesh.tell(.lost(first), of: key)
+    return first
+  }
+
+  private func error(from status: OperationStatus) -> EPError {
+    let step: EPError.Step =
+      switch status.details.0 {
+      case StatusCode.inputSlot: .input
+      case Int64(SignalSlot.exchange.rawValue): .exchange
+      default: .completion
+      }
+    let rank = Int(status.rank)
+    if status.code == StatusCode.departed.rawValue, let departure = group.mesh.departure(of: rank, in: key) {
+      return departure.error(rank: rank, step: step)
+    }
+    return .rankMissing(rank: rank, step: step, because: .silent(timeout))
+  }
+}
