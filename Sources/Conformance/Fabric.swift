@@ -62,7 +62,9 @@ package final class Meeting: Sendable {
     pieces.withLock { $0[index] = bytes }
     let deadline = monotonicNow() + 30_000_000_000
     while monotonicNow() < deadline {
-      if let all = pieces.withLock({ pieces in pieces.contains { $0 == nil } ? nil : pieces.map { $0! } }) { return all }
+      if let all = pieces.withLock({ pieces in pieces.contains { $0 == nil } ? nil : pieces.map { $0! } }) {
+        return all
+      }
       usleep(100)
     }
     throw Incomplete()

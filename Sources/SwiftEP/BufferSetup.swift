@@ -88,7 +88,9 @@ struct BufferSetup {
   /// Short, and different for different owners: messages have a limited size.
   private static func describe(_ owners: [Int32]) -> String {
     if owners.count <= 256 { return "\(owners)" }
-    let hash = owners.reduce(0xcbf2_9ce4_8422_2325 as UInt64) { ($0 ^ UInt64(UInt32(bitPattern: $1))) &* 0x100_0000_01b3 }
+    let hash = owners.reduce(0xcbf2_9ce4_8422_2325 as UInt64) {
+      ($0 ^ UInt64(UInt32(bitPattern: $1))) &* 0x100_0000_01b3
+    }
     return "\(owners.prefix(8)) and \(owners.count - 8) more (hash \(String(hash, radix: 16)))"
   }
 

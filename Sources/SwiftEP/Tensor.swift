@@ -135,7 +135,9 @@ package final class HostMemory: TensorStorage {
   package init(byteCount: Int64) throws(EPError) {
     var pointer: UnsafeMutableRawPointer?
     let code = posix_memalign(&pointer, 64, max(64, Int(byteCount)))
-    guard code == 0, let pointer else { throw .systemCall(rank: -1, name: "posix_memalign of \(byteCount) bytes", code: code) }
+    guard code == 0, let pointer else {
+      throw .systemCall(rank: -1, name: "posix_memalign of \(byteCount) bytes", code: code)
+    }
     memset(pointer, 0, max(64, Int(byteCount)))
     base = Address(pointer)
   }

@@ -91,7 +91,8 @@ extension Group {
     let values = all.compactMap { decode(type, from: $0) }
     guard values.count == count, all.count == count else {
       throw .rendezvousFailed(
-        "expected what each of \(count) ranks passed to allGather, found \(all.count) pieces, \(values.count) of them such")
+        "expected what each of \(count) ranks passed to allGather, found \(all.count) pieces, \(values.count) of them such"
+      )
     }
     return values
   }
@@ -115,7 +116,8 @@ extension Group {
   /// The next generation: those that are still there, and somebody new who calls `join`; or why nobody came.
   func admit(timeout: Duration, meeting: Meeting?) throws(EPError) -> (group: Group, refusal: EPError?) {
     guard mesh.isListening else {
-      throw .invalidArgument(rank: rank, argument: "communicator", expected: "one of processes", found: "one of threads")
+      throw .invalidArgument(
+        rank: rank, argument: "communicator", expected: "one of processes", found: "one of threads")
     }
     let decision = try mesh.regroup(generation, timeout: timeout) { [self] stay throws(EPError) in
       guard let meeting = meeting ?? self.meeting else {

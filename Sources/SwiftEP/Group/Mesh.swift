@@ -155,7 +155,9 @@ final class Mesh: Sendable {
     switch outcome ?? .failure(.rankMissing(rank: missing, step: .setup, because: .silent(timeout))) {
     case .success(let parcels):
       return parcels.map { parcel in
-        guard case .contribution(_, _, let contribution) = parcel.message else { preconditionFailure("not one of these") }
+        guard case .contribution(_, _, let contribution) = parcel.message else {
+          preconditionFailure("not one of these")
+        }
         return (contribution, parcel)
       }
     case .failure(let cause):
