@@ -50,19 +50,17 @@
 @inlinable public func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   if arguments.header.fault == 0 { stage(machine, arguments) }
-  guard machine.arriveLocal(operation.at(operation.layout.prepared)) else { return }
+  guard machine.arriveLocal(view.arrivals) else { return }
 
   var header = arguments.header
   if header.fault == 0 { identify(handle, in: &header) }
   let epoch = exchange(machine, view: view, header: header, operation: operation) { _ in }
   guard let epoch else { return }
-  var rank: Int32 = 0
-  while rank < view.rankCount {
+  machine.forEach(view.rankCount) { rank in
     let peer = exchangeHeader(view, epoch: epoch, source: rank)
     let arena = view.arena(of: rank)
     operation.setColumn(Columns.rows, atRank: rank, arena.advanced(byBytes: peer.outputOffset))
     operation.setColumn(Columns.weights, atRank: rank, arena.advanced(byBytes: peer.weightsOffset))
-    rank = rank &+ 1
   }
 }
 
@@ -82,11 +80,10 @@
   if !arguments.stagedWeights.isNull {
     let byteCount = 4 &* arguments.weightsPerRow
     let staged = arena.advanced(byBytes: arguments.header.weightsOffset)
-    machine.shareOut(arguments.rowCount) { row in
+    machine.copyRecords(arguments.rowCount, byteCount: byteCount) { row in
       let offset = Int64(row) &* Int64(byteCount)
-      machine.copyRecord(
-        from: arguments.stagedWeights.advanced(byBytes: offset), to: staged.advanced(byBytes: offset),
-        byteCount: byteCount)
+      return RecordRoute(
+        source: arguments.stagedWeights.advanced(byBytes: offset), target: staged.advanced(byBytes: offset))
     }
   }
 }
@@ -128,12 +125,9 @@
     }
     return
   }
-  machine.shareOut(handle.layout.chunks.tokenCount) { token in
-    machine.forEach(topK) { slot in
-      let place = handle.place(token: token, slot: slot, view)
-      let weights = operation.column(Columns.weights, atRank: max(0, place.rank))
-      let weight = place.rank < 0 ? 0 : weights.load(Float.self, at: place.row)
-      arguments.weightsOutput.store(weight, at: token &* topK &+ slot)
-    }
+  machine.shareOut(handle.layout.chunks.tokenCount &* topK) { cell in
+    let place = handle.place(token: cell / topK, slot: cell % topK, view)
+    let weights = operation.column(Columns.weights, atRank: max(0, place.rank))
+    arguments.weightsOutput.store(place.rank < 0 ? 0 : weights.load(Float.self, at: place.row), at: cell)
   }
 }

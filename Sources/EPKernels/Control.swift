@@ -11,18 +11,26 @@
   public var expertOwner: Address
   /// Int32 `[expertCount]`: the index of each expert among those of its rank.
   public var expertLocal: Address
+  /// Int32 `[expertCount]`: the experts of rank 0 in order, then those of rank 1, and so on.
+  public var expertOrder: Address
+  /// Int32 `[rankCount + 1]`: where each rank's experts begin in `expertOrder`, and where the last rank's end.
+  public var firstPlaces: Address
   /// `OperationStatus` of the first operation that missed a rank: later ones then end at once.
   public var failure: Address
   /// UInt32 `[rankCount]`: not zero for a rank that takes part no more. Written by the host while kernels run.
   public var departures: Address
   /// UInt64: grows after each change of `departures`, and ends waits.
   public var alarm: Address
+  /// UInt32: where the workers of a launch count themselves in.
+  public var arrivals: Address
   /// How long a wait for a peer may take.
   public var timeoutNanoseconds: UInt64
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
-    expertLocal: Address, failure: Address, departures: Address, alarm: Address, timeoutNanoseconds: UInt64
+    expertLocal: Address, expertOrder: Address, firstPlaces: Address, failure: Address, departures: Address,
+    alarm: Address, arrivals: Address,
+    timeoutNanoseconds: UInt64
   ) {
     self.rank = rank
     self.rankCount = rankCount
@@ -31,9 +39,12 @@
     self.arenas = arenas
     self.expertOwner = expertOwner
     self.expertLocal = expertLocal
+    self.expertOrder = expertOrder
+    self.firstPlaces = firstPlaces
     self.failure = failure
     self.departures = departures
     self.alarm = alarm
+    self.arrivals = arrivals
     self.timeoutNanoseconds = timeoutNanoseconds
   }
 
@@ -42,6 +53,11 @@
   }
 
   @inlinable public var ownArena: Address { arena(of: rank) }
+
+  @inlinable func firstPlace(ofRank rank: Int32) -> Int32 { firstPlaces.load(Int32.self, at: rank) }
+
+  /// The other ranks, numbered from 0, this rank's successor first.
+  @inlinable func peer(_ index: Int32) -> Int32 { (rank &+ 1 &+ index) % rankCount }
 
   @inlinable public var control: ControlLayout {
     ControlLayout(rankCount: rankCount, expertCount: expertCount)
@@ -170,8 +186,9 @@
   /// The rank at fault.
   public var rank: Int64 = 0
   public var details: (Int64, Int64, Int64, Int64) = (0, 0, 0, 0)
-  /// Bytes that this rank's output takes, known after a dispatch's exchange.
+  /// Bytes that this rank's output takes, and rows that it has: known after a dispatch's exchange.
   public var neededByteCount: Int64 = 0
+  public var rowCount: Int64 = 0
 
   @inlinable public init() {}
   @inlinable public init(_ code: StatusCode, rank: Int64, _ details: (Int64, Int64, Int64, Int64)) {

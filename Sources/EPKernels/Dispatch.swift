@@ -53,12 +53,14 @@
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let isLaidOut = !arguments.isCached && arguments.header.fault == 0
   if isLaidOut {
-    machine.shareOut(handle.layout.chunks.chunkCount) { chunk in
+    var chunk = machine.workerIndex
+    while chunk < handle.layout.chunks.chunkCount {
       layOut(
         machine, chunk: chunk, routing: arguments.routing, view: view, handle: handle, operation: operation)
+      chunk = chunk &+ machine.workerCount
     }
   }
-  guard machine.arriveLocal(operation.at(operation.layout.prepared)) else { return }
+  guard machine.arriveLocal(view.arrivals) else { return }
 
   var header = arguments.header
   if isLaidOut { reportFault(in: &header, handle: handle, operation: operation) }
@@ -67,13 +69,17 @@
   let epoch = exchange(machine, view: view, header: header, operation: operation) { block in
     if sendsCounts { sumCounters(machine, into: block, handle: handle, operation: operation) }
   }
-  guard let epoch else { return }
+  guard let epoch else {
+    // What a later call finds in the handle must not be what lay there before.
+    if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
+    return
+  }
   if !arguments.isCached {
     place(
       machine, view: view, epoch: epoch, expertAlignment: arguments.expertAlignment, handle: handle,
       operation: operation)
   }
-  fitOutputs(view, epoch: epoch, columns: arguments.columns, handle: handle, operation: operation)
+  fitOutputs(machine, view, epoch: epoch, columns: arguments.columns, handle: handle, operation: operation)
   // Its places would lie outside the outputs.
   if !arguments.isCached && !operation.isOK { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
 }
@@ -132,37 +138,45 @@
     let scales = operation.column(Columns.scales, atRank: place.rank)
     return RowTarget(row: row, scales: scales.advanced(byBytes: Int64(place.row) &* scaleWidth))
   }
-  machine.shareOut(handle.layout.chunks.tokenCount) { token in
-    var slot: Int32 = 0
-    while slot < handle.layout.slotCount {
-      let place = handle.place(token: token, slot: slot, view)
-      if place.rank >= 0 { writeMetadata(machine, arguments, token: token, slot: slot, place: place) }
-      slot = slot &+ 1
-    }
+  let slotCount = handle.layout.slotCount
+  let cellCount = handle.layout.chunks.tokenCount &* slotCount
+  machine.shareOut(cellCount) { cell in
+    let (token, slot) = (cell / slotCount, cell % slotCount)
+    let place = handle.place(token: token, slot: slot, view)
+    if place.rank >= 0 { writeMetadata(arguments, token: token, slot: slot, place: place) }
   }
+  copyColumns(machine, arguments)
   markPadding(machine, arguments)
   complete(machine, view: view, operation: operation)
 }
 
-/// Everything of a row but the row itself: scales and sidecars as the caller gave them, where it came from, its local
-/// experts and weights.
-@inlinable func writeMetadata<M: Machine>(
-  _ machine: M, _ arguments: DispatchArguments, token: Int32, slot: Int32, place: Place
-) {
-  let (view, operation, routing) = (arguments.view, arguments.operation, arguments.routing)
-  let row = place.row
+/// Scales and sidecars, as the caller gave them.
+@inlinable func copyColumns<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  let slotCount = handle.layout.slotCount
   var column = Columns.scales
   while column < Columns.origins {
     let source = arguments.source(ofColumn: column)
+    let (copied, width) = (column, arguments.columns[column])
     if !source.isNull {
-      let width = arguments.columns[column]
-      machine.copyRecord(
-        from: source.advanced(byBytes: Int64(token) &* Int64(width)),
-        to: operation.column(column, atRank: place.rank).advanced(byBytes: Int64(row) &* Int64(width)),
-        byteCount: width)
+      machine.copyRecords(handle.layout.chunks.tokenCount &* slotCount, byteCount: width) { cell in
+        let token = cell / slotCount
+        let place = handle.place(token: token, slot: cell % slotCount, view)
+        if place.rank < 0 { return .none }
+        let target = operation.column(copied, atRank: place.rank)
+        return RecordRoute(
+          source: source.advanced(byBytes: Int64(token) &* Int64(width)),
+          target: target.advanced(byBytes: Int64(place.row) &* Int64(width)))
+      }
     }
     column = column &+ 1
   }
+}
+
+/// What a row says of itself: where it came from, its local experts and weights.
+@inlinable func writeMetadata(_ arguments: DispatchArguments, token: Int32, slot: Int32, place: Place) {
+  let (view, operation, routing) = (arguments.view, arguments.operation, arguments.routing)
+  let row = place.row
   let origins = operation.column(Columns.origins, atRank: place.rank)
     .advanced(byBytes: 8 &* Int64(row))
   origins.store(view.rank, at: 0)
@@ -178,7 +192,9 @@
   // By source a row keeps all top-k slots; by expert it has one.
   let bySource = arguments.handle.layout.layout == .bySource
   let firstSlot = bySource ? 0 : slot
-  machine.forEach(bySource ? routing.topK : 1) { index in
+  let count = bySource ? routing.topK : 1
+  var index: Int32 = 0
+  while index < count {
     let expert = routing.expert(token: token, slot: firstSlot &+ index)
     let isLocal = expert >= 0 && view.owner(ofExpert: expert) == place.rank
     let local = isLocal ? view.localIndex(ofExpert: expert) : -1
@@ -191,6 +207,7 @@
       let weight = routing.weights.load(Float.self, at: token &* routing.topK &+ firstSlot &+ index)
       weights.store(isLocal ? weight : 0, at: index)
     }
+    index = index &+ 1
   }
 }
 
@@ -216,10 +233,12 @@
   if rowCapacity > total {
     let rowsPerPiece: Int32 = 256
     let pieceCount = (rowCapacity &- total &+ rowsPerPiece &- 1) / rowsPerPiece
-    machine.shareOut(pieceCount) { piece in
+    var piece = machine.workerIndex
+    while piece < pieceCount {
       let first = total &+ piece &* rowsPerPiece
       markRows(
         machine, arguments, first: first, end: min(rowCapacity, first &+ rowsPerPiece), zeroing: false)
+      piece = piece &+ machine.workerCount
     }
   }
 }

@@ -14,24 +14,23 @@
   let control = view.control
   let epochWord = view.ownArena.advanced(byBytes: ControlLayout.epochOffset)
   let epoch = epochWord.load(UInt64.self, at: 0) &+ 1
+  machine.settle()
   epochWord.store(epoch, at: 0)
 
   let offset = control.exchangeOffset(epoch: epoch, source: view.rank)
   let block = view.ownArena.advanced(byBytes: offset)
   block.store(header, at: 0)
   fill(block)
-  var step: Int32 = 1
-  while step < view.rankCount {
-    let peer = view.arena(of: (view.rank &+ step) % view.rankCount)
-    machine.copyRecord(
-      from: block, to: peer.advanced(byBytes: offset),
-      byteCount: Int32(truncatingIfNeeded: control.exchangeBlockByteCount))
-    machine.signal(peer, offset: control.signalOffset(.exchange, source: view.rank), epoch: epoch)
-    step = step &+ 1
+  let lineCount = Int32(truncatingIfNeeded: control.exchangeBlockByteCount / 16)
+  machine.forEach((view.rankCount &- 1) &* lineCount) { index in
+    let (peer, line) = (view.peer(index / lineCount), index % lineCount)
+    let page = view.arena(of: peer).advanced(byBytes: offset)
+    page.store(block.load(SIMD4<UInt32>.self, at: line), at: line)
   }
+  signalPeers(machine, view: view, slot: .exchange, epoch: epoch)
   if !awaitAll(machine, view: view, slot: .exchange, epoch: epoch, operation: operation) { return nil }
 
-  let verdict = compareHeaders(view, epoch: epoch)
+  let verdict = compareHeaders(machine, view, epoch: epoch)
   operation.set(verdict)
   return verdict.code == StatusCode.ok.rawValue ? epoch : nil
 }
@@ -45,28 +44,21 @@
   _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
 ) -> Bool {
   let deadline = machine.now &+ view.timeoutNanoseconds
-  var heard = machine.hear(view.alarm)
-  var source: Int32 = 0
-  while source < view.rankCount {
-    if heard != 0 && isMissed(machine, view: view, slot: slot, epoch: epoch, heard: heard, operation: operation) {
+  var heard: UInt64 = 0
+  while true {
+    let wait = machine.await(
+      view.ownArena, count: view.rankCount &- 1, epoch: epoch, deadline: deadline, alarm: view.alarm, heard: heard
+    ) { view.control.signalOffset(slot, source: view.peer($0)) }
+    switch wait.result {
+    case .signalled: return true
+    case .timedOut:
+      fail(.timeout, rank: view.peer(wait.missing), view: view, slot: slot, epoch: epoch, operation: operation)
       return false
+    case .alarmed:
+      heard = machine.hear(view.alarm)
+      if isMissed(machine, view: view, slot: slot, epoch: epoch, heard: heard, operation: operation) { return false }
     }
-    while source < view.rankCount {
-      if source != view.rank {
-        let offset = view.control.signalOffset(slot, source: source)
-        let result = machine.await(
-          view.ownArena, offset: offset, epoch: epoch, deadline: deadline, alarm: view.alarm, heard: heard)
-        if result == .alarmed { break }
-        if result == .timedOut {
-          fail(.timeout, rank: source, view: view, slot: slot, epoch: epoch, operation: operation)
-          return false
-        }
-      }
-      source = source &+ 1
-    }
-    heard = machine.hear(view.alarm)
   }
-  return true
 }
 
 /// Whether a peer has departed without the signal.
@@ -77,10 +69,11 @@
   while source < view.rankCount {
     if view.departures.load(UInt32.self, at: source) != 0 {
       // It signalled before it departed, if it did.
-      let result = machine.await(
-        view.ownArena, offset: view.control.signalOffset(slot, source: source), epoch: epoch, deadline: 0,
-        alarm: view.alarm, heard: heard)
-      if result == .timedOut {
+      let departed = source
+      let wait = machine.await(
+        view.ownArena, count: 1, epoch: epoch, deadline: 0, alarm: view.alarm, heard: heard
+      ) { _ in view.control.signalOffset(slot, source: departed) }
+      if wait.result == .timedOut {
         fail(.departed, rank: source, view: view, slot: slot, epoch: epoch, operation: operation)
         return true
       }
@@ -100,32 +93,26 @@
 }
 
 /// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.
-@inlinable func compareHeaders(_ view: RankView, epoch: UInt64) -> OperationStatus {
+@inlinable func compareHeaders<M: Machine>(_ machine: M, _ view: RankView, epoch: UInt64) -> OperationStatus {
+  let faulty = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) {
+    exchangeHeader(view, epoch: epoch, source: $0).fault != 0
+  }
+  if faulty >= 0 {
+    let header = exchangeHeader(view, epoch: epoch, source: faulty)
+    let (a, b, c) = header.faultDetails
+    return OperationStatus(.inputFault, rank: Int64(faulty), (header.fault, a, b, c))
+  }
+  let fieldCount = Int32(truncatingIfNeeded: HeaderField.sidecar2.rawValue &+ 1)
   let first = exchangeBlock(view, epoch: epoch, source: 0)
-  var rank: Int32 = 0
-  while rank < view.rankCount {
-    let header = exchangeHeader(view, epoch: epoch, source: rank)
-    if header.fault != 0 {
-      let (a, b, c) = header.faultDetails
-      return OperationStatus(.inputFault, rank: Int64(rank), (header.fault, a, b, c))
-    }
-    rank = rank &+ 1
+  let odd = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* fieldCount))) { index in
+    let other = exchangeBlock(view, epoch: epoch, source: index / fieldCount)
+    return first.load(Int64.self, at: index % fieldCount) != other.load(Int64.self, at: index % fieldCount)
   }
-  rank = 1
-  while rank < view.rankCount {
-    let other = exchangeBlock(view, epoch: epoch, source: rank)
-    var field: Int32 = 0
-    while Int64(field) <= HeaderField.sidecar2.rawValue {
-      let expected = first.load(Int64.self, at: field)
-      let found = other.load(Int64.self, at: field)
-      if expected != found {
-        return OperationStatus(.disagreement, rank: Int64(rank), (Int64(field), expected, found, 0))
-      }
-      field = field &+ 1
-    }
-    rank = rank &+ 1
-  }
-  return OperationStatus(.ok, rank: 0, (0, 0, 0, 0))
+  if odd < 0 { return OperationStatus(.ok, rank: 0, (0, 0, 0, 0)) }
+  let (rank, field) = (odd / fieldCount, odd % fieldCount)
+  let found = exchangeBlock(view, epoch: epoch, source: rank).load(Int64.self, at: field)
+  return OperationStatus(
+    .disagreement, rank: Int64(rank), (Int64(field), first.load(Int64.self, at: field), found, 0))
 }
 
 @inlinable func exchangeBlock(_ view: RankView, epoch: UInt64, source: Int32) -> Address {
@@ -142,15 +129,18 @@
     .load(Int32.self, at: index)
 }
 
+/// Tells every peer that this rank has reached `epoch` in `slot`.
+@inlinable func signalPeers<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64) {
+  machine.signal(view.rankCount &- 1, epoch: epoch) { index in
+    SignalWord(
+      arena: view.arena(of: view.peer(index)), offset: view.control.signalOffset(slot, source: view.rank))
+  }
+}
+
 /// The end of every operation: the last worker of this rank tells all peers, then waits for all of them.
 @inlinable func complete<M: Machine>(_ machine: M, view: RankView, operation: OperationView) {
-  guard machine.arriveLocal(operation.at(operation.layout.delivered)) else { return }
+  guard machine.arriveLocal(view.arrivals) else { return }
   let epoch = view.ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0)
-  let offset = view.control.signalOffset(.completion, source: view.rank)
-  var step: Int32 = 1
-  while step < view.rankCount {
-    machine.signal(view.arena(of: (view.rank &+ step) % view.rankCount), offset: offset, epoch: epoch)
-    step = step &+ 1
-  }
+  signalPeers(machine, view: view, slot: .completion, epoch: epoch)
   _ = awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation)
 }

@@ -95,7 +95,7 @@
   machine.fill(counters, byteCount: 4 &* Int64(operation.layout.counterCount), pattern: 0)
   let faultRecord = operation.fault(ofChunk: chunk)
   faultRecord.store(Int64(0), at: 0)
-  let culprit = machine.firstToken(tokens) { routing.fault(token: $0, expertCount: view.expertCount) != nil }
+  let culprit = machine.first(of: tokens) { routing.fault(token: $0, expertCount: view.expertCount) != nil }
   if culprit >= 0 {
     if let (fault, slot) = routing.fault(token: culprit, expertCount: view.expertCount) {
       faultRecord.store(fault.rawValue, at: 0)
@@ -117,7 +117,8 @@
   while firstRank < view.rankCount {
     let first = firstRank
     machine.numberTokens(
-      tokens, counters: counters.advanced(byBytes: 4 &* Int64(first)),
+      tokens, destinationCount: min(64, view.rankCount &- first),
+      counters: counters.advanced(byBytes: 4 &* Int64(first)),
       members: { routing.rankMembers(token: $0, firstRank: first, view) },
       visit: { token, destination, index in
         if bySource { slotIndices.store(index, at: token &* slotCount &+ first &+ destination) }
@@ -125,16 +126,20 @@
     firstRank = firstRank &+ 64
   }
   if routing.topK == 0 { return }
+  let expertCounters = counters.advanced(byBytes: 4 &* Int64(view.rankCount))
+  if bySource {
+    machine.countSlots(tokens, slotCount: routing.topK, counters: expertCounters) {
+      routing.expert(token: $0, slot: $1)
+    }
+    return
+  }
   let slotKeys = handle.at(handle.layout.slotKeys)
   machine.numberSlots(
-    tokens, slotCount: routing.topK, keyCount: view.expertCount,
-    counters: counters.advanced(byBytes: 4 &* Int64(view.rankCount)),
+    tokens, slotCount: routing.topK, keyCount: view.expertCount, counters: expertCounters,
     key: { routing.expert(token: $0, slot: $1) },
     visit: { token, slot, index in
-      if !bySource {
-        let cell = token &* slotCount &+ slot
-        slotIndices.store(index, at: cell)
-        slotKeys.store(routing.expert(token: token, slot: slot), at: cell)
-      }
+      let cell = token &* slotCount &+ slot
+      slotIndices.store(index, at: cell)
+      slotKeys.store(routing.expert(token: token, slot: slot), at: cell)
     })
 }

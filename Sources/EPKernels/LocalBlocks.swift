@@ -1,4 +1,4 @@
-/// Memory of one rank that no peer touches, zeroed before its first use: one block for each handle, and one for each
+/// Memory of one rank that no peer touches, whatever lay there before: one block for each handle, and one for each
 /// operation.
 
 /// How tokens are cut into chunks that workers number on their own.
@@ -128,7 +128,7 @@
   }
 }
 
-/// An operation's block: its status, its workers' countdowns, and where its rows are.
+/// An operation's block: its status, and where its rows are.
 @frozen public struct OperationLayout {
   public var rankCount: Int32
   public var expertCount: Int32
@@ -143,35 +143,38 @@
 
   /// `OperationStatus`.
   @inlinable public var status: Int64 { 0 }
-  /// UInt32, a cache line each.
-  @inlinable public var prepared: Int64 { 64 }
-  @inlinable public var delivered: Int64 { 128 }
   /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
-  @inlinable public var columns: Int64 { 192 }
+  @inlinable public var columns: Int64 { 64 }
   /// `InputFault` and its details, Int64 `[chunkCount, 4]`.
   @inlinable public var faults: Int64 { columns &+ 8 &* Int64(rankCount) &* Int64(Columns.count) }
   /// Int32 `[chunkCount, rankCount + expertCount]`: tokens per rank and per expert.
   @inlinable public var counters: Int64 { faults &+ 32 &* Int64(chunkCount) }
   @inlinable public var counterCount: Int32 { rankCount &+ expertCount }
-  @inlinable public var byteCount: Int64 {
-    alignUp(counters &+ 4 &* Int64(chunkCount) &* Int64(counterCount), to: 64)
-  }
+  /// Int32 `[expertCount + 1]`: where groups begin.
+  @inlinable public var groupStarts: Int64 { counters &+ 4 &* Int64(chunkCount) &* Int64(counterCount) }
+  @inlinable public var byteCount: Int64 { alignUp(groupStarts &+ 4 &* (Int64(expertCount) &+ 1), to: 64) }
 }
 
 /// An operation's block and its layout.
 @frozen public struct OperationView {
   public var block: Address
+  /// `OperationStatus`: a copy for the host, in memory that it can read. Kernels only write it.
+  public var report: Address
   public var layout: OperationLayout
 
-  @inlinable public init(block: Address, layout: OperationLayout) {
+  @inlinable public init(block: Address, report: Address, layout: OperationLayout) {
     self.block = block
+    self.report = report
     self.layout = layout
   }
 
   @inlinable func at(_ offset: Int64) -> Address { block.advanced(byBytes: offset) }
 
   @inlinable public var status: OperationStatus { at(layout.status).load(OperationStatus.self, at: 0) }
-  @inlinable public func set(_ status: OperationStatus) { at(layout.status).store(status, at: 0) }
+  @inlinable public func set(_ status: OperationStatus) {
+    at(layout.status).store(status, at: 0)
+    report.store(status, at: 0)
+  }
   @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
 
   @inlinable func column(_ column: Int32, atRank rank: Int32) -> Address {

@@ -1,8 +1,11 @@
-/// What the protocol asks of the hardware it runs on. A machine value is one *worker*: a CPU thread or a GPU warp.
+/// What the protocol asks of the hardware it runs on. A machine value is one *worker*: a CPU thread, or a block of
+/// threads on a GPU multiprocessor.
 ///
-/// All workers of a rank run the same kernel. Kernel code is uniform across a worker: it never speaks of lanes, blocks
-/// or address spaces. Closures passed here are pure functions of their arguments, so that a machine may evaluate them
-/// on all lanes at once, and stores made in them go to places that no other call of the closure touches.
+/// All workers of a rank run the same kernel. Kernel code is uniform across a worker: all its lanes, if it has several,
+/// take the same branches and call the same methods, and it never speaks of lanes, blocks or address spaces. Closures
+/// passed here run on single lanes: they call no methods of the machine, their results depend on their arguments alone,
+/// and stores made in them go to places that no other call of the closure touches. When a method returns, the worker
+/// sees all stores that its own lanes made in it.
 public protocol Machine {
   /// This worker, in `0..<workerCount`.
   var workerIndex: Int32 { get }
@@ -11,26 +14,31 @@ public protocol Machine {
 
   // MARK: Loops
 
-  /// Calls `body` for indices of `0..<count` such that over all workers each index is visited once.
+  /// Calls `body` for indices of `0..<count` such that over all workers each index is visited once. What other workers
+  /// have stored is seen only after they have arrived.
   func shareOut(_ count: Int32, _ body: (Int32) -> Void)
 
   /// Calls `body` for every index of `0..<count`, all by this worker, in any order.
   func forEach(_ count: Int32, _ body: (Int32) -> Void)
 
-  /// The first of `tokens` for which `predicate` holds, or -1.
-  func firstToken(_ tokens: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32
+  /// The first of `indices` for which `predicate` holds, or -1. By this worker alone.
+  func first(of indices: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32
 
-  /// Numbers, in token order, the tokens of `tokens` that go to each of at most 64 destinations.
+  /// Visits every index of `0..<count` with the sum of the values before it and its own. By this worker alone.
+  func scan(
+    _ count: Int32, value: (_ index: Int32) -> Int32, visit: (_ index: Int32, _ before: Int32, _ value: Int32) -> Void)
+
+  /// Numbers, in token order, the tokens of `tokens` that go to each of at most 64 destinations. By this worker alone.
   ///
   /// - Parameters:
   ///   - counters: Int32 for each destination, zero before the call; afterwards the number of tokens that go there.
   ///   - members: bit `d` says that the token goes to destination `d`.
   ///   - visit: called once per token and destination, with the number of earlier tokens that go there.
   func numberTokens(
-    _ tokens: Range<Int32>, counters: Address, members: (_ token: Int32) -> UInt64,
+    _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (_ token: Int32) -> UInt64,
     visit: (_ token: Int32, _ destination: Int32, _ index: Int32) -> Void)
 
-  /// Numbers, in token order, the tokens of `tokens` that name each key.
+  /// Numbers, in token order, the tokens of `tokens` that name each key. By this worker alone.
   ///
   /// - Parameters:
   ///   - keyCount: keys are `0..<keyCount`.
@@ -40,6 +48,10 @@ public protocol Machine {
   func numberSlots(
     _ tokens: Range<Int32>, slotCount: Int32, keyCount: Int32, counters: Address,
     key: (_ token: Int32, _ slot: Int32) -> Int32, visit: (_ token: Int32, _ slot: Int32, _ index: Int32) -> Void)
+
+  /// As `numberSlots`, where the numbers themselves are not wanted, only the counters.
+  func countSlots(
+    _ tokens: Range<Int32>, slotCount: Int32, counters: Address, key: (_ token: Int32, _ slot: Int32) -> Int32)
 
   // MARK: Rows
 
@@ -52,34 +64,76 @@ public protocol Machine {
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
   func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource)
 
-  /// Copies one small record, by this worker alone. `byteCount` is a multiple of 4, both addresses are aligned to 4.
-  func copyRecord(from source: Address, to destination: Address, byteCount: Int32)
+  /// Copies `count` small records, shared out over all workers. `byteCount` is a multiple of 4, all addresses are
+  /// aligned to 4; a record whose target is null is left out.
+  func copyRecords(_ count: Int32, byteCount: Int32, route: (_ record: Int32) -> RecordRoute)
 
   /// Fills `byteCount` bytes, a multiple of 4, with a repeated 32-bit pattern, by this worker alone.
   func fill(_ destination: Address, byteCount: Int64, pattern: UInt32)
 
   // MARK: Order
 
+  /// Orders this worker's earlier loads before its later stores. To be called between reading a word and changing it,
+  /// since all lanes read it.
+  func settle()
+
   /// Counts this worker in at `counter` (a UInt32 in this rank's own memory, zero at first). Returns true to the last
   /// of `workerCount` workers, which then sees everything that the others wrote before they arrived; the counter is
   /// zero again.
   func arriveLocal(_ counter: Address) -> Bool
 
-  /// Stores `epoch` into the signal word at `arena + offset` with release order at system scope, and wakes who waits
-  /// there.
-  func signal(_ arena: Address, offset: Int64, epoch: UInt64)
+  /// Stores `epoch` into `count` signal words with release order at system scope, and wakes who waits there.
+  func signal(_ count: Int32, epoch: UInt64, word: (_ index: Int32) -> SignalWord)
 
-  /// Waits until the signal word at `arena + offset` is at least `epoch`. Its acquire pairs with the release in
-  /// `signal`. Ends without that when `deadline` (see `now`) passes first, or when `alarm` is not `heard` any more.
+  /// Waits until `count` signal words of one arena are all at least `epoch`. Its acquire pairs with the release in
+  /// `signal`. Ends without that when `deadline` (see `now`) passes first, or when `alarm` is not `heard` any more; what
+  /// the words say counts more than either.
   func await(
-    _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
-  ) -> WaitResult
+    _ arena: Address, count: Int32, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64,
+    offset: (_ index: Int32) -> Int64
+  ) -> Wait
 
   /// The alarm's value; what the host wrote before it raised the alarm is seen.
   func hear(_ alarm: Address) -> UInt64
 
-  /// Nanoseconds of a clock that never goes back.
+  /// Nanoseconds of a clock that never goes back. May differ between a worker's lanes: only for deadlines.
   var now: UInt64 { get }
+}
+
+/// Where a signal goes.
+@frozen public struct SignalWord {
+  public var arena: Address
+  public var offset: Int64
+
+  @inlinable public init(arena: Address, offset: Int64) {
+    self.arena = arena
+    self.offset = offset
+  }
+}
+
+/// How a wait for several signals ended.
+@frozen public struct Wait {
+  public var result: WaitResult
+  /// The first signal that was missing at a deadline; -1 otherwise.
+  public var missing: Int32
+
+  @inlinable public init(_ result: WaitResult, missing: Int32 = -1) {
+    self.result = result
+    self.missing = missing
+  }
+}
+
+/// From where to where a record is copied.
+@frozen public struct RecordRoute {
+  public var source: Address
+  public var target: Address
+
+  @inlinable public init(source: Address, target: Address) {
+    self.source = source
+    self.target = target
+  }
+
+  @inlinable public static var none: RecordRoute { RecordRoute(source: .null, target: .null) }
 }
 
 /// How a wait ended.

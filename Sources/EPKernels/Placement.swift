@@ -18,11 +18,12 @@
     let tokenCount = exchangedCount(view, epoch: epoch, source: source, index: view.rank)
     handle.at(layout.tokensPerSource).store(tokenCount, at: source)
   }
-  if layout.topK == 0 { return }
   machine.forEach(view.expertCount) { expert in
     if view.owner(ofExpert: expert) == view.rank {
       let local = view.localIndex(ofExpert: expert)
-      let tokenCount = countBefore(view, epoch: epoch, source: view.rankCount, index: view.rankCount &+ expert)
+      let isCounted = layout.topK != 0
+      let tokenCount =
+        isCounted ? countBefore(view, epoch: epoch, source: view.rankCount, index: view.rankCount &+ expert) : 0
       handle.at(layout.tokensPerExpert).store(tokenCount, at: local)
       handle.at(layout.alignedTokensPerExpert).store(aligned(tokenCount, to: expertAlignment), at: local)
     }
@@ -51,39 +52,53 @@
 @inlinable func placeByExpert<M: Machine>(
   _ machine: M, view: RankView, epoch: UInt64, expertAlignment: Int32, handle: HandleView, operation: OperationView
 ) {
+  // Groups one behind the other, over all ranks; what lies before a rank's first group is then subtracted.
+  let starts = operation.at(operation.layout.groupStarts)
+  machine.scan(
+    view.expertCount,
+    value: { place in
+      let index = view.rankCount &+ view.expertOrder.load(Int32.self, at: place)
+      return aligned(countBefore(view, epoch: epoch, source: view.rankCount, index: index), to: expertAlignment)
+    },
+    visit: { place, before, value in
+      starts.store(before, at: place)
+      if place &+ 1 == view.expertCount { starts.store(before &+ value, at: view.expertCount) }
+    })
   machine.forEach(view.rankCount) { rank in
-    var groupStart: Int32 = 0
-    var expert: Int32 = 0
-    while expert < view.expertCount {
-      if view.owner(ofExpert: expert) == rank {
-        let index = view.rankCount &+ expert
-        let before = countBefore(view, epoch: epoch, source: view.rank, index: index)
-        placeChunks(key: expert, counter: index, base: groupStart &+ before, handle: handle, operation: operation)
-        let groupCount = countBefore(view, epoch: epoch, source: view.rankCount, index: index)
-        groupStart = groupStart &+ aligned(groupCount, to: expertAlignment)
-      }
-      expert = expert &+ 1
-    }
-    handle.at(handle.layout.totals).store(groupStart, at: rank)
+    let end = starts.load(Int32.self, at: view.firstPlace(ofRank: rank &+ 1))
+    handle.at(handle.layout.totals).store(end &- starts.load(Int32.self, at: view.firstPlace(ofRank: rank)), at: rank)
   }
-  var sentRows: Int64 = 0
-  var expert: Int32 = 0
-  while expert < view.expertCount {
-    let index = view.rankCount &+ expert
-    sentRows = sentRows &+ Int64(exchangedCount(view, epoch: epoch, source: view.rank, index: index))
-    expert = expert &+ 1
+  machine.forEach(view.expertCount) { place in
+    let expert = view.expertOrder.load(Int32.self, at: place)
+    let (rank, index) = (view.owner(ofExpert: expert), view.rankCount &+ expert)
+    let groupStart =
+      starts.load(Int32.self, at: place) &- starts.load(Int32.self, at: view.firstPlace(ofRank: rank))
+    let before = countBefore(view, epoch: epoch, source: view.rank, index: index)
+    placeChunks(key: expert, counter: index, base: groupStart &+ before, handle: handle, operation: operation)
   }
-  handle.at(handle.layout.sentRows).store(sentRows, at: 0)
+  // At most: a slot may be without an expert.
+  let cellCount = Int64(handle.layout.chunks.tokenCount) &* Int64(handle.layout.topK)
+  handle.at(handle.layout.sentRows).store(cellCount, at: 0)
 }
 
 /// Bases of one key: this rank's first row there, then each chunk behind the one before.
 @inlinable func placeChunks(key: Int32, counter: Int32, base: Int32, handle: HandleView, operation: OperationView) {
+  let last = handle.layout.chunks.chunkCount &- 1
+  let bases = handle.at(handle.layout.bases)
   var row = base
   var chunk: Int32 = 0
-  while chunk < handle.layout.chunks.chunkCount {
-    handle.at(handle.layout.bases).store(row, at: chunk &* handle.layout.keyCount &+ key)
-    row = row &+ operation.counters(ofChunk: chunk).load(Int32.self, at: counter)
-    chunk = chunk &+ 1
+  while chunk <= last {
+    // Four at a time, so that no load waits for the store before.
+    let a = operation.counters(ofChunk: chunk).load(Int32.self, at: counter)
+    let b = operation.counters(ofChunk: min(last, chunk &+ 1)).load(Int32.self, at: counter)
+    let c = operation.counters(ofChunk: min(last, chunk &+ 2)).load(Int32.self, at: counter)
+    let d = operation.counters(ofChunk: min(last, chunk &+ 3)).load(Int32.self, at: counter)
+    bases.store(row, at: chunk &* handle.layout.keyCount &+ key)
+    if chunk &+ 1 <= last { bases.store(row &+ a, at: (chunk &+ 1) &* handle.layout.keyCount &+ key) }
+    if chunk &+ 2 <= last { bases.store(row &+ a &+ b, at: (chunk &+ 2) &* handle.layout.keyCount &+ key) }
+    if chunk &+ 3 <= last { bases.store(row &+ a &+ b &+ c, at: (chunk &+ 3) &* handle.layout.keyCount &+ key) }
+    row = row &+ a &+ b &+ c &+ d
+    chunk = chunk &+ 4
   }
 }
 
@@ -104,32 +119,47 @@
 
 /// Where each column of each rank's output begins. What does not fit becomes the operation's status, the same on all
 /// ranks.
-@inlinable func fitOutputs(
-  _ view: RankView, epoch: UInt64, columns: Columns, handle: HandleView, operation: OperationView
+@inlinable func fitOutputs<M: Machine>(
+  _ machine: M, _ view: RankView, epoch: UInt64, columns: Columns, handle: HandleView, operation: OperationView
 ) {
-  var status = OperationStatus(.ok, rank: 0, (0, 0, 0, 0))
-  var rank: Int32 = 0
-  while rank < view.rankCount {
-    let header = exchangeHeader(view, epoch: epoch, source: rank)
-    let total = Int64(handle.total(atRank: rank))
-    let rowCapacity = header.outputRowCapacity == 0 ? total : header.outputRowCapacity
-    let needed = columns.byteCount(rowCapacity: max(total, rowCapacity))
-    if rank == view.rank { status.neededByteCount = needed }
-    if (needed > header.outputCapacity || total > rowCapacity) && status.code == StatusCode.ok.rawValue {
-      status.code = StatusCode.overflow.rawValue
-      status.rank = Int64(rank)
-      // Rows too many may fit into the memory all the same: pages round it up.
-      let available = total > rowCapacity ? columns.byteCount(rowCapacity: rowCapacity) : header.outputCapacity
-      status.details = (needed, available, 0, 0)
-    }
-    let block = view.arena(of: rank).advanced(byBytes: header.outputOffset)
-    var column: Int32 = 0
-    while column < Columns.count {
-      operation.setColumn(
-        column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: rowCapacity)))
-      column = column &+ 1
-    }
-    rank = rank &+ 1
+  machine.forEach(view.rankCount &* Columns.count) { cell in
+    let (rank, column) = (cell / Columns.count, cell % Columns.count)
+    let fit = OutputFit(view, epoch: epoch, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank)
+    let block = view.arena(of: rank).advanced(byBytes: fit.header.outputOffset)
+    operation.setColumn(
+      column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
   }
+  let tight = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { rank in
+    !OutputFit(view, epoch: epoch, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
+  }
+  let rowCount = handle.total(atRank: view.rank)
+  let own = OutputFit(view, epoch: epoch, columns: columns, rowCount: rowCount, atRank: view.rank)
+  var status = OperationStatus(.ok, rank: 0, (0, 0, 0, 0))
+  if tight >= 0 {
+    let fit = OutputFit(view, epoch: epoch, columns: columns, rowCount: handle.total(atRank: tight), atRank: tight)
+    // Rows too many may fit into the memory all the same: pages round it up.
+    let available =
+      fit.rowCount > fit.rowCapacity ? columns.byteCount(rowCapacity: fit.rowCapacity) : fit.header.outputCapacity
+    status = OperationStatus(.overflow, rank: Int64(tight), (fit.neededByteCount, available, 0, 0))
+  }
+  status.neededByteCount = own.neededByteCount
+  status.rowCount = Int64(rowCount)
   operation.set(status)
+}
+
+/// Whether what a rank receives fits into what it has offered.
+@frozen @usableFromInline struct OutputFit {
+  @usableFromInline let header: ExchangeHeader
+  @usableFromInline let rowCount: Int64
+  @usableFromInline let rowCapacity: Int64
+  @usableFromInline let neededByteCount: Int64
+
+  @inlinable init(_ view: RankView, epoch: UInt64, columns: Columns, rowCount: Int32, atRank rank: Int32) {
+    header = exchangeHeader(view, epoch: epoch, source: rank)
+    self.rowCount = Int64(rowCount)
+    rowCapacity = header.outputRowCapacity == 0 ? self.rowCount : header.outputRowCapacity
+    neededByteCount = columns.byteCount(rowCapacity: max(self.rowCount, rowCapacity))
+  }
+
+  @inlinable var fits: Bool { neededByteCount <= header.outputCapacity && rowCount <= rowCapacity }
 }

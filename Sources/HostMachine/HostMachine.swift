@@ -60,14 +60,25 @@ extension HostMachine {
   }
 
   @inline(__always)
-  package func firstToken(_ tokens: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32 {
-    for token in tokens where predicate(token) { return token }
+  package func first(of indices: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32 {
+    for index in indices where predicate(index) { return index }
     return -1
   }
 
   @inline(__always)
+  package func scan(_ count: Int32, value: (Int32) -> Int32, visit: (Int32, Int32, Int32) -> Void) {
+    var before: Int32 = 0
+    forEach(count) { index in
+      let value = value(index)
+      visit(index, before, value)
+      before &+= value
+    }
+  }
+
+  @inline(__always)
   package func numberTokens(
-    _ tokens: Range<Int32>, counters: Address, members: (Int32) -> UInt64, visit: (Int32, Int32, Int32) -> Void
+    _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32) -> UInt64,
+    visit: (Int32, Int32, Int32) -> Void
   ) {
     for token in tokens {
       var remaining = members(token)
@@ -88,6 +99,18 @@ extension HostMachine {
       forEach(slotCount) { slot in
         let key = key(token, slot)
         if key >= 0 { visit(token, slot, countUp(counters, at: key)) }
+      }
+    }
+  }
+
+  @inline(__always)
+  package func countSlots(
+    _ tokens: Range<Int32>, slotCount: Int32, counters: Address, key: (Int32, Int32) -> Int32
+  ) {
+    for token in tokens {
+      forEach(slotCount) { slot in
+        let key = key(token, slot)
+        if key >= 0 { _ = countUp(counters, at: key) }
       }
     }
   }
@@ -113,20 +136,42 @@ extension HostMachine {
     return true
   }
 
-  package func signal(_ arena: Address, offset: Int64, epoch: UInt64) {
-    let word = atomic(arena.advanced(byBytes: offset), UInt64.self)
-    // Releases everything written to the peer; pairs with the acquire in `await`.
-    word.pointee.store(epoch, ordering: .releasing)
-    doorbell(of: arena).ring()
+  /// One lane: its loads and stores of a word are in order by themselves.
+  @inline(__always)
+  package func settle() {}
+
+  package func signal(_ count: Int32, epoch: UInt64, word: (Int32) -> SignalWord) {
+    forEach(count) { index in
+      let target = word(index)
+      // Releases everything written to the peer; pairs with the acquire in `await`.
+      atomic(target.arena.advanced(byBytes: target.offset), UInt64.self).pointee.store(epoch, ordering: .releasing)
+      doorbell(of: target.arena).ring()
+    }
   }
 
   package func await(
-    _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
+    _ arena: Address, count: Int32, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64,
+    offset: (Int32) -> Int64
+  ) -> Wait {
+    var index: Int32 = 0
+    while index < count {
+      let word = atomic(arena.advanced(byBytes: offset(index)), UInt64.self)
+      switch wait(for: word, at: doorbell(of: arena), epoch, until: deadline, alarm: alarm, heard: heard) {
+      case .signalled: index &+= 1
+      case .timedOut: return Wait(.timedOut, missing: index)
+      case .alarmed: return Wait(.alarmed)
+      }
+    }
+    return Wait(.signalled)
+  }
+
+  private func wait(
+    for word: UnsafeMutablePointer<Atomic<UInt64>>, at doorbell: Doorbell, _ epoch: UInt64, until deadline: UInt64,
+    alarm: Address, heard: UInt64
   ) -> WaitResult {
-    let word = atomic(arena.advanced(byBytes: offset), UInt64.self)
     let alarmWord = atomic(alarm, UInt64.self)
     var result = WaitResult.timedOut
-    _ = doorbell(of: arena).wait(until: deadline, spinningFor: tuning.spinNanoseconds) {
+    _ = doorbell.wait(until: deadline, spinningFor: tuning.spinNanoseconds) {
       // Pairs with the release in `signal`.
       if word.pointee.load(ordering: .acquiring) >= epoch {
         result = .signalled

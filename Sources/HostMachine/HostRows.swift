@@ -132,11 +132,15 @@ extension HostMachine {
   }
 
   @inline(__always)
-  package func copyRecord(from source: Address, to destination: Address, byteCount: Int32) {
-    var word: Int32 = 0
-    while word < byteCount / 4 {
-      destination.store(source.load(UInt32.self, at: word), at: word)
-      word &+= 1
+  package func copyRecords(_ count: Int32, byteCount: Int32, route: (Int32) -> RecordRoute) {
+    shareOut(count) { record in
+      let route = route(record)
+      if route.target.isNull { return }
+      var word: Int32 = 0
+      while word < byteCount / 4 {
+        route.target.store(route.source.load(UInt32.self, at: word), at: word)
+        word &+= 1
+      }
     }
   }
 

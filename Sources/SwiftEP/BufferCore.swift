@@ -13,6 +13,9 @@ struct TableOffsets {
   let arenas: Int64
   let owners: Int64
   let locals: Int64
+  let order: Int64
+  let firstPlaces: Int64
+  let arrivals: Int64
   let byteCount: Int64
 
   init(rankCount: Int, expertCount: Int) {
@@ -21,7 +24,10 @@ struct TableOffsets {
     arenas = departures + alignUp(4 * Int64(rankCount), to: 64)
     owners = arenas + 8 * Int64(rankCount)
     locals = owners + 4 * Int64(expertCount)
-    byteCount = locals + 4 * Int64(expertCount)
+    order = locals + 4 * Int64(expertCount)
+    firstPlaces = order + 4 * Int64(expertCount)
+    arrivals = alignUp(firstPlaces + 4 * Int64(rankCount + 1), to: 64)
+    byteCount = arrivals + 64
   }
 }
 
@@ -69,8 +75,10 @@ final class BufferCore: Sendable {
       rank: Int32(rank), rankCount: Int32(rankCount), expertCount: Int32(expertCount),
       localExpertCount: Int32(owners.count { $0 == group.rank }), arenas: base.advanced(byBytes: offsets.arenas),
       expertOwner: base.advanced(byBytes: offsets.owners), expertLocal: base.advanced(byBytes: offsets.locals),
+      expertOrder: base.advanced(byBytes: offsets.order), firstPlaces: base.advanced(byBytes: offsets.firstPlaces),
       failure: base, departures: base.advanced(byBytes: offsets.departures),
-      alarm: base.advanced(byBytes: offsets.alarm), timeoutNanoseconds: timeout.nanoseconds)
+      alarm: base.advanced(byBytes: offsets.alarm), arrivals: base.advanced(byBytes: offsets.arrivals),
+      timeoutNanoseconds: timeout.nanoseconds)
     for (rank, arena) in arenas.enumerated() {
       view.arenas.store(Address(arena.base).bits, at: Int32(rank))
     }
@@ -79,6 +87,17 @@ final class BufferCore: Sendable {
       view.expertOwner.store(owner, at: Int32(expert))
       view.expertLocal.store(seen[Int(owner)], at: Int32(expert))
       seen[Int(owner)] += 1
+    }
+    // `seen` has the number of each rank's experts now.
+    var place: Int32 = 0
+    for rank in 0..<rankCount {
+      view.firstPlaces.store(place, at: Int32(rank))
+      place += seen[rank]
+    }
+    view.firstPlaces.store(place, at: Int32(rankCount))
+    for (expert, owner) in owners.enumerated() {
+      let first = view.firstPlaces.load(Int32.self, at: owner)
+      view.expertOrder.store(Int32(expert), at: first + view.expertLocal.load(Int32.self, at: Int32(expert)))
     }
     group.mesh.register(DepartureBoard(memory: tables, view: view, arena: arena), for: membership.key)
   }

@@ -78,7 +78,7 @@ final class PendingOperation: Sendable {
     memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
   }
 
-  var view: OperationView { OperationView(block: memory.base, layout: layout) }
+  var view: OperationView { OperationView(block: memory.base, report: memory.base, layout: layout) }
 
   /// The status, once a launch that sets it has finished.
   var status: OperationStatus { view.status }

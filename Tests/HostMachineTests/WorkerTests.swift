@@ -10,10 +10,21 @@ private func machine(_ index: Int32 = 0, of count: Int32 = 1) -> HostMachine {
 }
 
 extension HostMachine {
+  /// For one word.
+  fileprivate func await(
+    _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
+  ) -> WaitResult {
+    self.await(arena, count: 1, epoch: epoch, deadline: deadline, alarm: alarm, heard: heard) { _ in offset }.result
+  }
+
   /// Without an alarm that anybody raises.
   fileprivate func await(_ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64) -> Bool {
     self.await(arena, offset: offset, epoch: epoch, deadline: deadline, alarm: arena.advanced(byBytes: 2048), heard: 0)
       == .signalled
+  }
+
+  fileprivate func signal(_ arena: Address, offset: Int64, epoch: UInt64) {
+    signal(1, epoch: epoch) { _ in SignalWord(arena: arena, offset: offset) }
   }
 }
 
@@ -35,13 +46,16 @@ private final class Words: @unchecked Sendable {
     #expect(visits.allSatisfy { $0 == 1 })
   }
 
-  @Test func forEachAndFirstToken() {
+  @Test func forEachFirstAndScan() {
     var seen: [Int32] = []
     machine().forEach(5) { seen.append($0) }
     #expect(seen.sorted() == [0, 1, 2, 3, 4])
-    #expect(machine().firstToken(3..<10) { $0 % 4 == 0 } == 4)
-    #expect(machine().firstToken(5..<8) { $0 % 4 == 0 } == -1)
-    #expect(machine().firstToken(5..<5) { _ in true } == -1)
+    #expect(machine().first(of: 3..<10) { $0 % 4 == 0 } == 4)
+    #expect(machine().first(of: 5..<8) { $0 % 4 == 0 } == -1)
+    #expect(machine().first(of: 5..<5) { _ in true } == -1)
+    var visits: [[Int32]] = []
+    machine().scan(4, value: { 10 - $0 }, visit: { visits.append([$0, $1, $2]) })
+    #expect(visits == [[0, 0, 10], [1, 10, 9], [2, 19, 8], [3, 27, 7]])
   }
 
   @Test(arguments: [Int32(1), 3, 64])
@@ -51,7 +65,7 @@ private final class Words: @unchecked Sendable {
     let goes = (0..<61).map { _ in (0..<Int(destinationCount)).map { _ in random.next() % 3 == 0 } }
     let counters = Words(byteCount: 4 * Int(destinationCount))
     var visits: [[Int32]] = []
-    machine().numberTokens(tokens, counters: Address(counters.base)) { token in
+    machine().numberTokens(tokens, destinationCount: destinationCount, counters: Address(counters.base)) { token in
       (0..<Int(destinationCount)).reduce(UInt64(0)) { goes[Int(token)][$1] ? $0 | 1 << UInt64($1) : $0 }
     } visit: { token, destination, index in
       visits.append([token, destination, index])
@@ -75,7 +89,8 @@ private final class Words: @unchecked Sendable {
         random.next() % 4 == 0 ? -1 : left.remove(at: Int(random.next() % UInt64(left.count)))
       }
     }
-    let counters = Words(byteCount: 400)
+    let (counters, counted) = (Words(byteCount: 400), Words(byteCount: 400))
+    machine().countSlots(tokens, slotCount: 8, counters: Address(counted.base)) { keys[Int($0)][Int($1)] }
     var visits: [[Int32]] = []
     machine().numberSlots(tokens, slotCount: 8, keyCount: 100, counters: Address(counters.base)) { token, slot in
       keys[Int(token)][Int(slot)]
@@ -89,19 +104,39 @@ private final class Words: @unchecked Sendable {
         expected.append([token, Int32(keys[Int(token)].firstIndex(of: key)!), Int32(index)])
       }
       #expect(Address(counters.base).load(Int32.self, at: key) == Int32(naming.count))
+      #expect(Address(counted.base).load(Int32.self, at: key) == Int32(naming.count))
     }
     #expect(Set(visits) == Set(expected) && visits.count == expected.count)
+  }
+
+  /// A wait for several words ends when all are there, or names the first that is not.
+  @Test func severalSignals() {
+    let words = Words(byteCount: 4096)
+    let arena = Address(words.base)
+    func wait() -> Wait {
+      machine().await(
+        arena, count: 3, epoch: 4, deadline: 0, alarm: arena.advanced(byBytes: 2048), heard: 0
+      ) { 512 + 64 * Int64($0) }
+    }
+    machine().signal(2, epoch: 4) { SignalWord(arena: arena, offset: 512 + 128 * Int64($0)) }
+    #expect(wait().result == .timedOut && wait().missing == 1)
+    machine().signal(arena, offset: 576, epoch: 9)
+    #expect(wait().result == .signalled)
   }
 
   @Test func recordsAndFills() {
     let words = Words(byteCount: 64)
     let base = Address(words.base)
     for index in 0..<16 { base.store(UInt32(100 + index), at: Int32(index)) }
-    machine().copyRecord(from: base, to: base.advanced(byBytes: 32), byteCount: 12)
+    machine().copyRecords(3, byteCount: 4) { record in
+      if record == 1 { return .none }
+      let source = base.advanced(byBytes: 4 * Int64(record))
+      return RecordRoute(source: source, target: source.advanced(byBytes: 32))
+    }
     machine().fill(base.advanced(byBytes: 4), byteCount: 8, pattern: 7)
     machine().fill(base, byteCount: 0, pattern: 7)
     let found = (0..<16).map { base.load(UInt32.self, at: $0) }
-    #expect(found == [100, 7, 7, 103, 104, 105, 106, 107, 100, 101, 102, 111, 112, 113, 114, 115])
+    #expect(found == [100, 7, 7, 103, 104, 105, 106, 107, 100, 109, 102, 111, 112, 113, 114, 115])
   }
 
   /// The last worker, and it alone, is told so, and sees what all the others wrote; the counter serves again.
