@@ -52,9 +52,9 @@
   if arguments.header.fault == 0 { stage(machine, arguments) }
   guard machine.arriveLocal(view.arrivals) else { return }
 
-  var header = arguments.header
-  if header.fault == 0 { identify(handle, in: &header) }
-  let epoch = exchange(machine, view: view, header: header, operation: operation) { _ in }
+  let epoch = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
+    if arguments.header.fault == 0 { identify(handle, in: block) }
+  }
   guard let epoch else { return }
   machine.forEach(view.rankCount) { rank in
     let peer = exchangeHeader(view, epoch: epoch, source: rank)

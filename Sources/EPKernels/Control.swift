@@ -151,6 +151,8 @@
   @inlinable public init() {}
 
   @inlinable public static var byteCount: Int64 { 256 }
+  /// Where `fault` and its details lie, counted in fields.
+  @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.sidecar2.rawValue &+ 1) }
 }
 
 /// The fields of a header that all ranks must agree on, numbered as they lie in it.

@@ -12,7 +12,8 @@
   /// The caller's tensors for the columns `Columns.rows` to `Columns.origins - 1`; null where there is none.
   public var sources: (Address, Address, Address, Address, Address)
   public var expertAlignment: Int32
-  public var zeroesPadding: Bool
+  /// Not zero: rows between groups of experts are zeroed. An integer, since kernels keep those in registers.
+  public var zeroesPadding: Int32
   /// The handle is complete: no layout, no counts.
   public var isCached: Bool
 
@@ -20,7 +21,7 @@
     view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, routing: RoutingView,
     columns: Columns,
     transform: RowTransform, sourceRowByteCount: Int32, sources: (Address, Address, Address, Address, Address),
-    expertAlignment: Int32, zeroesPadding: Bool, isCached: Bool
+    expertAlignment: Int32, zeroesPadding: Int32, isCached: Bool
   ) {
     self.view = view
     self.header = header
@@ -62,12 +63,11 @@
   }
   guard machine.arriveLocal(view.arrivals) else { return }
 
-  var header = arguments.header
-  if isLaidOut { reportFault(in: &header, handle: handle, operation: operation) }
-  if arguments.isCached && header.fault == 0 { identify(handle, in: &header) }
-  let sendsCounts = isLaidOut && header.fault == 0
-  let epoch = exchange(machine, view: view, header: header, operation: operation) { block in
-    if sendsCounts { sumCounters(machine, into: block, handle: handle, operation: operation) }
+  let epoch = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
+    if isLaidOut && !reportFault(machine, in: block, handle: handle, operation: operation) {
+      sumCounters(machine, into: block, handle: handle, operation: operation)
+    }
+    if arguments.isCached && arguments.header.fault == 0 { identify(handle, in: block) }
   }
   guard let epoch else {
     // What a later call finds in the handle must not be what lay there before.
@@ -85,22 +85,23 @@
 }
 
 /// Which dispatch the handle is of, for all ranks to agree on. One that was queued before its dispatch failed is empty.
-@inlinable func identify(_ handle: HandleView, in header: inout ExchangeHeader) {
-  header.handleEpoch = handle.at(handle.layout.epoch).load(Int64.self, at: 0)
-  if header.handleEpoch == 0 { header.fault = InputFault.emptyHandle.rawValue }
+@inlinable func identify(_ handle: HandleView, in block: Address) {
+  let epoch = handle.at(handle.layout.epoch).load(Int64.self, at: 0)
+  block.store(epoch, at: Int32(truncatingIfNeeded: HeaderField.handle.rawValue))
+  if epoch == 0 { block.store(InputFault.emptyHandle.rawValue, at: ExchangeHeader.faultIndex) }
 }
 
-/// The first chunk's fault, in token order, becomes this rank's.
-@inlinable func reportFault(in header: inout ExchangeHeader, handle: HandleView, operation: OperationView) {
-  var chunk: Int32 = 0
-  while chunk < handle.layout.chunks.chunkCount && header.fault == 0 {
-    let record = operation.fault(ofChunk: chunk)
-    header.fault = record.load(Int64.self, at: 0)
-    header.faultDetails = (
-      record.load(Int64.self, at: 1), record.load(Int64.self, at: 2), record.load(Int64.self, at: 3)
-    )
-    chunk = chunk &+ 1
+/// The first chunk's fault, in token order, becomes this rank's; false where there is none.
+@inlinable func reportFault<M: Machine>(
+  _ machine: M, in block: Address, handle: HandleView, operation: OperationView
+) -> Bool {
+  let chunk = machine.first(of: Range(uncheckedBounds: (0, handle.layout.chunks.chunkCount))) {
+    operation.fault(ofChunk: $0).load(Int64.self, at: 0) != 0
   }
+  if chunk < 0 { return false }
+  let record = operation.fault(ofChunk: chunk)
+  machine.forEach(4) { block.store(record.load(Int64.self, at: $0), at: ExchangeHeader.faultIndex &+ $0) }
+  return true
 }
 
 /// This rank's tokens per rank and per expert: its chunks' counters, summed.
@@ -223,7 +224,7 @@
       let first = groupStart &+ handle.at(handle.layout.tokensPerExpert).load(Int32.self, at: expert)
       let end = groupStart &+ handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: expert)
       if expert % machine.workerCount == machine.workerIndex {
-        markRows(machine, arguments, first: first, end: end, zeroing: arguments.zeroesPadding)
+        markRows(machine, arguments, first: first, end: end, zeroing: arguments.zeroesPadding != 0)
       }
       groupStart = end
       expert = expert &+ 1

@@ -1,7 +1,7 @@
 /// The start of every operation: each rank writes its header and counts into every peer's arena, then waits for theirs.
 ///
-/// Run by one worker. `fill` completes this rank's block (its counts); the header's fields are written here. All ranks
-/// see the same blocks afterwards, so whatever is decided from them is decided alike everywhere. Returns the exchange's
+/// Run by one worker. The header is written here; `fill` completes this rank's block: its counts, and what the header
+/// cannot know yet. All ranks see the same blocks afterwards, so whatever is decided from them is decided alike everywhere. Returns the exchange's
 /// epoch, or nil when the operation has failed; its status says how.
 @inlinable func exchange<M: Machine>(
   _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
@@ -20,6 +20,7 @@
   let offset = control.exchangeOffset(epoch: epoch, source: view.rank)
   let block = view.ownArena.advanced(byBytes: offset)
   block.store(header, at: 0)
+  machine.settle()
   fill(block)
   let lineCount = Int32(truncatingIfNeeded: control.exchangeBlockByteCount / 16)
   machine.forEach((view.rankCount &- 1) &* lineCount) { index in
@@ -56,31 +57,24 @@
       return false
     case .alarmed:
       heard = machine.hear(view.alarm)
-      if isMissed(machine, view: view, slot: slot, epoch: epoch, heard: heard, operation: operation) { return false }
+      if isMissed(machine, view: view, slot: slot, epoch: epoch, operation: operation) { return false }
     }
   }
 }
 
-/// Whether a peer has departed without the signal.
+/// Whether a peer has departed without the signal. One that gave it, gave it before it departed, and the alarm came
+/// after that.
 @inlinable func isMissed<M: Machine>(
-  _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, heard: UInt64, operation: OperationView
+  _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
 ) -> Bool {
-  var source: Int32 = 0
-  while source < view.rankCount {
-    if view.departures.load(UInt32.self, at: source) != 0 {
-      // It signalled before it departed, if it did.
-      let departed = source
-      let wait = machine.await(
-        view.ownArena, count: 1, epoch: epoch, deadline: 0, alarm: view.alarm, heard: heard
-      ) { _ in view.control.signalOffset(slot, source: departed) }
-      if wait.result == .timedOut {
-        fail(.departed, rank: source, view: view, slot: slot, epoch: epoch, operation: operation)
-        return true
-      }
-    }
-    source = source &+ 1
+  let missed = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { source in
+    if view.departures.load(UInt32.self, at: source) == 0 { return false }
+    let word = view.ownArena.advanced(byBytes: view.control.signalOffset(slot, source: source))
+    return word.load(UInt64.self, at: 0) < epoch
   }
-  return false
+  if missed < 0 { return false }
+  fail(.departed, rank: missed, view: view, slot: slot, epoch: epoch, operation: operation)
+  return true
 }
 
 /// A rank is missing: the operation's status, and that of all later ones.

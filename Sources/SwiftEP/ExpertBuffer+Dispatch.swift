@@ -243,7 +243,7 @@ private struct DispatchCall {
         table: table),
       columns: columns, transform: options.transform, sourceRowByteCount: Int32(x.rowByteCount),
       sources: (x.address, scales?.address ?? .null, sources[0], sources[1], sources[2]),
-      expertAlignment: Int32(expertAlignment), zeroesPadding: options.zeroesPadding, isCached: cachedHandle != nil)
+      expertAlignment: Int32(expertAlignment), zeroesPadding: options.zeroesPadding ? 1 : 0, isCached: cachedHandle != nil)
   }
 
   /// Takes the memory that peers may write to and says so in the header; where there is none, the header says that

@@ -1,0 +1,304 @@
+import PTX
+
+/// The protocol's machine on a GPU: one worker is one block of threads, which has a multiprocessor to itself.
+///
+/// Rows are moved by warps (`Rows.swift`), everything else by all threads. Shared memory begins with words in which the
+/// block's threads meet; behind them lie the warps' stages.
+@frozen public struct GPUMachine: Machine {
+  let thread: Int32
+
+  @inline(__always) init() { thread = ptx_thread_index() }
+
+  /// Threads of a block; the kernels are launched with exactly as many.
+  @inline(__always) static var threadCount: Int32 { 512 }
+  @inline(__always) static var warpCount: Int32 { threadCount / 32 }
+
+  @inline(__always) public var workerIndex: Int32 { ptx_block_index() }
+  @inline(__always) public var workerCount: Int32 { ptx_block_count() }
+  @inline(__always) var lane: Int32 { thread & 31 }
+  @inline(__always) var warp: Int32 { thread >> 5 }
+
+  /// All lanes below this one.
+  @inline(__always) var lowerLanes: UInt32 { (1 &<< UInt32(truncatingIfNeeded: lane)) &- 1 }
+}
+
+/// The block's shared memory.
+enum Shared {
+  /// Words in which threads meet: for each warp, and for each warp and destination.
+  @inline(__always) static var meetingOffset: Int32 { 0 }
+  @inline(__always) static var destinationsOffset: Int32 { 256 }
+  /// Barriers of the stages.
+  @inline(__always) static var phasesOffset: Int32 { 4608 }
+  @inline(__always) static var stagesOffset: Int32 { 6144 }
+  /// Bytes of the stages of one warp.
+  #if BULK_COPIES
+    @inline(__always) static var stageByteCountOfWarp: Int32 { 12288 }
+  #else
+    // What every GPU has without being asked: nothing but numbers lies there.
+    @inline(__always) static var stageByteCountOfWarp: Int32 { 2688 }
+  #endif
+
+  @inline(__always) static func word(_ offset: Int32) -> UnsafeMutablePointer<Int32> {
+    // SAFETY: offsets are multiples of 4 inside the shared memory that a launch asks for.
+    (ptx_shared().unsafelyUnwrapped + Int(offset)).assumingMemoryBound(to: Int32.self)
+  }
+}
+
+// MARK: - Loops
+
+extension GPUMachine {
+  @inline(__always)
+  public func shareOut(_ count: Int32, _ body: (Int32) -> Void) {
+    var index = workerIndex &* Self.threadCount &+ thread
+    while index < count {
+      body(index)
+      index = index &+ workerCount &* Self.threadCount
+    }
+  }
+
+  @inline(__always)
+  public func forEach(_ count: Int32, _ body: (Int32) -> Void) {
+    var index = thread
+    while index < count {
+      body(index)
+      index = index &+ Self.threadCount
+    }
+    ptx_block_barrier()
+  }
+
+  @inline(__always)
+  public func first(of indices: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32 {
+    var round = indices.lowerBound
+    while round < indices.upperBound {
+      let index = round &+ thread
+      let holds = index < indices.upperBound && predicate(index)
+      let found = ptx_ballot(holds ? 1 : 0)
+      if lane == 0 {
+        let place = round &+ (warp &<< 5) &+ Int32(truncatingIfNeeded: found.trailingZeroBitCount)
+        Shared.word(Shared.meetingOffset)[Int(warp)] = found == 0 ? Int32.max : place
+      }
+      let first = meetForMinimum()
+      if first != Int32.max { return first }
+      round = round &+ Self.threadCount
+    }
+    return -1
+  }
+
+  /// The smallest of the warps' words.
+  @inline(__always)
+  private func meetForMinimum() -> Int32 {
+    ptx_block_barrier()
+    var least = Int32.max
+    var other: Int32 = 0
+    while other < Self.warpCount {
+      least = min(least, Shared.word(Shared.meetingOffset)[Int(other)])
+      other = other &+ 1
+    }
+    ptx_block_barrier()
+    return least
+  }
+
+  @inline(__always)
+  public func scan(_ count: Int32, value: (Int32) -> Int32, visit: (Int32, Int32, Int32) -> Void) {
+    var carry: Int32 = 0
+    var round: Int32 = 0
+    while round < count {
+      let index = round &+ thread
+      let own = index < count ? value(index) : 0
+      var sum = own
+      var distance: Int32 = 1
+      while distance < 32 {
+        let below = Int32(bitPattern: ptx_shuffle_up(UInt32(bitPattern: sum), UInt32(bitPattern: distance)))
+        if lane >= distance { sum = sum &+ below }
+        distance = distance &<< 1
+      }
+      if lane == 31 { Shared.word(Shared.meetingOffset)[Int(warp)] = sum }
+      ptx_block_barrier()
+      var before = carry
+      var other: Int32 = 0
+      while other < Self.warpCount {
+        let total = Shared.word(Shared.meetingOffset)[Int(other)]
+        if other < warp { before = before &+ total }
+        carry = carry &+ total
+        other = other &+ 1
+      }
+      ptx_block_barrier()
+      if index < count { visit(index, before &+ sum &- own, own) }
+      round = round &+ Self.threadCount
+    }
+    ptx_block_barrier()
+  }
+}
+
+// MARK: - Numbers
+
+extension GPUMachine {
+  /// 512 tokens at a time: a ballot for each destination, then sums over the warps.
+  @inline(__always)
+  public func numberTokens(
+    _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32) -> UInt64,
+    visit: (Int32, Int32, Int32) -> Void
+  ) {
+    let counts = Shared.word(Shared.destinationsOffset)
+    var round = tokens.lowerBound
+    while round < tokens.upperBound {
+      let token = round &+ thread
+      let own = token < tokens.upperBound ? members(token) : 0
+      var destination: Int32 = 0
+      while destination < destinationCount {
+        let going = ptx_ballot(own.has(destination) ? 1 : 0)
+        if lane == 0 {
+          counts[Int(destination &* Self.warpCount &+ warp)] = Int32(truncatingIfNeeded: going.nonzeroBitCount)
+        }
+        destination = destination &+ 1
+      }
+      ptx_block_barrier()
+      if thread < destinationCount {
+        var sum = counters.load(Int32.self, at: thread)
+        var other: Int32 = 0
+        while other < Self.warpCount {
+          let cell = Int(thread &* Self.warpCount &+ other)
+          let count = counts[cell]
+          counts[cell] = sum
+          sum = sum &+ count
+          other = other &+ 1
+        }
+        counters.store(sum, at: thread)
+      }
+      ptx_block_barrier()
+      destination = 0
+      while destination < destinationCount {
+        let going = ptx_ballot(own.has(destination) ? 1 : 0)
+        if own.has(destination) {
+          let before = Int32(truncatingIfNeeded: (going & lowerLanes).nonzeroBitCount)
+          visit(token, destination, counts[Int(destination &* Self.warpCount &+ warp)] &+ before)
+        }
+        destination = destination &+ 1
+      }
+      ptx_block_barrier()
+      round = round &+ Self.threadCount
+    }
+  }
+
+  @inline(__always)
+  public func countSlots(
+    _ tokens: Range<Int32>, slotCount: Int32, counters: Address, key: (Int32, Int32) -> Int32
+  ) {
+    forEach((tokens.upperBound &- tokens.lowerBound) &* slotCount) { cell in
+      let key = key(tokens.lowerBound &+ cell / slotCount, cell % slotCount)
+      if key >= 0 { ptx_add_only(counters.advanced(byBytes: 4 &* Int64(key)).bits, 1) }
+    }
+  }
+
+  /// Each warp counts its part of the cells, in the order of tokens; then sums over the warps say where its numbers
+  /// begin. Where there are too many keys to count them apart, one warp does it all.
+  @inline(__always)
+  public func numberSlots(
+    _ tokens: Range<Int32>, slotCount: Int32, keyCount: Int32, counters: Address, key: (Int32, Int32) -> Int32,
+    visit: (Int32, Int32, Int32) -> Void
+  ) {
+    let cellCount = (tokens.upperBound &- tokens.lowerBound) &* slotCount
+    let countsOffset = Shared.stagesOffset
+    if keyCount > Shared.stageByteCountOfWarp / 4 {
+      if warp == 0 {
+        let global = counters.pointer.assumingMemoryBound(to: Int32.self)
+        numberCells(0, cellCount, tokens.lowerBound, slotCount, global, key: key, visit: visit)
+      }
+      ptx_block_barrier()
+      return
+    }
+    forEach(keyCount &* Self.warpCount) { Shared.word(countsOffset)[Int($0)] = 0 }
+    let steps = (cellCount &+ 31) / 32
+    let first = (steps &* warp / Self.warpCount) &* 32
+    let end = min(cellCount, (steps &* (warp &+ 1) / Self.warpCount) &* 32)
+    let ownOffset = countsOffset &+ 4 &* warp &* keyCount
+    var cell = first &+ lane
+    while cell < end {
+      let key = key(tokens.lowerBound &+ cell / slotCount, cell % slotCount)
+      if key >= 0 { _ = ptx_shared_add(UInt32(bitPattern: ownOffset &+ 4 &* key), 1) }
+      cell = cell &+ 32
+    }
+    ptx_block_barrier()
+    forEach(keyCount) { key in
+      var sum: Int32 = 0
+      var other: Int32 = 0
+      while other < Self.warpCount {
+        let place = Int(other &* keyCount &+ key)
+        let count = Shared.word(countsOffset)[place]
+        Shared.word(countsOffset)[place] = sum
+        sum = sum &+ count
+        other = other &+ 1
+      }
+      counters.store(sum, at: key)
+    }
+    numberCells(first, end, tokens.lowerBound, slotCount, Shared.word(ownOffset), key: key, visit: visit)
+    ptx_block_barrier()
+  }
+
+  /// By one warp: visits cells `first..<end`, 32 at a time; `counts` go on from what they are.
+  @inline(__always)
+  private func numberCells(
+    _ first: Int32, _ end: Int32, _ firstToken: Int32, _ slotCount: Int32, _ counts: UnsafeMutablePointer<Int32>,
+    key: (Int32, Int32) -> Int32, visit: (Int32, Int32, Int32) -> Void
+  ) {
+    var round = first
+    while round < end {
+      let cell = round &+ lane
+      let (token, slot) = (firstToken &+ cell / slotCount, cell % slotCount)
+      let key = cell < end ? key(token, slot) : -1
+      let alike = ptx_match(UInt32(bitPattern: key))
+      if key >= 0 {
+        let before = counts[Int(key)]
+        visit(token, slot, before &+ Int32(truncatingIfNeeded: (alike & lowerLanes).nonzeroBitCount))
+      }
+      ptx_warp_barrier()
+      if key >= 0 && alike & lowerLanes == 0 {
+        counts[Int(key)] = counts[Int(key)] &+ Int32(truncatingIfNeeded: alike.nonzeroBitCount)
+      }
+      ptx_warp_barrier()
+      round = round &+ 32
+    }
+  }
+}
+
+extension UInt64 {
+  @inline(__always) fileprivate func has(_ bit: Int32) -> Bool {
+    (self &>> UInt64(truncatingIfNeeded: bit)) & 1 != 0
+  }
+}
+
+// MARK: - Small copies
+
+extension GPUMachine {
+  /// As many lanes a record as it has words, a power of two.
+  @inline(__always)
+  public func copyRecords(_ count: Int32, byteCount: Int32, route: (Int32) -> RecordRoute) {
+    let wordCount = byteCount / 4
+    var shift: Int32 = 0
+    while shift < 5 && (1 &<< shift) < wordCount { shift = shift &+ 1 }
+    let lanesPerRecord: Int32 = 1 &<< shift
+    var record = (workerIndex &* Self.threadCount &+ thread) &>> shift
+    while record < count {
+      let route = route(record)
+      if !route.target.isNull {
+        var word = thread & (lanesPerRecord &- 1)
+        while word < wordCount {
+          route.target.store(route.source.load(UInt32.self, at: word), at: word)
+          word = word &+ lanesPerRecord
+        }
+      }
+      record = record &+ (workerCount &* Self.threadCount) &>> shift
+    }
+  }
+
+  @inline(__always)
+  public func fill(_ destination: Address, byteCount: Int64, pattern: UInt32) {
+    let wordCount = byteCount / 4
+    var word = Int64(thread)
+    while word < wordCount {
+      destination.advanced(byBytes: 4 &* word).store(pattern, at: 0)
+      word = word &+ Int64(Self.threadCount)
+    }
+    ptx_block_barrier()
+  }
+}

@@ -1,0 +1,26 @@
+// The kernels' names are what the host looks up in the module. Their arguments lie in the launch's parameters.
+
+@_cdecl("swiftep_prepare_dispatch")
+public func kernelPrepareDispatch(_ arguments: UnsafeRawPointer) {
+  prepareDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
+}
+
+@_cdecl("swiftep_deliver_dispatch")
+public func kernelDeliverDispatch(_ arguments: UnsafeRawPointer) {
+  deliverDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
+}
+
+@_cdecl("swiftep_prepare_combine")
+public func kernelPrepareCombine(_ arguments: UnsafeRawPointer) {
+  prepareCombine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
+}
+
+@_cdecl("swiftep_deliver_combine")
+public func kernelDeliverCombine(_ arguments: UnsafeRawPointer) {
+  deliverCombine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
+}
+
+// How many bytes each takes: for `scripts/build-kernels`.
+
+@_cdecl("swiftep_size_dispatch") public func sizeOfDispatch() -> Int { MemoryLayout<DispatchArguments>.size }
+@_cdecl("swiftep_size_combine") public func sizeOfCombine() -> Int { MemoryLayout<CombineArguments>.size }

@@ -1,0 +1,71 @@
+// PTX that LLVM has no portable name for, one instruction each; `ptx.c` has the bodies. Swift sees only these declarations: it is compiled for
+// another processor, whose calling convention agrees on integers, floats and pointers, and on nothing larger.
+//
+// Shared memory is named by offsets into the block's dynamic shared memory; global memory by 64-bit addresses.
+
+#ifndef SWIFTEP_PTX_H
+#define SWIFTEP_PTX_H
+
+#include <stdint.h>
+
+// MARK: Where this lane is
+
+int32_t ptx_thread_index(void) __asm__("llvm.nvvm.read.ptx.sreg.tid.x");
+int32_t ptx_block_index(void) __asm__("llvm.nvvm.read.ptx.sreg.ctaid.x");
+int32_t ptx_block_count(void) __asm__("llvm.nvvm.read.ptx.sreg.nctaid.x");
+
+/// The block's dynamic shared memory.
+void *ptx_shared(void);
+
+// MARK: Collectives: all lanes of a warp, or of a block, call them together
+
+void ptx_block_barrier(void);
+void ptx_warp_barrier(void);
+uint32_t ptx_ballot(uint32_t predicate);
+uint32_t ptx_shuffle(uint32_t value, uint32_t lane);
+uint32_t ptx_shuffle_up(uint32_t value, uint32_t distance);
+uint32_t ptx_shuffle_xor(uint32_t value, uint32_t mask);
+/// The lanes whose value is this lane's.
+uint32_t ptx_match(uint32_t value);
+
+// MARK: Order
+
+void ptx_fence_system(void);
+/// Orders bulk copies after ordinary accesses that came before.
+void ptx_fence_proxy(void);
+/// As `ptx_fence_proxy`, for shared memory.
+void ptx_fence_proxy_shared(void);
+uint64_t ptx_load_acquire(uint64_t address);
+void ptx_store_release(uint64_t address, uint64_t value);
+/// Relaxed, for this GPU; returns the value before.
+uint32_t ptx_add(uint64_t address, uint32_t value);
+void ptx_add_only(uint64_t address, uint32_t value);
+uint32_t ptx_shared_min(uint32_t offset, uint32_t value);
+uint32_t ptx_shared_add(uint32_t offset, uint32_t value);
+uint64_t ptx_nanoseconds(void);
+
+// MARK: Bulk copies, from sm_90 on. Sizes and addresses are multiples of 16.
+
+/// One arrival a phase: that of the lane that starts its copy.
+void ptx_phase_init(uint32_t barrier);
+void ptx_phase_end(uint32_t barrier);
+/// Starts a copy to shared memory, which completes the barrier's phase.
+void ptx_bulk_load(uint32_t to, uint64_t from, uint32_t byte_count, uint32_t barrier);
+/// Returns when the phase of this parity is complete.
+void ptx_phase_wait(uint32_t barrier, uint32_t parity);
+void ptx_bulk_store(uint64_t to, uint32_t from, uint32_t byte_count);
+/// Ends a group of this lane's stores.
+void ptx_bulk_commit(void);
+/// Returns when all of this lane's groups but the last have read their shared memory.
+void ptx_bulk_wait_read_but_one(void);
+/// Returns when all of this lane's stores are done.
+void ptx_bulk_wait(void);
+
+// MARK: Formats
+
+/// Two BF16, rounded to nearest even; NaN becomes 0x7fff.
+uint32_t ptx_bf16x2(float low, float high);
+/// Two FP8 E4M3, rounded to nearest even, saturating; NaN becomes 0x7f. From sm_89 on.
+uint32_t ptx_e4m3x2(float low, float high);
+
+#endif

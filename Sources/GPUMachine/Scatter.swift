@@ -1,0 +1,201 @@
+import PTX
+
+extension GPUMachine {
+  @inline(__always)
+  public func scatterRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
+    let quantizes = job.transform != .copy
+    let pieces = Pieces(
+      self, rowCount: job.rowCount, rowByteCount: job.rowByteCount, pieceByteCountMax: 4096,
+      granule: quantizes ? 2 &* channelsPerScale : 16)
+    if pieces.first == pieces.end { return }
+    #if BULK_COPIES
+      let stages = Stages(self, count: 3)
+      stages.open()
+      var issued = pieces.first
+      while issued < min(pieces.end, pieces.first &+ 2) {
+        stages.load(issued &- pieces.first, from: source(of: job, pieces, issued), pieces.byteCount(of: issued))
+        issued = issued &+ 1
+      }
+    #endif
+    var targets = Targets(slotCount: job.slotCount)
+    var piece = pieces.first
+    while piece < pieces.end {
+      #if BULK_COPIES
+        let content = PieceContent(stage: stages.offset(of: piece &- pieces.first))
+        stages.wait(for: piece &- pieces.first)
+        if quantizes { quantize(content, pieces.byteCount(of: piece), job, &targets, pieces, piece, route) }
+        targets.forEach(self, pieces.row(of: piece), route) { target in
+          if lane == 0 {
+            let shift: Int32 = quantizes ? 1 : 0
+            ptx_bulk_store(
+              target.row.advanced(byBytes: Int64(pieces.offset(of: piece) &>> shift)).bits,
+              UInt32(bitPattern: content.stage), UInt32(bitPattern: pieces.byteCount(of: piece) &>> shift))
+          }
+        }
+        if lane == 0 { ptx_bulk_commit() }
+        if issued < pieces.end {
+          // Its stage is that of the piece before this one, whose stores must have read it.
+          if lane == 0 { ptx_bulk_wait_read_but_one() }
+          stages.load(issued &- pieces.first, from: source(of: job, pieces, issued), pieces.byteCount(of: issued))
+          issued = issued &+ 1
+        }
+      #else
+        let content = PieceContent(source: source(of: job, pieces, piece))
+        if quantizes {
+          quantize(content, pieces.byteCount(of: piece), job, &targets, pieces, piece, route)
+        } else {
+          copy(content, pieces, piece, &targets, route)
+        }
+      #endif
+      piece = piece &+ 1
+    }
+    #if BULK_COPIES
+      // Done, not only read: what follows tells others of the rows.
+      if lane == 0 { ptx_bulk_wait() }
+      stages.close()
+    #endif
+  }
+
+  @inline(__always)
+  private func source(of job: ScatterJob, _ pieces: Pieces, _ piece: Int32) -> Address {
+    job.source.advanced(
+      byBytes: Int64(pieces.row(of: piece)) &* Int64(job.rowByteCount) &+ Int64(pieces.offset(of: piece)))
+  }
+
+  #if !BULK_COPIES
+    @inline(__always)
+    private func copy(
+      _ content: PieceContent, _ pieces: Pieces, _ piece: Int32, _ targets: inout Targets,
+      _ route: (Int32, Int32) -> RowTarget
+    ) {
+      let byteCount = pieces.byteCount(of: piece)
+      var round: Int32 = 0
+      while round < byteCount {
+        // Four loads under way at a time.
+        let first = round &+ lane &* 16
+        let a = content.vector(at: first, below: byteCount)
+        let b = content.vector(at: first &+ 512, below: byteCount)
+        let c = content.vector(at: first &+ 1024, below: byteCount)
+        let d = content.vector(at: first &+ 1536, below: byteCount)
+        targets.forEach(self, pieces.row(of: piece), route) { target in
+          let row = target.row.advanced(byBytes: Int64(pieces.offset(of: piece)))
+          if first < byteCount { row.store(a, atByte: first) }
+          if first &+ 512 < byteCount { row.store(b, atByte: first &+ 512) }
+          if first &+ 1024 < byteCount { row.store(c, atByte: first &+ 1024) }
+          if first &+ 1536 < byteCount { row.store(d, atByte: first &+ 1536) }
+        }
+        round = round &+ 2048
+      }
+    }
+  #endif
+
+  /// Quantizes a piece, at most 16 blocks of 128 channels, and writes its scales; the codes too, unless they are to be
+  /// copied in bulk: then they lie where the channels lay.
+  @inline(__always)
+  private func quantize(
+    _ content: PieceContent, _ byteCount: Int32, _ job: ScatterJob, _ targets: inout Targets, _ pieces: Pieces,
+    _ piece: Int32, _ route: (Int32, Int32) -> RowTarget
+  ) {
+    let isPowerOfTwo = job.transform == .quantizeUE8M0Scales
+    let row = pieces.row(of: piece)
+    // Lane `b` keeps the scale of block `b`.
+    var scale: UInt32 = 0
+    var step: Int32 = 0
+    while step &* 512 < byteCount {
+      let first = step &* 512 &+ lane &* 16
+      let quantized = QuantizedLane(content.vector(at: first, below: byteCount), isPowerOfTwo: isPowerOfTwo)
+      let found = ptx_shuffle(quantized.scale, UInt32(bitPattern: (lane & 1) &<< 4))
+      if lane &>> 1 == step { scale = found }
+      #if BULK_COPIES
+        // All have read before any writes.
+        ptx_warp_barrier()
+        if first < byteCount { content.store(quantized.codes, at: first &>> 1) }
+      #else
+        targets.forEach(self, row, route) { target in
+          let codes = target.row.advanced(byBytes: Int64((pieces.offset(of: piece) &+ first) &>> 1))
+          if first < byteCount { codes.store(SIMD2(quantized.codes.0, quantized.codes.1), at: 0) }
+        }
+      #endif
+      step = step &+ 1
+    }
+    let firstBlock = pieces.offset(of: piece) / 256
+    let blockCount = (byteCount &+ 255) / 256
+    // UE8M0 scales are packed by four: the bytes behind the last are zero.
+    let isLast = pieces.offset(of: piece) &+ byteCount == pieces.rowByteCount
+    let packedCount = isPowerOfTwo && isLast ? (firstBlock &+ blockCount &+ 3) / 4 &* 4 &- firstBlock : blockCount
+    if lane >= blockCount { scale = 0 }
+    targets.forEach(self, row, route) { target in
+      if lane < packedCount {
+        if isPowerOfTwo {
+          target.scales.store(UInt8(truncatingIfNeeded: scale), at: firstBlock &+ lane)
+        } else {
+          target.scales.store(scale, at: firstBlock &+ lane)
+        }
+      }
+    }
+    #if BULK_COPIES
+      // The codes were written by ordinary stores, and are read by bulk copies.
+      ptx_fence_proxy_shared()
+      ptx_warp_barrier()
+    #endif
+  }
+}
+
+/// A piece of a row, where a warp reads it.
+struct PieceContent {
+  #if BULK_COPIES
+    let stage: Int32
+
+    @inline(__always)
+    func vector(at byteOffset: Int32, below end: Int32) -> Vector {
+      byteOffset < end ? Shared.vector(stage &+ byteOffset) : Vector(repeating: 0)
+    }
+
+    @inline(__always)
+    func store(_ codes: (UInt32, UInt32), at byteOffset: Int32) {
+      let words = Shared.word(stage &+ byteOffset)
+      words[0] = Int32(bitPattern: codes.0)
+      words[1] = Int32(bitPattern: codes.1)
+    }
+  #else
+    let source: Address
+
+    @inline(__always)
+    func vector(at byteOffset: Int32, below end: Int32) -> Vector {
+      byteOffset < end ? source.vector(at: byteOffset) : Vector(repeating: 0)
+    }
+  #endif
+}
+
+/// The destinations of one row, found by all lanes at once and kept while pieces of the row go there.
+struct Targets {
+  private let slotCount: Int32
+  private var row: Int32 = -1
+  private var own = RowTarget.none
+  private var present: UInt32 = 0
+
+  @inline(__always) init(slotCount: Int32) { self.slotCount = slotCount }
+
+  /// Calls `body` on all lanes, for one destination after another.
+  @inline(__always)
+  mutating func forEach(
+    _ machine: GPUMachine, _ row: Int32, _ route: (Int32, Int32) -> RowTarget, _ body: (RowTarget) -> Void
+  ) {
+    var firstSlot: Int32 = 0
+    repeat {
+      if row != self.row || slotCount > 32 {
+        let slot = firstSlot &+ machine.lane
+        own = slot < slotCount ? route(row, slot) : .none
+        present = ptx_ballot(own.row.isNull ? 0 : 1)
+        self.row = row
+      }
+      var slots = LaneSlots(present: present)
+      while slots.present != 0 {
+        let lane = slots.removeFirst()
+        body(
+          RowTarget(row: machine.shuffle(own.row, from: lane), scales: machine.shuffle(own.scales, from: lane)))
+      }
+      firstSlot = firstSlot &+ 32
+    } while firstSlot < slotCount
+  }
+}

@@ -1,0 +1,72 @@
+import PTX
+
+extension Shared {
+  @inline(__always) static func vector(_ offset: Int32) -> Vector {
+    // SAFETY: offsets are multiples of 16 inside the shared memory that a launch asks for.
+    (ptx_shared().unsafelyUnwrapped + Int(offset)).assumingMemoryBound(to: Vector.self).pointee
+  }
+}
+
+#if BULK_COPIES
+  /// The stages of one warp: a ring of equal parts of shared memory, each filled by one bulk copy at a time. Lane 0
+  /// starts all copies and waits for all stores, since groups of them belong to a lane.
+  struct Stages {
+    let count: Int32
+    private let machine: GPUMachine
+
+    /// - Parameter count: at most 8.
+    @inline(__always) init(_ machine: GPUMachine, count: Int32) {
+      self.count = count
+      self.machine = machine
+    }
+
+    @inline(__always) func offset(of use: Int32) -> Int32 {
+      let byteCount = Shared.stageByteCountOfWarp / count
+      return Shared.stagesOffset &+ machine.warp &* Shared.stageByteCountOfWarp &+ use % count &* byteCount
+    }
+
+    @inline(__always) private func phase(of use: Int32) -> UInt32 {
+      UInt32(bitPattern: Shared.phasesOffset &+ (machine.warp &* 8 &+ use % count) &* 8)
+    }
+
+    @inline(__always) func open() {
+      ptx_warp_barrier()
+      if machine.lane == 0 {
+        var stage: Int32 = 0
+        while stage < count {
+          ptx_phase_init(phase(of: stage))
+          stage = stage &+ 1
+        }
+        // Bulk copies come after what ordinary accesses did to rows, here and, since they were acquired, at peers; and
+        // they see the barriers.
+        ptx_fence_proxy()
+        ptx_fence_proxy_shared()
+      }
+      ptx_warp_barrier()
+    }
+
+    /// The barriers' memory is ordinary memory again.
+    @inline(__always) func close() {
+      ptx_warp_barrier()
+      if machine.lane == 0 {
+        var stage: Int32 = 0
+        while stage < count {
+          ptx_phase_end(phase(of: stage))
+          stage = stage &+ 1
+        }
+      }
+      ptx_warp_barrier()
+    }
+
+    /// Starts to fill the stage of the ring's use number `use`.
+    @inline(__always) func load(_ use: Int32, from source: Address, _ byteCount: Int32) {
+      if machine.lane == 0 {
+        ptx_bulk_load(UInt32(bitPattern: offset(of: use)), source.bits, UInt32(bitPattern: byteCount), phase(of: use))
+      }
+    }
+
+    @inline(__always) func wait(for use: Int32) {
+      ptx_phase_wait(phase(of: use), UInt32(bitPattern: use / count & 1))
+    }
+  }
+#endif
