@@ -14,12 +14,15 @@ let package = Package(
     .target(name: "EPKernels", swiftSettings: strict),
     .target(name: "Arena", dependencies: ["CPlatform"], swiftSettings: strict),
     .target(name: "HostMachine", dependencies: ["CPlatform", "EPKernels"], swiftSettings: strict),
+    .target(name: "CCUDA", exclude: ["PTX"]),
+    .target(name: "CUDADriver", dependencies: ["CCUDA"], swiftSettings: strict),
     .target(
-      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostMachine"],
+      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "CUDADriver", "EPKernels", "HostMachine"],
       swiftSettings: strict),
     .target(name: "Conformance", dependencies: ["HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
-      name: "swiftep", dependencies: ["Conformance", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "swiftep", dependencies: ["Conformance", "CPlatform", "CUDADriver", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),

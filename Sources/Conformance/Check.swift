@@ -98,7 +98,7 @@ private struct Script: Sendable {
   }
 
   private func dispatch(_ step: Int, on buffer: ExpertBuffer, handle: DispatchHandle?) throws -> DispatchResult {
-    let tokens = oracles[step].tokens[buffer.rank]
+    let tokens = try oracles[step].tokens[buffer.rank].reachable(from: buffer)
     return try buffer.dispatch(
       tokens.x, scales: tokens.scales, sidecars: tokens.sidecars, to: handle.map { .cached($0) } ?? tokens.routing,
       options: job.dispatchOptions)
@@ -121,21 +121,23 @@ private struct Script: Sendable {
     switch source {
     case .input: rows = try buffer.combineInput(for: handle, hidden: hidden, dtype: job.combineDType)
     case .result: rows = dispatched.rows
-    case .memory: rows = try! Tensor(zeros: [handle.rowCapacity, hidden], job.combineDType)
+    case .memory: rows = try buffer.makeTensor(zeros: [handle.rowCapacity, hidden], job.combineDType)
     }
     rows.copyBeginning(from: given)
 
     var options = CombineOptions()
-    options.rowWeights = job.makeRowWeights(rank: rank, step: step)
-    options.biases = job.makeBiases(rank: rank, step: step)
+    let rowWeights = job.makeRowWeights(rank: rank, step: step)
+    let biases = job.makeBiases(rank: rank, step: step)
+    options.rowWeights = try rowWeights.map { try buffer.reachable($0) }
+    options.biases = try biases.map { try buffer.reachable($0) }
     if job.combinesTopKWeights {
       let width = job.layout == .bySource ? job.topK : 1
-      let weights = try! Tensor(zeros: [handle.rowCapacity, width], .fp32)
+      let weights = try buffer.makeTensor(zeros: [handle.rowCapacity, width], .fp32)
       weights.copyBeginning(from: topKWeights[step][rank])
       options.topKWeights = weights
     }
     if job.givesOutput {
-      options.output = try! Tensor(zeros: [job.tokensPerRank[rank], hidden], job.combineDType)
+      options.output = try buffer.makeTensor(zeros: [job.tokensPerRank[rank], hidden], job.combineDType)
     }
     options.workers = job.workersPerCall
     options.isAsynchronous = job.isAsynchronous
@@ -144,7 +146,7 @@ private struct Script: Sendable {
 
     let name = "combine from \(source)"
     let sums = oracles[0].combined(
-      at: rank, rows: expertRows[step], rowWeights: options.rowWeights, biases: options.biases)
+      at: rank, rows: expertRows[step], rowWeights: rowWeights, biases: biases)
     try require(difference(result.tokens, from: sums, named: "tokens"), rank: rank, name)
     guard job.combinesTopKWeights else { return }
     guard let found = result.topKWeights else { return try require("topKWeights: none", rank: rank, name) }

@@ -12,16 +12,19 @@ package protocol Fabric: Sendable {
   ) throws
 }
 
-/// Ranks are threads of this process.
+/// Ranks are threads of this process, whose operations run on the machine.
 package struct ThreadFabric: Fabric {
-  package init() {}
+  private let machine: Machine
+
+  package init(_ machine: Machine = .cpu) { self.machine = machine }
 
   package func run(
     plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
   ) throws {
     let communicators = try Communicator.threads(rankCount: plan.shape.rankCount)
     try inParallel(communicators.count) { rank in
-      let buffer = try ExpertBuffer(communicators[rank], plan: plan, workers: workers, timeout: timeout)
+      let buffer = try ExpertBuffer(
+        communicators[rank], plan: plan, workers: workers, timeout: timeout, machine: machine)
       defer { buffer.close() }
       try body(buffer)
     }

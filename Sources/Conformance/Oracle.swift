@@ -14,6 +14,23 @@ package struct RankTokens: Sendable {
     self.sidecars = sidecars
     self.routing = routing
   }
+
+  /// The same tokens where the buffer's machine reaches them.
+  package func reachable(from buffer: ExpertBuffer) throws(EPError) -> RankTokens {
+    var tokens = self
+    tokens.x = try buffer.reachable(x)
+    if let scales { tokens.scales = try buffer.reachable(scales) }
+    tokens.sidecars = try sidecars.map { sidecar throws(EPError) in try buffer.reachable(sidecar) }
+    switch routing {
+    case .topK(let indices, let weights):
+      var reachable: Tensor?
+      if let weights { reachable = try buffer.reachable(weights) }
+      tokens.routing = .topK(indices: try buffer.reachable(indices), weights: reachable)
+    case .table(let table): tokens.routing = .table(try buffer.reachable(table))
+    case .cached: break
+    }
+    return tokens
+  }
 }
 
 /// What dispatch and combine have to return, worked out from all ranks' inputs in the plainest way. Shares nothing with

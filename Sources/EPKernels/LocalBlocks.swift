@@ -171,6 +171,8 @@
   @inlinable func at(_ offset: Int64) -> Address { block.advanced(byBytes: offset) }
 
   @inlinable public var status: OperationStatus { at(layout.status).load(OperationStatus.self, at: 0) }
+  /// As the host reads it.
+  @inlinable public var reported: OperationStatus { report.load(OperationStatus.self, at: 0) }
   @inlinable public func set(_ status: OperationStatus) {
     at(layout.status).store(status, at: 0)
     report.store(status, at: 0)

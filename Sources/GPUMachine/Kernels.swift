@@ -1,23 +1,27 @@
 // The kernels' names are what the host looks up in the module. Their arguments lie in the launch's parameters.
 
 @_cdecl("swiftep_prepare_dispatch")
-public func kernelPrepareDispatch(_ arguments: UnsafeRawPointer) {
+public func kernelPrepareDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   prepareDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
+  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
 @_cdecl("swiftep_deliver_dispatch")
-public func kernelDeliverDispatch(_ arguments: UnsafeRawPointer) {
+public func kernelDeliverDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   deliverDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
+  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
 @_cdecl("swiftep_prepare_combine")
-public func kernelPrepareCombine(_ arguments: UnsafeRawPointer) {
+public func kernelPrepareCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   prepareCombine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
+  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
 @_cdecl("swiftep_deliver_combine")
-public func kernelDeliverCombine(_ arguments: UnsafeRawPointer) {
+public func kernelDeliverCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   deliverCombine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
+  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
 // How many bytes each takes: for `scripts/build-kernels`.

@@ -9,22 +9,32 @@ extension GPUMachine {
     // Joins what the block's threads have stored; each has waited for its own bulk copies.
     ptx_block_barrier()
     let isLast = Shared.word(Shared.meetingOffset)
-    if thread == 0 {
-      // Releases the block's stores to the last, and through its signal to the peers.
-      ptx_fence_system()
-      let before = ptx_add(counter.bits, 1)
-      let last = before &+ 1 == UInt32(bitPattern: workerCount)
-      if last {
-        // Acquires those of all blocks.
-        ptx_fence_system()
-        counter.store(UInt32(0), at: 0)
-      }
-      isLast[0] = last ? 1 : 0
-    }
+    if thread == 0 { isLast[0] = countIn(counter) ? 1 : 0 }
     ptx_block_barrier()
     let result = isLast[0] != 0
     ptx_block_barrier()
     return result
+  }
+
+  /// By one thread: whether its block is the last of all that come here. If so, it sees what all have stored.
+  @inline(__always)
+  private func countIn(_ counter: Address) -> Bool {
+    // Releases the block's stores to the last, and through its signal to the peers.
+    ptx_fence_system()
+    let isLast = ptx_add(counter.bits, 1) &+ 1 == UInt32(bitPattern: workerCount)
+    if isLast {
+      // Acquires those of all blocks.
+      ptx_fence_system()
+      counter.store(UInt32(0), at: 0)
+    }
+    return isLast
+  }
+
+  /// The end of every kernel: the last block tells the host, in a word that it watches.
+  @inline(__always)
+  func leave(_ counter: Address, word: Address, ticket: UInt64) {
+    ptx_block_barrier()
+    if thread == 0 && countIn(counter) { ptx_store_release(word.bits, ticket) }
   }
 
   @inline(__always)

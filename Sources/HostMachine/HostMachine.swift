@@ -199,8 +199,22 @@ extension HostMachine {
 
 /// Ends the waits of a rank's kernels that watch `alarm` (UInt64), which sleep on the doorbell of `arena`.
 package func raiseAlarm(_ alarm: Address, waking arena: Address) {
-  atomic(alarm, UInt64.self).pointee.wrappingAdd(1, ordering: .sequentiallyConsistent)
+  raiseAlarm(alarm)
   Doorbell(at: arena.advanced(byBytes: ControlLayout.doorbellOffset).hostPointer).ring()
+}
+
+/// Changes an alarm (UInt64) that nobody sleeps on.
+package func raiseAlarm(_ alarm: Address) {
+  atomic(alarm, UInt64.self).pointee.wrappingAdd(1, ordering: .sequentiallyConsistent)
+}
+
+package func storeReleasing(_ value: UInt64, in word: Address) {
+  atomic(word, UInt64.self).pointee.store(value, ordering: .releasing)
+}
+
+/// Pairs with `storeReleasing`, or with what a GPU does likewise.
+package func loadAcquiring(_ word: Address) -> UInt64 {
+  atomic(word, UInt64.self).pointee.load(ordering: .acquiring)
 }
 
 private func atomic<Word: AtomicRepresentable>(_ address: Address, _ type: Word.Type) -> UnsafeMutablePointer<

@@ -22,6 +22,8 @@ package struct ArgumentFault: Error, Equatable {
     case overlap
     /// By source: 0, by expert: 1.
     case layout
+    /// Memory that kernels do not reach.
+    case memory
   }
 
   package enum Name: Int64 {
@@ -74,6 +76,8 @@ package struct ArgumentFault: Error, Equatable {
     case .atMost: texts = ("at most \(expected)", "\(found)")
     case .foreign: texts = ("a handle of this buffer", "one of another buffer")
     case .overlap: texts = ("memory apart from that of the rows", "memory that overlaps it")
+    case .memory:
+      texts = ("memory that the buffer's machine reaches (see ExpertBuffer.reachable)", "memory that it does not")
     case .layout:
       texts = ("\(RowLayout(code: expected))", "\(RowLayout(code: found))")
     }

@@ -5,30 +5,35 @@ import HostMachine
 /// Tells one buffer's handles from another's: alive as long as a handle, so that no later buffer has the same.
 final class BufferIdentity: Sendable {}
 
-/// Where a rank's tables lie in one piece of its own memory, behind the status of a failure: the alarm and what it is
-/// about, arenas, then experts' owners and local indices.
+/// Where a rank's tables lie in one piece of its own memory: where workers count themselves in, arenas, then experts'
+/// owners, local indices and order.
 struct TableOffsets {
-  let alarm: Int64
-  let departures: Int64
-  let arenas: Int64
+  let arrivals: Int64 = 0
+  let arenas: Int64 = 64
   let owners: Int64
   let locals: Int64
   let order: Int64
   let firstPlaces: Int64
-  let arrivals: Int64
   let byteCount: Int64
 
   init(rankCount: Int, expertCount: Int) {
-    alarm = OperationStatus.byteCount
-    departures = alarm + 64
-    arenas = departures + alignUp(4 * Int64(rankCount), to: 64)
     owners = arenas + 8 * Int64(rankCount)
     locals = owners + 4 * Int64(expertCount)
     order = locals + 4 * Int64(expertCount)
     firstPlaces = order + 4 * Int64(expertCount)
-    arrivals = alignUp(firstPlaces + 4 * Int64(rankCount + 1), to: 64)
-    byteCount = arrivals + 64
+    byteCount = firstPlaces + 4 * Int64(rankCount + 1)
   }
+}
+
+/// Where the words lie that kernels and the host both read and write: the status of a failure, the alarm and what it is
+/// about.
+struct NoticeOffsets {
+  let failure: Int64 = 0
+  let alarm = OperationStatus.byteCount
+  let departures = OperationStatus.byteCount + 64
+  let byteCount: Int64
+
+  init(rankCount: Int) { byteCount = departures + alignUp(4 * Int64(rankCount), to: 64) }
 }
 
 /// What the operations of one buffer share.
@@ -39,13 +44,14 @@ final class BufferCore: Sendable {
   let device: any Device
   let arena: RankArena
   /// Every rank's arena as this process has it mapped, by rank.
-  let arenas: [ArenaMemory]
+  let arenas: [any SymmetricMemory]
   let timeout: Duration
   let view: RankView
   let membership: Membership
   let owners: [Int32]
   /// Memory behind `view`'s addresses.
   private let tables: any TensorStorage
+  private let notices: any TensorStorage
   private let state = Guarded(State())
   /// Calls of one buffer run one at a time.
   let callLock = Guarded(())
@@ -55,7 +61,8 @@ final class BufferCore: Sendable {
   }
 
   init(
-    membership: Membership, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena, arenas: [ArenaMemory],
+    membership: Membership, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena,
+    arenas: [any SymmetricMemory],
     timeout: Duration
   ) throws(EPError) {
     self.membership = membership
@@ -69,37 +76,46 @@ final class BufferCore: Sendable {
     owners = plan.shape.owners
     let expertCount = owners.count
     let offsets = TableOffsets(rankCount: rankCount, expertCount: expertCount)
+    let noticeOffsets = NoticeOffsets(rankCount: rankCount)
     tables = try device.makeLocalMemory(byteCount: offsets.byteCount)
-    let base = tables.base
+    notices = try device.makeNotices(byteCount: noticeOffsets.byteCount)
+    let (base, words) = (tables.base, notices.base)
     view = RankView(
       rank: Int32(rank), rankCount: Int32(rankCount), expertCount: Int32(expertCount),
       localExpertCount: Int32(owners.count { $0 == group.rank }), arenas: base.advanced(byBytes: offsets.arenas),
       expertOwner: base.advanced(byBytes: offsets.owners), expertLocal: base.advanced(byBytes: offsets.locals),
       expertOrder: base.advanced(byBytes: offsets.order), firstPlaces: base.advanced(byBytes: offsets.firstPlaces),
-      failure: base, departures: base.advanced(byBytes: offsets.departures),
-      alarm: base.advanced(byBytes: offsets.alarm), arrivals: base.advanced(byBytes: offsets.arrivals),
+      failure: words.advanced(byBytes: noticeOffsets.failure),
+      departures: words.advanced(byBytes: noticeOffsets.departures),
+      alarm: words.advanced(byBytes: noticeOffsets.alarm), arrivals: base.advanced(byBytes: offsets.arrivals),
       timeoutNanoseconds: timeout.nanoseconds)
-    for (rank, arena) in arenas.enumerated() {
-      view.arenas.store(Address(arena.base).bits, at: Int32(rank))
-    }
-    var seen = [Int32](repeating: 0, count: rankCount)
+    let image = try HostMemory(byteCount: offsets.byteCount)
+    Self.fill(image.base, offsets, arenas: arenas.map(\.address), owners: owners)
+    tables.write(UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(offsets.byteCount)))
+    group.mesh.register(
+      DepartureBoard(memory: notices, view: view, arena: arena, device: device), for: membership.key)
+  }
+
+  private static func fill(_ base: Address, _ offsets: TableOffsets, arenas: [Address], owners: [Int32]) {
+    let at = { (offset: Int64) in base.advanced(byBytes: offset) }
+    for (rank, arena) in arenas.enumerated() { at(offsets.arenas).store(arena.bits, at: Int32(rank)) }
+    var counts = [Int32](repeating: 0, count: arenas.count)
     for (expert, owner) in owners.enumerated() {
-      view.expertOwner.store(owner, at: Int32(expert))
-      view.expertLocal.store(seen[Int(owner)], at: Int32(expert))
-      seen[Int(owner)] += 1
+      at(offsets.owners).store(owner, at: Int32(expert))
+      at(offsets.locals).store(counts[Int(owner)], at: Int32(expert))
+      counts[Int(owner)] += 1
     }
-    // `seen` has the number of each rank's experts now.
     var place: Int32 = 0
-    for rank in 0..<rankCount {
-      view.firstPlaces.store(place, at: Int32(rank))
-      place += seen[rank]
+    for (rank, count) in counts.enumerated() {
+      at(offsets.firstPlaces).store(place, at: Int32(rank))
+      place += count
     }
-    view.firstPlaces.store(place, at: Int32(rankCount))
+    at(offsets.firstPlaces).store(place, at: Int32(arenas.count))
     for (expert, owner) in owners.enumerated() {
-      let first = view.firstPlaces.load(Int32.self, at: owner)
-      view.expertOrder.store(Int32(expert), at: first + view.expertLocal.load(Int32.self, at: Int32(expert)))
+      let first = at(offsets.firstPlaces).load(Int32.self, at: owner)
+      let local = at(offsets.locals).load(Int32.self, at: Int32(expert))
+      at(offsets.order).store(Int32(expert), at: first + local)
     }
-    group.mesh.register(DepartureBoard(memory: tables, view: view, arena: arena), for: membership.key)
   }
 
   deinit {

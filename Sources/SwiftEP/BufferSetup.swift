@@ -1,5 +1,4 @@
 import Arena
-import CPlatform
 import EPKernels
 import Glibc
 import HostMachine
@@ -11,29 +10,29 @@ struct BufferSetup {
   let plan: ExpertBuffer.Plan
   let workers: Int?
   let timeout: Duration
+  let machine: Machine
   private let key: BufferKey
 
-  init(group: Group, plan: ExpertBuffer.Plan, workers: Int?, timeout: Duration) {
+  init(group: Group, plan: ExpertBuffer.Plan, workers: Int?, timeout: Duration, machine: Machine) {
     (self.group, self.plan, self.workers, self.timeout) = (group, plan, workers, timeout)
+    self.machine = machine
     key = group.mesh.nextBuffer(of: group.generation)
   }
-
-  private var coreCount: Int { Int(swiftep_usable_core_count()) }
-  private var workerCount: Int { workers ?? max(1, coreCount / group.rankCount) }
 
   func run() throws(EPError) -> BufferCore {
     _ = try gather(0) { contribution throws(EPError) in
       try checkArguments()
       contribution.terms = terms
-      contribution.memory = memoryNeed
+      contribution.memory = try machine.memoryNeed(plan.byteCount)
       return nil
     } checkingAll: { all throws(EPError) in
       try compare(all)
       try MemoryNeed.check(all.map(\.memory))
     }
-    var made: (arena: RankArena, device: HostDevice)?
+    var made: (arena: RankArena, device: any Device)?
     let parcels = try gather(1) { contribution throws(EPError) in
-      let mine = (try makeArena(), try makeDevice())
+      let device = try makeDevice()
+      let mine = (try makeArena(on: device), device)
       contribution.arenaReservedByteCount = mine.0.memory.reservedByteCount
       made = mine
       return mine.0.memory
@@ -43,7 +42,7 @@ struct BufferSetup {
     _ = try gather(2) { _ throws(EPError) in
       core = try BufferCore(
         membership: Membership(group: group, key: key, timeout: timeout), plan: plan, device: device, arena: arena,
-        arenas: try attach(parcels, own: arena.memory), timeout: timeout)
+        arenas: try attach(parcels, own: arena.memory, to: device), timeout: timeout)
       return nil
     }
     return core!
@@ -53,11 +52,11 @@ struct BufferSetup {
 
   /// Contributes what `prepare` makes, and throws what it or any other rank's has thrown.
   private func gather(
-    _ step: Int, _ prepare: (inout Contribution) throws(EPError) -> ArenaMemory?,
+    _ step: Int, _ prepare: (inout Contribution) throws(EPError) -> (any SymmetricMemory)?,
     checkingAll check: ([Contribution]) throws(EPError) -> Void = { _ in }
   ) throws(EPError) -> [(contribution: Contribution, parcel: Parcel)] {
     var contribution = Contribution()
-    var memory: ArenaMemory?
+    var memory: (any SymmetricMemory)?
     do {
       memory = try prepare(&contribution)
     } catch {
@@ -75,6 +74,7 @@ struct BufferSetup {
   private var terms: [Contribution.Term] {
     let shape = plan.shape
     return [
+      .init(name: "machine", value: machine.name),
       .init(name: "rankCount", value: "\(shape.rankCount)"),
       .init(name: "expertCount", value: "\(shape.expertCount)"),
       .init(name: "expertOwners", value: Self.describe(shape.owners)),
@@ -110,45 +110,40 @@ struct BufferSetup {
         rank: group.rank, argument: "plan.shape.rankCount", expected: "\(group.rankCount)",
         found: "\(plan.shape.rankCount)")
     }
-    if !(1...1024).contains(workerCount) {
-      throw .invalidArgument(rank: group.rank, argument: "workers", expected: "1 to 1024", found: "\(workerCount)")
+    try machine.check(rank: group.rank, rankCount: group.rankCount)
+    let workerCountMax = try machine.workerCountMax()
+    if let workers, !(1...workerCountMax).contains(workers) {
+      throw .invalidArgument(
+        rank: group.rank, argument: "workers", expected: "1 to \(workerCountMax)", found: "\(workers)")
     }
   }
 
-  private var memoryNeed: MemoryNeed {
-    MemoryNeed(neededByteCount: plan.byteCount, availableByteCount: nil, domain: "host")
-  }
-
-  private func makeArena() throws(EPError) -> RankArena {
+  private func makeArena(on device: any Device) throws(EPError) -> RankArena {
     let control = ControlLayout(rankCount: Int32(plan.shape.rankCount), expertCount: Int32(plan.shape.expertCount))
-    do throws(SystemCallError) {
-      return try RankArena(
-        rank: group.rank, controlByteCount: control.byteCount, byteCount: plan.arenaByteCount,
-        byteCountMax: plan.arenaByteCountMax)
-    } catch {
-      throw .systemCall(rank: group.rank, name: error.call, code: error.code)
-    }
+    let memory = try device.makeArena(
+      byteCountMax: plan.arenaByteCountMax, clearing: roundUpToPages(plan.arenaByteCount))
+    return RankArena(rank: group.rank, memory: memory, controlByteCount: control.byteCount)
   }
 
-  private func makeDevice() throws(EPError) -> HostDevice {
-    let tuning = HostTuning(threadCount: group.rankCount * workerCount, coreCount: coreCount)
-    return try HostDevice(rank: group.rank, workerCount: workerCount, tuning: tuning)
+  private func makeDevice() throws(EPError) -> any Device {
+    let workerCount: Int
+    if let workers { workerCount = workers } else { workerCount = try machine.workerCount(rankCount: group.rankCount) }
+    return try machine.makeDevice(rank: group.rank, rankCount: group.rankCount, workerCount: workerCount)
   }
 
   /// Every rank's arena, mapped here.
   private func attach(
-    _ all: [(contribution: Contribution, parcel: Parcel)], own: ArenaMemory
-  ) throws(EPError) -> [ArenaMemory] {
+    _ all: [(contribution: Contribution, parcel: Parcel)], own: any SymmetricMemory, to device: any Device
+  ) throws(EPError) -> [any SymmetricMemory] {
     try all.enumerated().map { peer, gathered throws(EPError) in
       if peer == group.rank { return own }
-      do throws(SystemCallError) {
-        let arena = try gathered.parcel.attach(reservedByteCount: gathered.contribution.arenaReservedByteCount)
+      // Ranks of one process pass the memory itself.
+      if let memory = gathered.parcel.memory { return memory }
+      guard let file = gathered.parcel.file else {
         // A descriptor that this process may not have more of is left out of the message that it came with.
-        guard let arena else { throw SystemCallError(call: "recvmsg(SCM_RIGHTS)", code: EMFILE) }
-        return arena
-      } catch {
-        throw .systemCall(rank: group.rank, name: error.call, code: error.code)
+        throw .systemCall(rank: group.rank, name: "recvmsg(SCM_RIGHTS)", code: EMFILE)
       }
+      return try device.attach(file, reservedByteCount: gathered.contribution.arenaReservedByteCount)
     }
   }
 }

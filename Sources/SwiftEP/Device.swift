@@ -1,13 +1,21 @@
+import Arena
 import EPKernels
 import Glibc
 import HostMachine
 
-/// What the API asks of the hardware that runs the protocol: queues of launches, and memory that no peer touches.
+/// What the API asks of the hardware that runs the protocol: queues of launches, and memory.
 package protocol Device: AnyObject, Sendable {
-  /// The kind of hardware: `cpu`.
+  /// The kind of hardware: `cpu`, `cuda`.
   var name: String { get }
   /// Workers that one call can use.
   var workerCountMax: Int { get }
+  /// Why nothing runs here any more; nil while all is well.
+  var failure: EPError? { get }
+
+  /// Chunks that a dispatch's tokens are best numbered in.
+  func chunkCount(tokenCount: Int, workerCount: Int) -> Int
+
+  // MARK: Launches
 
   /// Queues a launch behind all earlier ones; `owner` is kept alive until it has finished. Returns its ticket.
   /// An urgent launch makes progress though nobody waits for it.
@@ -19,8 +27,28 @@ package protocol Device: AnyObject, Sendable {
   func isFinished(_ ticket: UInt64) -> Bool
   func wait(for ticket: UInt64)
 
-  /// Zeroed memory that this rank's kernels and its host can both reach.
+  // MARK: Memory
+
+  /// A rank's arena that can grow to `byteCountMax`, with `byteCount` zero bytes.
+  func makeArena(byteCountMax: Int64, clearing byteCount: Int64) throws(EPError) -> any SymmetricMemory
+
+  /// The arena of a rank of another process, which `file` came from.
+  func attach(_ file: Descriptor, reservedByteCount: Int64) throws(EPError) -> any SymmetricMemory
+
+  /// Memory for this rank's kernels alone, whatever lay there before.
   func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage
+
+  /// Zeroed memory for a few words that this rank's kernels and its host both read and write.
+  func makeNotices(byteCount: Int64) throws(EPError) -> any TensorStorage
+
+  /// Zeroed memory for tensors that calls are given.
+  func makeTensorMemory(byteCount: Int64) throws(EPError) -> any TensorStorage
+
+  /// Whether kernels can use the tensor where it lies.
+  func reaches(_ tensor: Tensor) -> Bool
+
+  /// Changes the alarm, and ends the waits of this rank's kernels that watch it.
+  func raise(_ alarm: Address, arena: Address)
 
   /// Finishes what is queued and gives everything back.
   func close()
@@ -28,16 +56,19 @@ package protocol Device: AnyObject, Sendable {
 
 /// A rank whose workers are threads.
 package final class HostDevice: Device {
+  private let rank: Int
   private let stream: HostStream
 
   package init(rank: Int, workerCount: Int, tuning: HostTuning) throws(EPError) {
     guard let stream = HostStream(workerCount: workerCount, tuning: tuning) else {
       throw .systemCall(rank: rank, name: "pthread_create", code: EAGAIN)
     }
+    self.rank = rank
     self.stream = stream
   }
 
   package var name: String { "cpu" }
+  package var failure: EPError? { nil }
   package var workerCountMax: Int { stream.workerCountMax }
 
   package func enqueue(
@@ -52,8 +83,38 @@ package final class HostDevice: Device {
 
   package func isFinished(_ ticket: UInt64) -> Bool { stream.isFinished(ticket) }
   package func wait(for ticket: UInt64) { _ = stream.wait(for: ticket) }
+  package func chunkCount(tokenCount: Int, workerCount: Int) -> Int { workerCount }
+  package func close() { stream.close() }
+
+  // MARK: Memory
+
+  package func makeArena(byteCountMax: Int64, clearing byteCount: Int64) throws(EPError) -> any SymmetricMemory {
+    do throws(SystemCallError) {
+      let memory = try ArenaMemory(reservedByteCount: byteCountMax)
+      try memory.grow(to: byteCount)
+      return memory
+    } catch {
+      throw .systemCall(rank: rank, name: error.call, code: error.code)
+    }
+  }
+
+  package func attach(_ file: Descriptor, reservedByteCount: Int64) throws(EPError) -> any SymmetricMemory {
+    do throws(SystemCallError) {
+      return try ArenaMemory(attaching: file, reservedByteCount: reservedByteCount)
+    } catch {
+      throw .systemCall(rank: rank, name: error.call, code: error.code)
+    }
+  }
+
   package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
     try HostMemory(byteCount: byteCount)
   }
-  package func close() { stream.close() }
+  package func makeNotices(byteCount: Int64) throws(EPError) -> any TensorStorage {
+    try HostMemory(byteCount: byteCount)
+  }
+  package func makeTensorMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
+    try HostMemory(byteCount: byteCount)
+  }
+  package func reaches(_ tensor: Tensor) -> Bool { tensor.storage.copier == nil }
+  package func raise(_ alarm: Address, arena: Address) { raiseAlarm(alarm, waking: arena) }
 }

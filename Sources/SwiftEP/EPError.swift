@@ -22,6 +22,11 @@ public indirect enum EPError: Error, Equatable, Codable, Sendable {
   /// The system refused `rank` a call; `code` is its errno. -1 where no rank is involved.
   case systemCall(rank: Int, name: String, code: Int32)
 
+  /// The NVIDIA driver refused `rank` a call; `name` is the driver's for `code`. -1 where no rank is involved.
+  case driver(rank: Int, call: String, code: Int32, name: String)
+  /// The machine that was asked for is not here, or cannot do what was asked.
+  case machineUnavailable(String)
+
   /// Why a rank is not there.
   public enum Absence: Equatable, Codable, Sendable {
     /// Its process has ended, or has let go of its communicator.
@@ -62,6 +67,9 @@ extension EPError: CustomStringConvertible {
     case .bufferLost(let cause): return "the buffer was lost earlier: \(cause)"
     case .bufferClosed: return "the buffer is closed"
     case .rendezvousFailed(let why): return "rendezvous failed: \(why)"
+    case .driver(let rank, let call, let code, let name):
+      return "\(call)\(rank < 0 ? "" : " of rank \(rank)") failed: \(name) (\(code))"
+    case .machineUnavailable(let what): return "not available: \(what)"
     case .systemCall(let rank, let name, let code):
       return "\(name)\(rank < 0 ? "" : " of rank \(rank)") failed: \(String(cString: strerror(code)))"
     }

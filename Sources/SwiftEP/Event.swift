@@ -67,6 +67,7 @@ public final class Event: Sendable {
 final class PendingOperation: Sendable {
   let core: BufferCore
   private let memory: any TensorStorage
+  private let report: any TensorStorage
   private let layout: OperationLayout
   /// The last launch queued so far.
   private let ticket = Guarded<UInt64>(0)
@@ -76,17 +77,18 @@ final class PendingOperation: Sendable {
     layout = OperationLayout(
       rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount))
     memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
+    report = try core.device.makeNotices(byteCount: OperationStatus.byteCount)
   }
 
-  var view: OperationView { OperationView(block: memory.base, report: memory.base, layout: layout) }
+  var view: OperationView { OperationView(block: memory.base, report: report.base, layout: layout) }
 
   /// The status, once a launch that sets it has finished.
-  var status: OperationStatus { view.status }
+  var status: OperationStatus { view.reported }
 
   /// What the kernels use, to be kept alive until the last of them has finished.
   func makeResources(_ retained: [any Sendable]) -> OperationResources {
     OperationResources(
-      view: view, memory: memory, arena: core.arena, membership: core.membership, retained: retained)
+      view: view, memory: [memory, report], arena: core.arena, membership: core.membership, retained: retained)
   }
 
   /// Queues a launch of this operation.
@@ -101,9 +103,15 @@ final class PendingOperation: Sendable {
   /// Waits for all launches queued so far.
   func wait() { core.device.wait(for: ticket.withLock { $0 }) }
 
+  /// Waits until a launch has set the status, or throws why none ever will.
+  func waitForStatus() throws(EPError) {
+    wait()
+    if let failure = core.device.failure { throw failure }
+  }
+
   /// Waits, then throws what the operation failed with.
   func finish() throws(EPError) {
-    wait()
+    try waitForStatus()
     if let error = core.error(from: status) { throw error }
   }
 }
@@ -111,13 +119,13 @@ final class PendingOperation: Sendable {
 /// Memory that an operation's kernels use. Queued launches hold it; it goes with the last of them.
 final class OperationResources: Sendable {
   private let view: OperationView
-  private let memory: any TensorStorage
+  private let memory: [any TensorStorage]
   private let arena: RankArena
   private let membership: Membership
   private let retained: Guarded<[any Sendable]>
 
   init(
-    view: OperationView, memory: any TensorStorage, arena: RankArena, membership: Membership, retained: [any Sendable]
+    view: OperationView, memory: [any TensorStorage], arena: RankArena, membership: Membership, retained: [any Sendable]
   ) {
     self.view = view
     self.memory = memory
@@ -129,10 +137,10 @@ final class OperationResources: Sendable {
   /// Peers that came too late may still write to what an operation offered them that missed a rank, or read it. The
   /// others learn of it even if nobody here waits for the result.
   deinit {
-    switch StatusCode(rawValue: view.status.code) {
+    switch StatusCode(rawValue: view.reported.code) {
     case .timeout, .departed:
       arena.quarantine(retained.withLock { $0 })
-      membership.lose(to: view.status)
+      membership.lose(to: view.reported)
     case .failedBefore: arena.quarantine(retained.withLock { $0 })
     default: break
     }

@@ -95,6 +95,11 @@ private struct CombineCall {
 
   private func checkArguments() throws(ArgumentFault) {
     try core.check(handle)
+    try core.check(.rows, rows)
+    try core.check(.topKWeights, options.topKWeights)
+    try core.check(.rowWeights, options.rowWeights)
+    try core.check(.output, options.output)
+    for bias in options.biases { try core.check(.biases, bias) }
     try rows.check(.rows, shape: [handle.rowCapacity, nil])
     try rows.check(.rows, dtype: [.bf16, .fp16, .fp32])
     try rows.check(.rows, rowByteCountMultipleOf: 16)
@@ -175,6 +180,11 @@ extension DType {
 extension BufferCore {
   func check(_ handle: DispatchHandle) throws(ArgumentFault) {
     if handle.buffer !== identity { throw ArgumentFault(.foreign, .handle, expected: 0, found: 1) }
+  }
+
+  /// Kernels must be able to use the tensor where it lies.
+  func check(_ name: ArgumentFault.Name, _ tensor: Tensor?) throws(ArgumentFault) {
+    if let tensor, !device.reaches(tensor) { throw ArgumentFault(.memory, name, expected: 0, found: 1) }
   }
 
   /// Where a tensor lies in this rank's arena; nil when it lies elsewhere.

@@ -64,11 +64,11 @@ private struct DispatchCall {
       if options.sizing == .worstCase && block != nil {
         return try deliver(arguments, handle, pending, resources, block!, rowCapacity: handle.rowCapacity)
       }
-      pending.wait()
+      try pending.waitForStatus()
       let status = pending.status
       if let block, status.code == StatusCode.ok.rawValue {
         core.arena.trim(block, to: status.neededByteCount)
-        let rowCapacity = Int(handle.view.total(atRank: core.view.rank))
+        let rowCapacity = Int(status.rowCount)
         return try deliver(
           arguments, exactHandle(handle, rowCapacity), pending, resources, block, rowCapacity: rowCapacity)
       }
@@ -133,6 +133,7 @@ private struct DispatchCall {
   // MARK: Checks
 
   private func checkArguments() throws(ArgumentFault) {
+    try core.check(.x, x)
     try x.check(.x, shape: [nil, nil])
     try x.check(.x, dtype: options.quantization == nil ? [.bf16, .fp16, .fp32, .fp8E4M3, .uint8] : [.bf16])
     // Quantized rows have half the bytes, and those too must be a multiple of 16.
@@ -140,6 +141,7 @@ private struct DispatchCall {
     try checkScales()
     try check(.sidecars, sidecars.count, in: 0...Int(Columns.sidecarCountMax))
     for sidecar in sidecars {
+      try core.check(.sidecars, sidecar)
       if sidecar.shape.first != tokenCount {
         throw ArgumentFault(.dimension, .sidecars, expected: tokenCount, found: sidecar.shape.first ?? 0)
       }
@@ -161,6 +163,7 @@ private struct DispatchCall {
       return
     }
     guard let scales else { throw ArgumentFault(.presence, .scales, expected: 1, found: 0) }
+    try core.check(.scales, scales)
     try scales.check(.scales, dtype: [.fp32, .int32])
     let format: ScaleFormat = scales.dtype == .fp32 ? .float : .ue8m0
     try scales.check(.scales, shape: [tokenCount, format.byteCount(hidden: hidden) / 4])
@@ -169,12 +172,15 @@ private struct DispatchCall {
   private func checkRouting() throws(ArgumentFault) {
     switch routing {
     case .topK(let indices, let weights):
+      try core.check(.indices, indices)
+      try core.check(.weights, weights)
       try indices.check(.indices, shape: [tokenCount, nil])
       try indices.check(.indices, dtype: [.int32, .int64])
       try check(.indices, indices.shape[1], in: 1...topKMax)
       try weights?.check(.weights, shape: [tokenCount, indices.shape[1]])
       try weights?.check(.weights, dtype: [.fp32])
     case .table(let table):
+      try core.check(.table, table)
       try table.check(.table, shape: [tokenCount, core.rankCount])
       try table.check(.table, dtype: [.uint8])
       if options.layout == .byExpert { throw ArgumentFault(.layout, .layout, expected: 0, found: 1) }
@@ -190,7 +196,10 @@ private struct DispatchCall {
 
   private func makeHandle() throws(EPError) -> DispatchHandle {
     let layout = HandleLayout(
-      chunks: Chunks(tokenCount: Int32(tokenCount), chunkCount: Int32(workerCount)), rankCount: core.view.rankCount,
+      chunks: Chunks(
+        tokenCount: Int32(tokenCount),
+        chunkCount: Int32(core.device.chunkCount(tokenCount: tokenCount, workerCount: workerCount))),
+      rankCount: core.view.rankCount,
       expertCount: core.view.expertCount, localExpertCount: core.view.localExpertCount, topK: Int32(topKCount),
       layout: options.layout.kernelLayout)
     let memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
@@ -243,7 +252,8 @@ private struct DispatchCall {
         table: table),
       columns: columns, transform: options.transform, sourceRowByteCount: Int32(x.rowByteCount),
       sources: (x.address, scales?.address ?? .null, sources[0], sources[1], sources[2]),
-      expertAlignment: Int32(expertAlignment), zeroesPadding: options.zeroesPadding ? 1 : 0, isCached: cachedHandle != nil)
+      expertAlignment: Int32(expertAlignment), zeroesPadding: options.zeroesPadding ? 1 : 0,
+      isCached: cachedHandle != nil)
   }
 
   /// Takes the memory that peers may write to and says so in the header; where there is none, the header says that

@@ -94,7 +94,7 @@ extension ExpertBuffer {
         arena + [
           Part(name: "handles", byteCount: Int64(resultCount) * handle.byteCount),
           Part(name: "operations", byteCount: Int64(resultCount) * (operation(workers) + operation(0))),
-          Part(name: "tables", byteCount: tables.byteCount),
+          Part(name: "tables", byteCount: tables.byteCount + NoticeOffsets(rankCount: shape.rankCount).byteCount),
         ]
     }
 

@@ -15,14 +15,18 @@ public final class ExpertBuffer: Sendable {
   /// - Parameters:
   ///   - communicator: the group; its rank count must be the plan's.
   ///   - plan: what to hold; the same on all ranks.
-  ///   - workers: threads that one call can use; nil: this rank's share of the host's cores, at least one.
+  ///   - workers: threads, or multiprocessors, that one call can use; nil: this rank's share of the host's cores or of
+  ///     the GPU's multiprocessors, at least one.
   ///   - timeout: how long a rank is waited for before it is reported missing.
+  ///   - machine: what this rank's operations run on; of the same kind on all ranks.
   /// - Throws: `invalidArgument`, `ranksDisagree`, `outOfMemory` before any is taken, `rankMissing` (step `setup`),
   ///   `systemCall`; the same on all ranks.
   public init(
-    _ communicator: Communicator, plan: Plan, workers: Int? = nil, timeout: Duration = .seconds(100)
+    _ communicator: Communicator, plan: Plan, workers: Int? = nil, timeout: Duration = .seconds(100),
+    machine: Machine = .cpu
   ) throws(EPError) {
-    let setup = BufferSetup(group: communicator.group, plan: plan, workers: workers, timeout: timeout)
+    let setup = BufferSetup(
+      group: communicator.group, plan: plan, workers: workers, timeout: timeout, machine: machine)
     core = try setup.run()
     self.plan = plan
     rank = communicator.rank
@@ -37,8 +41,31 @@ public final class ExpertBuffer: Sendable {
   /// Bytes of this rank's arena now: the plan's, or more where routing made it grow.
   public var arenaByteCount: Int64 { core.arena.byteCount }
 
+  /// Where this buffer's operations are queued; nil where it is no GPU's.
+  package var cudaDevice: CUDADevice? { core.device as? CUDADevice }
+
   /// The machine that runs the protocol.
   public var machineName: String { core.device.name }
+
+  /// A new tensor of zeros that this buffer's calls can be given. Not collective.
+  ///
+  /// - Throws: as `Tensor.init(zeros:_:)`; `outOfMemory`, `driver`.
+  public func makeTensor(zeros shape: [Int], _ dtype: DType) throws(EPError) -> Tensor {
+    let byteCount = try Tensor.byteCount(shape, dtype)
+    return Tensor(
+      dtype: dtype, shape: shape, storage: try core.device.makeTensorMemory(byteCount: Int64(byteCount)), byteOffset: 0)
+  }
+
+  /// `tensor` itself where this buffer's machine reaches its memory, otherwise a copy where it does. Not collective.
+  ///
+  /// - Throws: as `makeTensor`.
+  public func reachable(_ tensor: Tensor) throws(EPError) -> Tensor {
+    if core.device.reaches(tensor) { return tensor }
+    let storage = try core.device.makeLocalMemory(byteCount: Int64(tensor.byteCount))
+    let copy = Tensor(dtype: tensor.dtype, shape: tensor.shape, storage: storage, byteOffset: 0)
+    tensor.withUnsafeBytes { source in copy.storage.write(source) }
+    return copy
+  }
 
   /// Workers that one call can use.
   public var workerCountMax: Int { core.device.workerCountMax }

@@ -4,28 +4,25 @@ import HostMachine
 
 /// One rank's arena: the control words at its beginning, and blocks of rows behind them.
 package final class RankArena: Sendable {
-  package let memory: ArenaMemory
+  package let memory: any SymmetricMemory
   package let byteCountMax: Int64
   private let rank: Int
   private let quarantined = Guarded<[any Sendable]>([])
   private let holes: Guarded<HoleList>
 
   /// - Parameters:
+  ///   - memory: with the bytes that are taken at once.
   ///   - controlByteCount: bytes at the beginning that are never handed out.
-  ///   - byteCount: bytes taken at once.
-  package init(
-    rank: Int, controlByteCount: Int64, byteCount: Int64, byteCountMax: Int64
-  ) throws(SystemCallError) {
+  package init(rank: Int, memory: any SymmetricMemory, controlByteCount: Int64) {
     self.rank = rank
-    memory = try ArenaMemory(reservedByteCount: byteCountMax)
-    self.byteCountMax = memory.reservedByteCount
-    try memory.grow(to: roundUpToPages(byteCount))
+    self.memory = memory
+    byteCountMax = memory.reservedByteCount
     var holes = HoleList()
     holes.give(controlByteCount..<memory.byteCount)
     self.holes = Guarded(holes)
   }
 
-  package var base: Address { Address(memory.base) }
+  package var base: Address { memory.address }
 
   /// Bytes that the arena takes now.
   package var byteCount: Int64 { holes.withLock { _ in memory.byteCount } }
@@ -41,7 +38,7 @@ package final class RankArena: Sendable {
       }
       let before = memory.byteCount
       do {
-        try memory.grow(to: size)
+        try memory.extend(to: size)
       } catch {
         // The system has no more, whatever the plan allows.
         throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: before)
@@ -88,5 +85,6 @@ package final class ArenaBlock: TensorStorage, @unchecked Sendable {
   fileprivate func shrink(to range: Range<Int64>) { self.range = range }
 
   package var base: Address { arena.base.advanced(byBytes: range.lowerBound) }
+  package var copier: (any MemoryCopier)? { arena.memory.copier }
   package var byteCount: Int64 { Int64(range.count) }
 }

@@ -20,7 +20,7 @@ public enum DType: Int, CaseIterable, Sendable {
   }
 }
 
-/// A dense row-major array in host memory: a reference to storage, as in other frameworks. Copying a tensor copies the
+/// A dense row-major array, in host memory or a GPU's: a reference to storage, as in other frameworks. Copying a tensor copies the
 /// reference.
 ///
 /// Reading and writing the elements is not synchronized; an operation that was given a tensor uses it until its event
@@ -72,7 +72,7 @@ public struct Tensor: Sendable {
     values.withUnsafeBytes { source in withUnsafeMutableBytes { $0.copyMemory(from: source) } }
   }
 
-  private static func byteCount(_ shape: [Int], _ dtype: DType) throws(EPError) -> Int {
+  static func byteCount(_ shape: [Int], _ dtype: DType) throws(EPError) -> Int {
     // Counted as if no size were zero, so that every part of a shape has a size that can be counted.
     var byteCount = dtype.byteCount
     for size in shape {
@@ -99,18 +99,32 @@ public struct Tensor: Sendable {
 
   package var address: Address { storage.base.advanced(byBytes: byteOffset) }
 
-  /// The bytes, in row-major order. The pointer is valid only during the call.
+  /// The bytes, in row-major order: a copy of them where the tensor lies in a GPU's memory. The pointer is valid only
+  /// during the call.
   public func withUnsafeBytes<Result, Failure: Error>(
     _ body: (UnsafeRawBufferPointer) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    try body(UnsafeRawBufferPointer(start: address.hostPointer, count: byteCount))
+    guard let copier = storage.copier else {
+      return try body(UnsafeRawBufferPointer(start: address.hostPointer, count: byteCount))
+    }
+    let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 64)
+    defer { copy.deallocate() }
+    copier.read(address, into: copy)
+    return try body(UnsafeRawBufferPointer(copy))
   }
 
-  /// As `withUnsafeBytes`, for writing.
+  /// As `withUnsafeBytes`, for writing; a copy is written back.
   public func withUnsafeMutableBytes<Result, Failure: Error>(
     _ body: (UnsafeMutableRawBufferPointer) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    try body(UnsafeMutableRawBufferPointer(start: address.hostPointer, count: byteCount))
+    guard let copier = storage.copier else {
+      return try body(UnsafeMutableRawBufferPointer(start: address.hostPointer, count: byteCount))
+    }
+    let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 64)
+    defer { copy.deallocate() }
+    copier.read(address, into: copy)
+    defer { copier.write(UnsafeRawBufferPointer(copy), to: address) }
+    return try body(copy)
   }
 
   /// A copy of the elements.
@@ -125,6 +139,18 @@ public struct Tensor: Sendable {
 /// Memory that tensors refer to; freed when the last of them is gone.
 package protocol TensorStorage: AnyObject, Sendable {
   var base: Address { get }
+  /// How the host reads and writes it; nil where it does so itself.
+  var copier: (any MemoryCopier)? { get }
+}
+
+extension TensorStorage {
+  package var copier: (any MemoryCopier)? { nil }
+
+  /// Writes the first bytes.
+  func write(_ bytes: UnsafeRawBufferPointer) {
+    if let copier { return copier.write(bytes, to: base) }
+    if let source = bytes.baseAddress { base.hostPointer.copyMemory(from: source, byteCount: bytes.count) }
+  }
 }
 
 /// Zeroed memory of this process, aligned to 64 bytes.

@@ -3,8 +3,10 @@ import SwiftEP
 
 let benchCommand = Command(
   name: "bench", summary: "dispatch and combine, checked against an oracle, then timed against a copy",
-  flags: JobSpec.flags + [
-    Flag("workers", "N", "threads of each rank (default: cores / ranks, at least 1)"),
+  flags: JobSpec.flags + MachineSpec.flags + [
+    Flag(
+      "workers", "N",
+      "threads, or multiprocessors, of each rank (default: cores or\nmultiprocessors / ranks, at least 1)"),
     Flag("iterations", "N", "timed iterations (default 20)"),
     Flag("seed", "S", "of everything random (default 1)"),
     Flag("skew", "S", "Zipf exponent of the experts' popularity, 0: uniform (default 0)"),
@@ -34,6 +36,7 @@ let benchCommand = Command(
 
 struct BenchSettings {
   private(set) var job: JobSpec
+  let machine: Machine
   let workerCount: Int
   let iterationCount: Int
   let seed: UInt64
@@ -44,7 +47,10 @@ struct BenchSettings {
 
   init(_ arguments: Arguments) throws {
     job = try JobSpec(arguments)
-    workerCount = try arguments.integer("workers", in: 1...256, default: max(1, usableCoreCount / job.rankCount))
+    machine = try MachineSpec(arguments).machine
+    var unitCount = usableCoreCount
+    if machine != .cpu { unitCount = try GPUHost.shared(0).gpu.multiprocessorCount }
+    workerCount = try arguments.integer("workers", in: 1...256, default: max(1, unitCount / job.rankCount))
     let threadCountMax = 1024
     if job.rankCount * workerCount > threadCountMax {
       throw UsageError(
@@ -84,11 +90,19 @@ struct BenchSettings {
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
     let plan = try job.plan(
       receivedTokensMax: receivedTokens, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
+    if machine != .cpu { return try runOnGPU(workload) }
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
       progress: { status.show(bar.text($0)) })
     defer { status.clear() }
+    return BenchReport(bench, try bench.run())
+  }
+
+  private func runOnGPU(_ workload: Workload) throws -> BenchReport {
+    // Worst-case sizes, though what arrives is known.
+    let plan = try job.plan(workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
+    let bench = try GPUBench(job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount)
     return BenchReport(bench, try bench.run())
   }
 

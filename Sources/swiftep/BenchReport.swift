@@ -59,6 +59,29 @@ struct BenchReport: Codable, Equatable {
     ]
   }
 
+  init(_ bench: GPUBench, _ measurements: GPUBench.Measurements) {
+    let job = bench.job
+    machine = "cuda"
+    (ranks, tokens, hidden) = (job.rankCount, job.tokensPerRank, job.hidden)
+    (topK, experts, dtype) = (job.topK, job.expertCount, job.rowType.rawValue)
+    (workersPerRank, layout, iterations) = (bench.workerCount, job.layout.rawValue, bench.iterationCount)
+    (resultHash, residentBytes) = (measurements.resultHash, measurements.takenByteCount)
+    plannedBytesPerRank = bench.plan.byteCount
+    (processor, cores) = (bench.gpuName, bench.multiprocessorCount)
+    (copyGigabytesPerSecond, copyKind) = (measurements.copyBytesPerNanosecond, "the driver's")
+    let copy = CopyBandwidth(bytesPerNanosecond: copyGigabytesPerSecond)
+    let dispatchSizes = CopyFloor.dispatchSizes(job, bench.workload)
+    let combineSizes = CopyFloor.combineSizes(job, bench.workload)
+    operations = [
+      Operation(
+        "dispatch", measurements.dispatch, dispatchSizes, copy,
+        receivedByteCount: dispatchSizes.reduce(0) { $0 + $1.writtenByteCount }),
+      Operation(
+        "combine", measurements.combine, combineSizes, copy,
+        receivedByteCount: combineSizes.reduce(0) { $0 + $1.readByteCount }),
+    ]
+  }
+
   func json() throws -> Data {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
@@ -111,6 +134,11 @@ extension BenchReport.Operation {
 private struct CopyBandwidth {
   let kind: CopyFloor.Kind
   let bytesPerNanosecond: Double
+
+  init(bytesPerNanosecond: Double) {
+    kind = .cached
+    self.bytesPerNanosecond = bytesPerNanosecond
+  }
 
   init(_ floor: CopyFloor, _ times: [CopyFloor.Kind: [UInt64]]) {
     let medians = CopyFloor.Kind.allCases.map { (kind: $0, time: (times[$0] ?? []).median) }

@@ -3,7 +3,7 @@ import SwiftEP
 
 let verifyCommand = Command(
   name: "verify", summary: "random jobs against an oracle, until the time is over or one fails",
-  flags: [
+  flags: MachineSpec.flags + [
     Flag("seconds", "N", "how long (default 10)"),
     Flag("seed", "S", "of the first job; each further one counts up (default 1)"),
   ],
@@ -11,10 +11,11 @@ let verifyCommand = Command(
   body: { arguments in
     let seconds = try arguments.real("seconds", in: 0.1...1_000_000, default: 10)
     let seed = try arguments.seed("seed", default: 1)
+    let machine = try MachineSpec(arguments).machine
     let status = StatusLine()
     try printNow("seed \(seed)")
     do {
-      let passedCount = try verify(seconds: seconds, seed: seed, on: ThreadFabric()) { job, passedCount in
+      let passedCount = try verify(seconds: seconds, seed: seed, on: ThreadFabric(machine)) { job, passedCount in
         status.show("verify: \(passedCount) jobs")
         if passedCount % 100 == 0 { try? printNow("\(passedCount) jobs passed, the last of seed \(job.seed)") }
       }

@@ -1,5 +1,4 @@
 import EPKernels
-import HostMachine
 
 /// Where a buffer's kernels see which ranks take part no more: written by whoever learns it, while kernels wait.
 final class DepartureBoard: Sendable {
@@ -7,20 +6,22 @@ final class DepartureBoard: Sendable {
   private let departures: Address
   private let alarm: Address
   private let arena: RankArena
+  private let device: any Device
 
   /// - Parameters:
   ///   - memory: keeps `departures` (UInt32 `[rankCount]`) and `alarm` (UInt64) alive.
   ///   - arena: on whose doorbell kernels sleep.
-  init(memory: any TensorStorage, view: RankView, arena: RankArena) {
+  init(memory: any TensorStorage, view: RankView, arena: RankArena, device: any Device) {
     self.memory = memory
     departures = view.departures
     alarm = view.alarm
     self.arena = arena
+    self.device = device
   }
 
   /// To be called once a rank at most, by one thread at a time.
   func note(rank: Int) {
     departures.store(1 as UInt32, at: Int32(rank))
-    raiseAlarm(alarm, waking: arena.base)
+    device.raise(alarm, arena: arena.base)
   }
 }

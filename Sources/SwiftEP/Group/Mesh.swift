@@ -125,7 +125,7 @@ final class Mesh: Sendable {
   ///
   /// - Throws: `rankMissing`, which the others then throw too.
   func gather(
-    _ contribution: Contribution, memory: ArenaMemory?, for key: BufferKey, step: Int, timeout: Duration
+    _ contribution: Contribution, memory: (any SymmetricMemory)?, for key: BufferKey, step: Int, timeout: Duration
   ) throws(EPError) -> [(contribution: Contribution, parcel: Parcel)] {
     let mine = Parcel(message: .contribution(key, step: step, contribution), memory: memory, file: nil)
     let members = update { state in

@@ -56,15 +56,8 @@ enum Departure: Equatable, Codable, Sendable {
 /// processes.
 struct Parcel: Sendable {
   let message: Message
-  var memory: ArenaMemory?
+  var memory: (any SymmetricMemory)?
   var file: Descriptor?
-
-  /// The arena, mapped here if it is not yet.
-  func attach(reservedByteCount: Int64) throws(SystemCallError) -> ArenaMemory? {
-    if let memory { return memory }
-    guard let file else { return nil }
-    return try ArenaMemory(attaching: file, reservedByteCount: reservedByteCount)
-  }
 }
 
 /// A connection to one other member. Messages arrive in the order in which they were queued, then the end of the

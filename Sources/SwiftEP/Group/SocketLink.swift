@@ -13,7 +13,7 @@ final class SocketLink: Link {
   private let queue = Guarded(Queue())
 
   private struct Queue {
-    var parcels: [(bytes: [UInt8], memory: ArenaMemory?)] = []
+    var parcels: [(bytes: [UInt8], memory: (any SymmetricMemory)?)] = []
     var isClosed = false
   }
 

@@ -1,0 +1,40 @@
+// The kernels as PTX, and the structs of the CUDA driver's API that the package passes to it. The driver itself is loaded at run time.
+
+#ifndef SWIFTEP_CCUDA_H
+#define SWIFTEP_CCUDA_H
+
+#include <stdint.h>
+
+// MARK: Kernels, made by scripts/build-kernels; the text of each ends with a zero byte
+
+/// From sm_80 on: 16-byte loads and stores.
+const char *swiftep_kernels_sm_80(void);
+/// From sm_90 on: bulk copies.
+const char *swiftep_kernels_sm_90(void);
+
+// MARK: The driver's structs
+
+struct swiftep_cu_location {
+  int type;
+  int id;
+};
+
+struct swiftep_cu_allocation {
+  int type;
+  int handle_types;
+  struct swiftep_cu_location location;
+  void *windows_metadata;
+  struct {
+    uint8_t compression;
+    uint8_t direct_rdma;
+    uint16_t usage;
+    uint8_t reserved[4];
+  } flags;
+};
+
+struct swiftep_cu_access {
+  struct swiftep_cu_location location;
+  int flags;
+};
+
+#endif

@@ -1,0 +1,112 @@
+import CCUDA
+
+/// The kernels, compiled by the driver for one GPU.
+package final class KernelModule: @unchecked Sendable {
+  package let gpu: GPU
+  package let threadCount: Int
+  package let sharedByteCount: Int
+  private let module: CUHandle
+  private let functions: [Kernel: CUHandle]
+
+  package enum Kernel: String, CaseIterable, Sendable {
+    case prepareDispatch = "swiftep_prepare_dispatch"
+    case deliverDispatch = "swiftep_deliver_dispatch"
+    case prepareCombine = "swiftep_prepare_combine"
+    case deliverCombine = "swiftep_deliver_combine"
+  }
+
+  /// The oldest GPU that the kernels run on.
+  package static let architectureMin = 80
+
+  package init(_ gpu: GPU) throws(DriverError) {
+    self.gpu = gpu
+    var loaded: CUHandle?
+    try gpu.call("cuModuleLoadData") { table in
+      gpu.architecture >= 90
+        ? table.cuModuleLoadData(&loaded, swiftep_kernels_sm_90())
+        : table.cuModuleLoadData(&loaded, swiftep_kernels_sm_80())
+    }
+    let module = loaded!
+    self.module = module
+    do throws(DriverError) {
+      let shape = try Self.blockShape(gpu, module)
+      threadCount = Int(shape[0])
+      sharedByteCount = Int(shape[1])
+      var functions: [Kernel: CUHandle] = [:]
+      for kernel in Kernel.allCases {
+        var function: CUHandle?
+        try gpu.call("cuModuleGetFunction(\(kernel.rawValue))") {
+          $0.cuModuleGetFunction(&function, module, kernel.rawValue)
+        }
+        let maxDynamicSharedByteCount: Int32 = 8
+        try gpu.call("cuFuncSetAttribute(shared memory of \(shape[1]) bytes)") {
+          $0.cuFuncSetAttribute(function!, maxDynamicSharedByteCount, Int32(shape[1]))
+        }
+        functions[kernel] = function
+      }
+      self.functions = functions
+    } catch {
+      gpu.release { $0.cuModuleUnload(module) }
+      throw error
+    }
+  }
+
+  deinit { gpu.release { $0.cuModuleUnload(module) } }
+
+  private static func blockShape(_ gpu: GPU, _ module: CUHandle) throws(DriverError) -> [UInt32] {
+    var (address, byteCount) = (UInt64(0), 0)
+    try gpu.call("cuModuleGetGlobal") { $0.cuModuleGetGlobal(&address, &byteCount, module, "swiftep_block_shape") }
+    let stream = try Stream(gpu)
+    let shape = UnsafeMutableBufferPointer<UInt32>.allocate(capacity: 2)
+    defer { shape.deallocate() }
+    try stream.copy(from: DeviceAddress(bits: address), to: shape.baseAddress!, byteCount: 8)
+    try stream.synchronize()
+    return Array(shape)
+  }
+
+  /// Blocks of the kernels that one multiprocessor holds at a time.
+  package func blocksPerMultiprocessor() throws(DriverError) -> Int {
+    var least = Int32.max
+    for function in functions.values {
+      var count: Int32 = 0
+      try gpu.call("cuOccupancyMaxActiveBlocksPerMultiprocessor") {
+        $0.cuOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, Int32(threadCount), sharedByteCount)
+      }
+      least = min(least, count)
+    }
+    return Int(least)
+  }
+
+  /// How a launch tells the host that it is over: its last block stores the ticket into the word, having counted blocks
+  /// in a UInt32 of the GPU's memory, zero at first.
+  package struct End: Sendable {
+    let counter: UInt64
+    let word: UInt64
+    let ticket: UInt64
+
+    package init(counter: DeviceAddress, word: DeviceAddress, ticket: UInt64) {
+      (self.counter, self.word, self.ticket) = (counter.bits, word.bits, ticket)
+    }
+  }
+
+  /// Starts a kernel on `blockCount` blocks; its arguments are copied.
+  package func launch<Arguments>(
+    _ kernel: Kernel, _ arguments: Arguments, end: End, blockCount: Int, on stream: Stream
+  ) throws(DriverError) {
+    let function = functions[kernel]!
+    try gpu.call("cuLaunchKernel(\(kernel.rawValue))") { table in
+      withUnsafeBytes(of: arguments) { arguments in
+        withUnsafeBytes(of: end) { end in
+          // SAFETY: the driver only reads what the parameters point to.
+          let first = UnsafeMutableRawPointer(mutating: end.baseAddress!)
+          var parameters: [UnsafeMutableRawPointer?] = [
+            UnsafeMutableRawPointer(mutating: arguments.baseAddress!), first, first + 8, first + 16,
+          ]
+          return table.cuLaunchKernel(
+            function, UInt32(blockCount), 1, 1, UInt32(threadCount), 1, 1, UInt32(sharedByteCount), stream.handle,
+            &parameters, nil)
+        }
+      }
+    }
+  }
+}

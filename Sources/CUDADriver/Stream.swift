@@ -1,0 +1,107 @@
+/// A queue of work for a GPU, in no order with any other.
+package final class Stream: @unchecked Sendable {
+  package let gpu: GPU
+  let handle: CUHandle
+
+  package init(_ gpu: GPU) throws(DriverError) {
+    self.gpu = gpu
+    var handle: CUHandle?
+    let nonBlocking: UInt32 = 1
+    try gpu.call("cuStreamCreate") { $0.cuStreamCreate(&handle, nonBlocking) }
+    self.handle = handle!
+  }
+
+  deinit { gpu.release { $0.cuStreamDestroy(handle) } }
+
+  package func synchronize() throws(DriverError) {
+    try gpu.call("cuStreamSynchronize") { $0.cuStreamSynchronize(handle) }
+  }
+
+  /// Throws what has gone wrong on the GPU, if anything has; waits for nothing.
+  package func checkHealth() throws(DriverError) {
+    do throws(DriverError) {
+      try gpu.call("cuStreamQuery") { $0.cuStreamQuery(handle) }
+    } catch  where error.code == DriverError.notReady {}
+  }
+
+  package func copy(
+    from source: UnsafeRawPointer, to target: DeviceAddress, byteCount: Int
+  ) throws(DriverError) {
+    try gpu.call("cuMemcpyHtoDAsync") { $0.cuMemcpyHtoDAsync(target.bits, source, byteCount, handle) }
+  }
+
+  package func copy(
+    from source: DeviceAddress, to target: UnsafeMutableRawPointer, byteCount: Int
+  ) throws(DriverError) {
+    try gpu.call("cuMemcpyDtoHAsync") { $0.cuMemcpyDtoHAsync(target, source.bits, byteCount, handle) }
+  }
+
+  package func copy(from source: DeviceAddress, to target: DeviceAddress, byteCount: Int) throws(DriverError) {
+    try gpu.call("cuMemcpyDtoDAsync") { $0.cuMemcpyDtoDAsync(target.bits, source.bits, byteCount, handle) }
+  }
+
+  package func fill(_ target: DeviceAddress, byteCount: Int, with byte: UInt8) throws(DriverError) {
+    try gpu.call("cuMemsetD8Async") { $0.cuMemsetD8Async(target.bits, byte, byteCount, handle) }
+  }
+
+  /// Queues the store of a word that the host can see, behind everything queued before.
+  package func write(_ value: UInt64, to word: DeviceAddress) throws(DriverError) {
+    try gpu.call("cuStreamWriteValue64") { $0.cuStreamWriteValue64(handle, word.bits, value, 0) }
+  }
+
+  /// Queues a wait until the word is at least `value`: somebody must see to it that it is.
+  package func wait(until word: DeviceAddress, isAtLeast value: UInt64) throws(DriverError) {
+    try gpu.call("cuStreamWaitValue64") { $0.cuStreamWaitValue64(handle, word.bits, value, 0) }
+  }
+
+  /// Queues a call of `body` on a thread of the driver's; it must not call the driver.
+  package func enqueue(_ body: @escaping @Sendable () -> Void) throws(DriverError) {
+    final class Box: Sendable {
+      let body: @Sendable () -> Void
+      init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+    }
+    let box = Unmanaged.passRetained(Box(body))
+    do throws(DriverError) {
+      try gpu.call("cuLaunchHostFunc") { table in
+        table.cuLaunchHostFunc(handle, { Unmanaged<Box>.fromOpaque($0!).takeRetainedValue().body() }, box.toOpaque())
+      }
+    } catch {
+      box.release()
+      throw error
+    }
+  }
+
+  package func wait(for event: TimedEvent) throws(DriverError) {
+    try gpu.call("cuStreamWaitEvent") { $0.cuStreamWaitEvent(handle, event.handle, 0) }
+  }
+}
+
+/// A point in a stream's work, and when it was reached.
+package final class TimedEvent: @unchecked Sendable {
+  private let gpu: GPU
+  let handle: CUHandle
+
+  package init(_ gpu: GPU) throws(DriverError) {
+    self.gpu = gpu
+    var handle: CUHandle?
+    try gpu.call("cuEventCreate") { $0.cuEventCreate(&handle, 0) }
+    self.handle = handle!
+  }
+
+  deinit { gpu.release { $0.cuEventDestroy(handle) } }
+
+  package func record(on stream: Stream) throws(DriverError) {
+    try gpu.call("cuEventRecord") { $0.cuEventRecord(handle, stream.handle) }
+  }
+
+  package func synchronize() throws(DriverError) {
+    try gpu.call("cuEventSynchronize") { $0.cuEventSynchronize(handle) }
+  }
+
+  /// Both must have been reached.
+  package func microseconds(since earlier: TimedEvent) throws(DriverError) -> Double {
+    var milliseconds: Float = 0
+    try gpu.call("cuEventElapsedTime") { $0.cuEventElapsedTime(&milliseconds, earlier.handle, handle) }
+    return 1000 * Double(milliseconds)
+  }
+}

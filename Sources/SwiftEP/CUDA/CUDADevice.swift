@@ -1,0 +1,175 @@
+import Arena
+import CUDADriver
+import EPKernels
+import Glibc
+import HostMachine
+
+/// A rank whose workers are blocks of threads on a GPU, one a multiprocessor.
+package final class CUDADevice: Device {
+  private let rank: Int
+  private let host: GPUHost
+  package let stream: CUDADriver.Stream
+  package let workerCountMax: Int
+  /// UInt64: launches that have finished, as the last of them has told.
+  private let finishedWord: any TensorStorage
+  /// UInt32: where a launch's blocks count themselves out.
+  private let counter: any TensorStorage
+  private let state = Guarded(State())
+
+  private struct State {
+    var queuedCount: UInt64 = 0
+    /// What launches use, by ticket.
+    var owners: [(ticket: UInt64, owner: AnyObject & Sendable)] = []
+    var failure: EPError?
+  }
+
+  package init(rank: Int, on host: GPUHost, workerCount: Int) throws(EPError) {
+    self.rank = rank
+    self.host = host
+    workerCountMax = workerCount
+    do throws(DriverError) { stream = try host.takeStream() } catch { throw EPError(error, rank: rank) }
+    finishedWord = try host.notices.take(64, rank: rank)
+    counter = try host.pool.take(64, rank: rank)
+    host.copier.clear(counter.base, byteCount: 64)
+  }
+
+  deinit {
+    close()
+    if failure == nil { host.give(stream) }
+  }
+
+  package var name: String { "cuda" }
+  package var failure: EPError? { state.withLock { $0.failure } }
+
+  /// A block numbers as many tokens at once as it has threads.
+  package func chunkCount(tokenCount: Int, workerCount: Int) -> Int {
+    max(1, min(workerCount, (tokenCount + host.module.threadCount - 1) / host.module.threadCount))
+  }
+
+  // MARK: Launches
+
+  package func enqueue(
+    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool
+  ) -> UInt64 {
+    enqueue(keeping: owner) { ticket throws(DriverError) in
+      let end = KernelModule.End(
+        counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits),
+        ticket: ticket)
+      switch launch {
+      case .prepareDispatch(let arguments): try start(.prepareDispatch, arguments, end, workerCount)
+      case .deliverDispatch(let arguments): try start(.deliverDispatch, arguments, end, workerCount)
+      case .prepareCombine(let arguments): try start(.prepareCombine, arguments, end, workerCount)
+      case .deliverCombine(let arguments): try start(.deliverCombine, arguments, end, workerCount)
+      }
+    }
+  }
+
+  private func start<Arguments>(
+    _ kernel: KernelModule.Kernel, _ arguments: Arguments, _ end: KernelModule.End, _ workerCount: Int
+  ) throws(DriverError) {
+    try host.module.launch(kernel, arguments, end: end, blockCount: workerCount, on: stream)
+  }
+
+  package func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void) {
+    let word = finishedWord
+    _ = enqueue(keeping: nil) { ticket throws(DriverError) in
+      try stream.enqueue {
+        body()
+        storeReleasing(ticket, in: word.base)
+      }
+    }
+  }
+
+  private func enqueue(
+    keeping owner: (AnyObject & Sendable)?, _ body: (_ ticket: UInt64) throws(DriverError) -> Void
+  ) -> UInt64 {
+    prune()
+    return state.withLock { state in
+      state.queuedCount += 1
+      if state.failure != nil { return state.queuedCount }
+      do throws(DriverError) {
+        if let owner { state.owners.append((state.queuedCount, owner)) }
+        try body(state.queuedCount)
+      } catch {
+        state.failure = EPError(error, rank: rank)
+      }
+      return state.queuedCount
+    }
+  }
+
+  // MARK: Waiting
+
+  private var finishedCount: UInt64 { loadAcquiring(finishedWord.base) }
+
+  package func isFinished(_ ticket: UInt64) -> Bool {
+    prune()
+    return finishedCount >= ticket || failure != nil
+  }
+
+  /// Calls nothing of the driver's but now and then, to learn of a GPU that is lost.
+  package func wait(for ticket: UInt64) {
+    let spinEnd = monotonicNow() &+ 200_000
+    var checkTime = monotonicNow() &+ 2_000_000
+    while finishedCount < ticket && failure == nil {
+      let now = monotonicNow()
+      if now < spinEnd { continue }
+      usleep(20)
+      if now < checkTime { continue }
+      checkTime = now &+ 2_000_000
+      do throws(DriverError) { try stream.checkHealth() } catch {
+        state.withLock { $0.failure = $0.failure ?? EPError(error, rank: rank) }
+      }
+    }
+    prune()
+  }
+
+  /// Lets go of what finished launches used.
+  private func prune() {
+    let finished = finishedCount
+    let gone = state.withLock { state in
+      let count = state.owners.firstIndex { $0.ticket > finished } ?? state.owners.count
+      defer { state.owners.removeFirst(count) }
+      return Array(state.owners.prefix(count))
+    }
+    withExtendedLifetime(gone) {}
+  }
+
+  package func close() {
+    wait(for: state.withLock { $0.queuedCount })
+    // After a failure nothing runs any more.
+    state.withLock { $0.owners = [] }
+  }
+
+  // MARK: Memory
+
+  package func makeArena(byteCountMax: Int64, clearing byteCount: Int64) throws(EPError) -> any SymmetricMemory {
+    let arena = try GPUArena(host, reservedByteCount: byteCountMax, rank: rank)
+    try arena.extend(to: byteCount)
+    host.copier.clear(arena.address, byteCount: byteCount)
+    return arena
+  }
+
+  package func attach(_ file: Descriptor, reservedByteCount: Int64) throws(EPError) -> any SymmetricMemory {
+    throw .machineUnavailable("ranks on GPUs that are processes")
+  }
+
+  package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
+    // What finished launches used comes first.
+    prune()
+    return try host.pool.take(byteCount, rank: rank)
+  }
+
+  package func makeNotices(byteCount: Int64) throws(EPError) -> any TensorStorage {
+    try host.notices.take(byteCount, rank: rank)
+  }
+
+  package func makeTensorMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
+    let block = try host.pool.take(byteCount, rank: rank)
+    host.copier.clear(block.base, byteCount: byteCount)
+    return block
+  }
+
+  package func reaches(_ tensor: Tensor) -> Bool { tensor.storage.copier != nil && tensor.address.bits % 16 == 0 }
+
+  package func raise(_ alarm: Address, arena: Address) { raiseAlarm(alarm) }
+}

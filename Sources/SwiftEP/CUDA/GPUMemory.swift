@@ -1,0 +1,196 @@
+import Arena
+import CUDADriver
+import EPKernels
+import Glibc
+import HostMachine
+
+/// Copies between the host's memory and a GPU's, on a stream of its own: kernels that wait do not hold it up.
+struct GPUCopier: MemoryCopier {
+  private let stream: Guarded<CUDADriver.Stream>
+
+  init(_ stream: CUDADriver.Stream) { self.stream = Guarded(stream) }
+
+  func read(_ source: Address, into target: UnsafeMutableRawBufferPointer) {
+    guard let base = target.baseAddress, target.count > 0 else { return }
+    perform { stream throws(DriverError) in
+      try stream.copy(from: DeviceAddress(bits: source.bits), to: base, byteCount: target.count)
+    }
+  }
+
+  func write(_ source: UnsafeRawBufferPointer, to target: Address) {
+    guard let base = source.baseAddress, source.count > 0 else { return }
+    perform { stream throws(DriverError) in
+      try stream.copy(from: base, to: DeviceAddress(bits: target.bits), byteCount: source.count)
+    }
+  }
+
+  func clear(_ target: Address, byteCount: Int64) {
+    perform { stream throws(DriverError) in
+      try stream.fill(DeviceAddress(bits: target.bits), byteCount: Int(byteCount), with: 0)
+    }
+  }
+
+  private func perform(_ body: (CUDADriver.Stream) throws(DriverError) -> Void) {
+    stream.withLock { stream in
+      do throws(DriverError) {
+        try body(stream)
+        try stream.synchronize()
+      } catch {
+        // The GPU is lost to this process, and what the memory held with it.
+        preconditionFailure("\(error)")
+      }
+    }
+  }
+}
+
+/// One rank's arena in a GPU's memory.
+final class GPUArena: SymmetricMemory {
+  private let memory: Guarded<VirtualMemory>
+  private let gpuCopier: GPUCopier
+  private let rank: Int
+  let address: Address
+  let reservedByteCount: Int64
+
+  init(_ host: GPUHost, reservedByteCount: Int64, rank: Int) throws(EPError) {
+    self.rank = rank
+    gpuCopier = host.copier
+    self.reservedByteCount = roundUpToPages(reservedByteCount)
+    do throws(DriverError) {
+      let memory = try VirtualMemory(host.gpu, reservedByteCount: reservedByteCount)
+      address = Address(bits: memory.base.bits)
+      self.memory = Guarded(memory)
+    } catch {
+      throw EPError(error, rank: rank)
+    }
+    used = Guarded(0)
+  }
+
+  private let used: Guarded<Int64>
+  var byteCount: Int64 { used.withLock { $0 } }
+  var descriptor: Descriptor? { nil }
+  var copier: (any MemoryCopier)? { gpuCopier }
+
+  func extend(to byteCount: Int64) throws(EPError) {
+    let before = memory.withLock { $0.byteCount }
+    do throws(DriverError) {
+      try memory.withLock { memory throws(DriverError) in try memory.grow(to: byteCount) }
+    } catch {
+      if error.isOutOfMemory {
+        throw .outOfMemory(rank: rank, neededByteCount: byteCount, availableByteCount: before)
+      }
+      throw EPError(error, rank: rank)
+    }
+    used.withLock { $0 = max($0, byteCount) }
+  }
+}
+
+/// Memory of a GPU in pieces, which grows and never shrinks.
+final class DevicePool: Sendable {
+  private let memory: VirtualMemory
+  private let copier: GPUCopier
+  private let holes = Guarded(HoleList())
+  private let growthByteCountMin: Int64 = 64 << 20
+
+  init(_ gpu: GPU, _ copier: GPUCopier) throws(DriverError) {
+    memory = try VirtualMemory(gpu, reservedByteCount: Int64(gpu.byteCount))
+    self.copier = copier
+    // Growing while kernels run is possible, but not needed for what operations take.
+    try memory.grow(to: growthByteCountMin)
+    holes.withLock { [byteCount = memory.byteCount] in $0.give(0..<byteCount) }
+  }
+
+  func take(_ byteCount: Int64, rank: Int) throws(EPError) -> DeviceBlock {
+    let range = try holes.withLock { holes throws(EPError) in
+      if let range = holes.take(byteCount) { return range }
+      let before = memory.byteCount
+      let needed = before + max(growthByteCountMin, roundUpToPages(byteCount))
+      if needed > memory.reservedByteCount {
+        throw .outOfMemory(rank: rank, neededByteCount: needed, availableByteCount: before)
+      }
+      do throws(DriverError) { try memory.grow(to: needed) } catch {
+        if error.isOutOfMemory {
+          throw .outOfMemory(rank: rank, neededByteCount: needed, availableByteCount: before)
+        }
+        throw EPError(error, rank: rank)
+      }
+      holes.give(before..<memory.byteCount)
+      return holes.take(byteCount)!
+    }
+    return DeviceBlock(self, range, at: Address(bits: memory.base.bits), copier)
+  }
+
+  fileprivate func give(_ range: Range<Int64>) { holes.withLock { $0.give(range) } }
+}
+
+/// A piece of a GPU's memory, given back when the last reference to it is gone.
+final class DeviceBlock: TensorStorage {
+  let base: Address
+  private let pool: DevicePool
+  private let range: Range<Int64>
+  let gpuCopier: GPUCopier
+
+  fileprivate init(_ pool: DevicePool, _ range: Range<Int64>, at poolBase: Address, _ copier: GPUCopier) {
+    self.pool = pool
+    self.range = range
+    gpuCopier = copier
+    base = poolBase.advanced(byBytes: range.lowerBound)
+  }
+
+  deinit { pool.give(range) }
+
+  var copier: (any MemoryCopier)? { gpuCopier }
+}
+
+/// Host memory that kernels reach, in pieces.
+final class PinnedPool: Sendable {
+  private let gpu: GPU
+  private let slabs = Guarded<[Slab]>([])
+  private let slabByteCountMin: Int64 = 4 << 20
+
+  private struct Slab {
+    let memory: PinnedMemory
+    var holes: HoleList
+  }
+
+  init(_ gpu: GPU) { self.gpu = gpu }
+
+  /// Zeroed.
+  func take(_ byteCount: Int64, rank: Int) throws(EPError) -> PinnedBlock {
+    try slabs.withLock { slabs throws(EPError) in
+      for index in slabs.indices {
+        if let range = slabs[index].holes.take(byteCount) {
+          return PinnedBlock(self, slab: index, range, slabs[index].memory)
+        }
+      }
+      do throws(DriverError) {
+        let memory = try PinnedMemory(gpu, byteCount: Int(max(slabByteCountMin, roundUpToPages(byteCount))))
+        var holes = HoleList()
+        holes.give(0..<Int64(memory.byteCount))
+        slabs.append(Slab(memory: memory, holes: holes))
+      } catch {
+        throw EPError(error, rank: rank)
+      }
+      let last = slabs.count - 1
+      return PinnedBlock(self, slab: last, slabs[last].holes.take(byteCount)!, slabs[last].memory)
+    }
+  }
+
+  fileprivate func give(_ range: Range<Int64>, slab: Int) { slabs.withLock { $0[slab].holes.give(range) } }
+}
+
+final class PinnedBlock: TensorStorage {
+  let base: Address
+  private let pool: PinnedPool
+  private let slab: Int
+  private let range: Range<Int64>
+
+  fileprivate init(_ pool: PinnedPool, slab: Int, _ range: Range<Int64>, _ memory: PinnedMemory) {
+    self.pool = pool
+    self.slab = slab
+    self.range = range
+    base = Address(memory.base + Int(range.lowerBound))
+    memset(base.hostPointer, 0, range.count)
+  }
+
+  deinit { pool.give(range, slab: slab) }
+}

@@ -1,0 +1,35 @@
+import Arena
+import EPKernels
+import HostMachine
+
+/// One rank's memory that its peers reach: addresses reserved from the start, backed as far as it has grown.
+package protocol SymmetricMemory: AnyObject, Sendable {
+  /// Where this process's kernels find its first byte.
+  var address: Address { get }
+  var reservedByteCount: Int64 { get }
+  /// Bytes that are there to be used.
+  var byteCount: Int64 { get }
+  /// What another process maps it by; nil where it cannot.
+  var descriptor: Descriptor? { get }
+  /// How the host reads and writes it; nil where it does so itself.
+  var copier: (any MemoryCopier)? { get }
+  /// Called by the owning rank only.
+  func extend(to byteCount: Int64) throws(EPError)
+}
+
+extension ArenaMemory: SymmetricMemory {
+  package var address: Address { Address(base) }
+  package var copier: (any MemoryCopier)? { nil }
+
+  package func extend(to byteCount: Int64) throws(EPError) {
+    do throws(SystemCallError) { try grow(to: byteCount) } catch {
+      throw .systemCall(rank: -1, name: error.call, code: error.code)
+    }
+  }
+}
+
+/// How the host reads and writes memory that is not its own. Both return when the bytes are there.
+package protocol MemoryCopier: Sendable {
+  func read(_ source: Address, into target: UnsafeMutableRawBufferPointer)
+  func write(_ source: UnsafeRawBufferPointer, to target: Address)
+}
