@@ -30,6 +30,7 @@ let package = Package(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
       name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
+    .testTarget(name: "PTXTests", dependencies: ["CCUDA"], swiftSettings: strict),
     .testTarget(
       name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
   ]

@@ -1,0 +1,29 @@
+import CCUDA
+import Testing
+
+/// How often each collective stands in each kernel. A compiler that does not know that lanes act together copies a
+/// collective into both arms of a branch, and half the lanes wait for the others for ever; such a copy shows here. When the
+/// protocol changes, look at what has changed before writing the new numbers down.
+@Suite struct CollectiveTests {
+  private static let collectives = [
+    "bar.sync", "bar.warp.sync", "vote.sync", "shfl.sync.idx", "shfl.sync.up", "shfl.sync.bfly", "match.any.sync",
+  ]
+
+  @Test(arguments: [
+    ("swiftep_prepare_dispatch", [47, 4, 8, 0, 5, 0, 2]), ("swiftep_deliver_dispatch", [19, 6, 3, 9, 0, 4, 0]),
+    ("swiftep_prepare_combine", [20, 4, 4, 4, 0, 0, 0]), ("swiftep_deliver_combine", [12, 20, 13, 20, 0, 0, 0]),
+  ])
+  func sm90(_ kernel: String, _ expected: [Int]) {
+    let text = PTXText(String(cString: swiftep_kernels_sm_90()))
+    #expect(Self.collectives.map { text.count($0, in: kernel) } == expected)
+  }
+
+  @Test(arguments: [
+    ("swiftep_prepare_dispatch", [47, 4, 8, 0, 5, 0, 2]), ("swiftep_deliver_dispatch", [19, 0, 4, 13, 0, 4, 0]),
+    ("swiftep_prepare_combine", [20, 0, 4, 4, 0, 0, 0]), ("swiftep_deliver_combine", [12, 0, 5, 12, 0, 0, 0]),
+  ])
+  func sm80(_ kernel: String, _ expected: [Int]) {
+    let text = PTXText(String(cString: swiftep_kernels_sm_80()))
+    #expect(Self.collectives.map { text.count($0, in: kernel) } == expected)
+  }
+}

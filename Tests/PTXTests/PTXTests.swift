@@ -1,0 +1,62 @@
+import CCUDA
+import Testing
+
+private let sm80 = PTXText(String(cString: swiftep_kernels_sm_80()))
+private let sm90 = PTXText(String(cString: swiftep_kernels_sm_90()))
+private let kernels = [
+  "swiftep_prepare_dispatch", "swiftep_deliver_dispatch", "swiftep_prepare_combine", "swiftep_deliver_combine",
+]
+
+@Suite struct PTXTests {
+  @Test func theModulesAreWhole() {
+    #expect(sm80.target == "sm_80" && sm90.target == "sm_90")
+    #expect(Set(sm80.kernels.keys) == Set(kernels) && Set(sm90.kernels.keys) == Set(kernels))
+  }
+
+  @Test func rules() {
+    #expect(Rules.violations(sm80) == [])
+    #expect(Rules.violations(sm90) == [])
+  }
+
+  /// Every rule is broken once, and seen.
+  @Test(arguments: [
+    ("fence.acq_rel.sys;", "", "a release store without a fence"),
+    ("fence.acq_rel.sys;", "", "a countdown without a fence before"),
+    ("fence.proxy.async;", "", "a bulk load before fence.proxy.async"),
+    ("fence.proxy.async.shared::cta;", "", "a bulk load before the fence of shared memory"),
+    ("cp.async.bulk.wait_group 0;", "", "bulk stores not waited for before the countdown"),
+    ("bar.sync 0;", "", "a countdown without a barrier"),
+    ("mbarrier.arrive.expect_tx", "mov", "a bulk load that no barrier expects"),
+    ("add.rn.f32", "fma.rn.f32", "fma.rn.f32"),
+    ("ld.shared.v4", "ld.global.nc.v4", "ld.global.nc"),
+    ("bar.sync 0;", "trap;", "trap"),
+    (".maxntid 512", "", "no .maxntid"),
+    ("mul.rn.f32", "mul.rn.ftz.f32", ".ftz"),
+    (".extern .shared", ".local", "directive"),
+  ])
+  func aBrokenRuleIsSeen(_ found: String, _ replacement: String, _ violation: String) {
+    let text = String(cString: swiftep_kernels_sm_90())
+    #expect(text.contains(found))
+    let broken = Rules.violations(PTXText(text.split(separator: found).joined(separator: replacement)))
+    #expect(broken.contains { $0.contains(violation) })
+  }
+
+  /// Rows move sixteen bytes a lane, or in bulk.
+  @Test func rowsMoveInWideSteps() {
+    for kernel in ["swiftep_deliver_dispatch", "swiftep_prepare_combine"] {
+      #expect(sm90.count("cp.async.bulk.shared", in: kernel) > 0)
+      #expect(sm90.count("cp.async.bulk.global", in: kernel) > 0)
+      #expect(sm80.count("ld.v4.b32", in: kernel) >= 4)
+      #expect(sm80.count("st.v4.b32", in: kernel) >= 4)
+    }
+    #expect(sm90.count("cp.async.bulk.shared", in: "swiftep_deliver_combine") > 0)
+    #expect(sm90.count("ld.shared.v4.b32", in: "swiftep_deliver_combine") >= 4)
+    #expect(sm90.count("st.v4.b32", in: "swiftep_deliver_combine") >= 4)
+    #expect(sm80.count("ld.v4.b32", in: "swiftep_deliver_combine") >= 4)
+  }
+
+  @Test func quantizedInHardwareWhereThereIsSome() {
+    #expect(sm90.count("cvt.rn.satfinite.e4m3x2.f32", in: "swiftep_deliver_dispatch") > 0)
+    #expect(sm80.count("cvt.rn.satfinite.e4m3x2.f32", in: "swiftep_deliver_dispatch") == 0)
+  }
+}

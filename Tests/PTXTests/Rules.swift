@@ -1,0 +1,61 @@
+/// What must hold of every kernel, as a list of what does not. The rules are about text: a processor's caches would hide
+/// most of what they find.
+enum Rules {
+  /// All of `PTXText`'s kernels.
+  static func violations(_ text: PTXText) -> [String] {
+    var found: [String] = []
+    for directive in text.directives {
+      if directive.hasPrefix(".local") || directive.contains(".func") { found.append("directive: \(directive)") }
+    }
+    if !text.directives.contains(".maxntid 512") { found.append("no .maxntid") }
+    for (kernel, instructions) in text.kernels {
+      found += forbidden(instructions).map { "\(kernel): \($0)" }
+      found += order(instructions).map { "\(kernel): \($0)" }
+    }
+    return found.sorted()
+  }
+
+  /// No call into a runtime, no trap, no memory of a lane's own, no load through the cache that is not coherent, nothing
+  /// contracted or flushed.
+  private static func forbidden(_ instructions: [String]) -> [String] {
+    let prefixes = ["call", "trap", "brkpt", "ld.local", "st.local", "ld.global.nc", "fma.", "mad.rn.f", "ex2", "rcp"]
+    return instructions.filter { instruction in
+      prefixes.contains { instruction.hasPrefix($0) } || instruction.prefix { $0 != " " }.contains(".ftz")
+    }
+  }
+
+  private static func order(_ instructions: [String]) -> [String] {
+    var found: [String] = []
+    func require(_ holds: Bool, _ text: String) { if !holds { found.append(text) } }
+    for (index, instruction) in instructions.enumerated() {
+      let before = instructions[max(0, index - 4)..<index]
+      if instruction.hasPrefix("st.release.sys") {
+        require(
+          instructions[max(0, index - 24)..<index].contains { $0.hasPrefix("fence.acq_rel.sys") },
+          "a release store without a fence")
+      }
+      if instruction.hasPrefix("atom.relaxed.gpu") {
+        require(before.contains { $0.hasPrefix("fence.acq_rel.sys") }, "a countdown without a fence before")
+      }
+      if instruction.hasPrefix("cp.async.bulk.shared") {
+        require(before.contains { $0.hasPrefix("mbarrier.arrive.expect_tx") }, "a bulk load that no barrier expects")
+        let earlier = instructions[..<index]
+        require(earlier.contains { $0 == "fence.proxy.async" }, "a bulk load before fence.proxy.async")
+        require(
+          earlier.contains { $0 == "fence.proxy.async.shared::cta" }, "a bulk load before the fence of shared memory")
+      }
+      if instruction.hasPrefix("cp.async.bulk.global") {
+        let rest = instructions[index...]
+        let end = rest.firstIndex { $0 == "cp.async.bulk.wait_group 0" }
+        let countdown = rest.firstIndex { $0.hasPrefix("atom.relaxed.gpu") }
+        require(end != nil && countdown != nil && end! < countdown!, "bulk stores not waited for before the countdown")
+      }
+    }
+    // Stores of a warp's lanes are joined before one lane speaks for them.
+    for (index, instruction) in instructions.enumerated() where instruction.hasPrefix("atom.relaxed.gpu") {
+      require(
+        instructions[max(0, index - 40)..<index].contains { $0.hasPrefix("bar.sync") }, "a countdown without a barrier")
+    }
+    return found
+  }
+}
