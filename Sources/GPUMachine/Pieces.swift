@@ -26,9 +26,29 @@ struct Pieces {
     end = Int32(truncatingIfNeeded: count &* (index &+ 1) / warps)
   }
 
-  @inline(__always) func row(of piece: Int32) -> Int32 { piece / piecesPerRow }
-  @inline(__always) func offset(of piece: Int32) -> Int32 { piece % piecesPerRow &* pieceByteCount }
-  @inline(__always) func byteCount(of piece: Int32) -> Int32 { min(pieceByteCount, rowByteCount &- offset(of: piece)) }
+  /// This warp's first piece.
+  @inline(__always) var start: Piece {
+    Piece(index: first, row: first / piecesPerRow, offset: first % piecesPerRow &* pieceByteCount)
+  }
+
+  @inline(__always) func byteCount(of piece: Piece) -> Int32 { min(pieceByteCount, rowByteCount &- piece.offset) }
+
+  @inline(__always) func step(_ piece: inout Piece) {
+    piece.index = piece.index &+ 1
+    piece.offset = piece.offset &+ pieceByteCount
+    if piece.offset >= rowByteCount {
+      piece.offset = 0
+      piece.row = piece.row &+ 1
+    }
+  }
+}
+
+/// One of them, as a place in rows: to go to the next takes no division.
+struct Piece {
+  var index: Int32
+  var row: Int32
+  /// Bytes into the row.
+  var offset: Int32
 }
 
 extension GPUMachine {

@@ -51,38 +51,40 @@ extension GPUMachine {
     #if BULK_COPIES
       let stages = Stages(self, count: 6)
       stages.open()
-      var ahead = TermCursor(pieces.first, slotCount: job.slotCount)
+      var ahead = TermCursor(pieces, slotCount: job.slotCount)
       var (issued, used) = (Int32(0), Int32(0))
-      while issued < stages.count && ahead.advance(self, job, pieces, source) {
-        stages.load(issued, from: ahead.address(self, pieces), pieces.byteCount(of: ahead.piece))
+      while issued < stages.count && ahead.advance(self, pieces, source) {
+        stages.load(issued, from: ahead.address(self), pieces.byteCount(of: ahead.piece))
         issued = issued &+ 1
       }
     #endif
-    var terms = TermCursor(pieces.first, slotCount: job.slotCount)
-    var piece = pieces.first
-    while piece < pieces.end {
+    var terms = TermCursor(pieces, slotCount: job.slotCount)
+    while terms.piece.index < pieces.end {
+      let piece = terms.piece
       let byteCount = pieces.byteCount(of: piece)
       var sums = PieceSums()
-      while terms.advance(self, job, pieces, within: piece, source) {
-        let weight = terms.weight(self)
+      while terms.advanceInPiece(self, pieces, source) {
         #if BULK_COPIES
+          let stage = stages.offset(of: used)
           stages.wait(for: used)
-          sums.add(format, weight: weight, lane: lane, byteCount) { [stage = stages.offset(of: used)] in
-            Shared.vector(stage &+ $0)
+          if job.isWeighted {
+            sums.add(format, weight: terms.weight(self), lane: lane, byteCount) { Shared.vector(stage &+ $0) }
+          } else {
+            sums.add(format, weight: 1, lane: lane, byteCount) { Shared.vector(stage &+ $0) }
           }
           used = used &+ 1
           // All lanes have read the stage.
           ptx_warp_barrier()
-          if ahead.advance(self, job, pieces, source) {
-            stages.load(issued, from: ahead.address(self, pieces), pieces.byteCount(of: ahead.piece))
+          if ahead.advance(self, pieces, source) {
+            stages.load(issued, from: ahead.address(self), pieces.byteCount(of: ahead.piece))
             issued = issued &+ 1
           }
         #else
-          let row = terms.address(self, pieces)
-          sums.add(format, weight: weight, lane: lane, byteCount) { row.vector(at: $0) }
+          let row = terms.address(self)
+          sums.add(format, weight: terms.weight(self), lane: lane, byteCount) { row.vector(at: $0) }
         #endif
       }
-      let offset = Int64(pieces.row(of: piece)) &* Int64(rowByteCount) &+ Int64(pieces.offset(of: piece))
+      let offset = Int64(piece.row) &* Int64(rowByteCount) &+ Int64(piece.offset)
       if !job.biases.0.isNull {
         let row = job.biases.0.advanced(byBytes: offset)
         sums.add(format, weight: 1, lane: lane, byteCount) { row.vector(at: $0) }
@@ -92,7 +94,6 @@ extension GPUMachine {
         sums.add(format, weight: 1, lane: lane, byteCount) { row.vector(at: $0) }
       }
       sums.store(format, job.output.advanced(byBytes: offset), lane: lane, byteCount)
-      piece = piece &+ 1
     }
     #if BULK_COPIES
       stages.close()
@@ -135,7 +136,7 @@ private struct PieceSums {
 /// Walks over the terms of a warp's pieces: piece by piece, in the order of slots. All lanes find the sources of 32
 /// slots at once, and keep them while pieces of one row follow each other.
 private struct TermCursor {
-  private(set) var piece: Int32
+  private(set) var piece: Piece
   private let slotCount: Int32
   private var firstSlot: Int32 = -32
   private var knownRow: Int32 = -1
@@ -144,49 +145,39 @@ private struct TermCursor {
   private var left = LaneSlots()
   private var lane: Int32 = 0
 
-  @inline(__always) init(_ piece: Int32, slotCount: Int32) {
-    self.piece = piece
+  @inline(__always) init(_ pieces: Pieces, slotCount: Int32) {
+    piece = pieces.start
     self.slotCount = slotCount
   }
 
   /// Goes to the next term of all pieces; false behind the last.
   @inline(__always)
   mutating func advance(
-    _ machine: GPUMachine, _ job: ReduceJob, _ pieces: Pieces, _ source: (Int32, Int32) -> RowSource
+    _ machine: GPUMachine, _ pieces: Pieces, _ source: (Int32, Int32) -> RowSource
   ) -> Bool {
-    while piece < pieces.end {
+    while piece.index < pieces.end {
       if advanceInPiece(machine, pieces, source) { return true }
     }
     return false
   }
 
-  /// Goes to the next term of `piece`; false behind its last.
+  /// Goes to the next term of `piece`. Behind its last, goes before the next piece's first and returns false.
   @inline(__always)
-  mutating func advance(
-    _ machine: GPUMachine, _ job: ReduceJob, _ pieces: Pieces, within piece: Int32,
-    _ source: (Int32, Int32) -> RowSource
-  ) -> Bool {
-    advanceInPiece(machine, pieces, source)
-  }
-
-  /// Behind a piece's last term, goes before the next piece's first and returns false.
-  @inline(__always)
-  private mutating func advanceInPiece(
+  mutating func advanceInPiece(
     _ machine: GPUMachine, _ pieces: Pieces, _ source: (Int32, Int32) -> RowSource
   ) -> Bool {
     while left.present == 0 {
       firstSlot = firstSlot &+ 32
       if firstSlot >= slotCount {
         firstSlot = -32
-        piece = piece &+ 1
+        pieces.step(&piece)
         return false
       }
-      let row = pieces.row(of: piece)
-      if row != knownRow || slotCount > 32 {
+      if piece.row != knownRow || slotCount > 32 {
         let slot = firstSlot &+ machine.lane
-        own = slot < slotCount ? source(row, slot) : .none
+        own = slot < slotCount ? source(piece.row, slot) : .none
         present = ptx_ballot(own.row.isNull ? 0 : 1)
-        knownRow = row
+        knownRow = piece.row
       }
       left = LaneSlots(present: present)
     }
@@ -194,8 +185,8 @@ private struct TermCursor {
     return true
   }
 
-  @inline(__always) func address(_ machine: GPUMachine, _ pieces: Pieces) -> Address {
-    machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(pieces.offset(of: piece)))
+  @inline(__always) func address(_ machine: GPUMachine) -> Address {
+    machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(piece.offset))
   }
 
   @inline(__always) func weight(_ machine: GPUMachine) -> Float { machine.shuffle(own.weight, from: lane) }

@@ -8,46 +8,47 @@ extension GPUMachine {
       self, rowCount: job.rowCount, rowByteCount: job.rowByteCount, pieceByteCountMax: 4096,
       granule: quantizes ? 2 &* channelsPerScale : 16)
     if pieces.first == pieces.end { return }
+    var piece = pieces.start
     #if BULK_COPIES
       let stages = Stages(self, count: 3)
       stages.open()
-      var issued = pieces.first
-      while issued < min(pieces.end, pieces.first &+ 2) {
-        stages.load(issued &- pieces.first, from: source(of: job, pieces, issued), pieces.byteCount(of: issued))
-        issued = issued &+ 1
+      var ahead = piece
+      while ahead.index < min(pieces.end, pieces.first &+ 2) {
+        stages.load(ahead.index &- pieces.first, from: source(of: job, ahead), pieces.byteCount(of: ahead))
+        pieces.step(&ahead)
       }
     #endif
     var targets = Targets(slotCount: job.slotCount)
-    var piece = pieces.first
-    while piece < pieces.end {
+    while piece.index < pieces.end {
       #if BULK_COPIES
-        let content = PieceContent(stage: stages.offset(of: piece &- pieces.first))
-        stages.wait(for: piece &- pieces.first)
-        if quantizes { quantize(content, pieces.byteCount(of: piece), job, &targets, pieces, piece, route) }
-        targets.forEach(self, pieces.row(of: piece), route) { target in
+        let use = piece.index &- pieces.first
+        let content = PieceContent(stage: stages.offset(of: use))
+        stages.wait(for: use)
+        if quantizes { quantize(content, job, &targets, pieces, piece, route) }
+        let shift: Int32 = quantizes ? 1 : 0
+        let byteCount = UInt32(bitPattern: pieces.byteCount(of: piece) &>> shift)
+        let offset = Int64(piece.offset &>> shift)
+        targets.forEach(self, piece.row, route) { target in
           if lane == 0 {
-            let shift: Int32 = quantizes ? 1 : 0
-            ptx_bulk_store(
-              target.row.advanced(byBytes: Int64(pieces.offset(of: piece) &>> shift)).bits,
-              UInt32(bitPattern: content.stage), UInt32(bitPattern: pieces.byteCount(of: piece) &>> shift))
+            ptx_bulk_store(target.row.advanced(byBytes: offset).bits, UInt32(bitPattern: content.stage), byteCount)
           }
         }
         if lane == 0 { ptx_bulk_commit() }
-        if issued < pieces.end {
+        if ahead.index < pieces.end {
           // Its stage is that of the piece before this one, whose stores must have read it.
           if lane == 0 { ptx_bulk_wait_read_but_one() }
-          stages.load(issued &- pieces.first, from: source(of: job, pieces, issued), pieces.byteCount(of: issued))
-          issued = issued &+ 1
+          stages.load(ahead.index &- pieces.first, from: source(of: job, ahead), pieces.byteCount(of: ahead))
+          pieces.step(&ahead)
         }
       #else
-        let content = PieceContent(source: source(of: job, pieces, piece))
+        let content = PieceContent(source: source(of: job, piece))
         if quantizes {
-          quantize(content, pieces.byteCount(of: piece), job, &targets, pieces, piece, route)
+          quantize(content, job, &targets, pieces, piece, route)
         } else {
           copy(content, pieces, piece, &targets, route)
         }
       #endif
-      piece = piece &+ 1
+      pieces.step(&piece)
     }
     #if BULK_COPIES
       // Done, not only read: what follows tells others of the rows.
@@ -57,15 +58,14 @@ extension GPUMachine {
   }
 
   @inline(__always)
-  private func source(of job: ScatterJob, _ pieces: Pieces, _ piece: Int32) -> Address {
-    job.source.advanced(
-      byBytes: Int64(pieces.row(of: piece)) &* Int64(job.rowByteCount) &+ Int64(pieces.offset(of: piece)))
+  private func source(of job: ScatterJob, _ piece: Piece) -> Address {
+    job.source.advanced(byBytes: Int64(piece.row) &* Int64(job.rowByteCount) &+ Int64(piece.offset))
   }
 
   #if !BULK_COPIES
     @inline(__always)
     private func copy(
-      _ content: PieceContent, _ pieces: Pieces, _ piece: Int32, _ targets: inout Targets,
+      _ content: PieceContent, _ pieces: Pieces, _ piece: Piece, _ targets: inout Targets,
       _ route: (Int32, Int32) -> RowTarget
     ) {
       let byteCount = pieces.byteCount(of: piece)
@@ -77,8 +77,8 @@ extension GPUMachine {
         let b = content.vector(at: first &+ 512, below: byteCount)
         let c = content.vector(at: first &+ 1024, below: byteCount)
         let d = content.vector(at: first &+ 1536, below: byteCount)
-        targets.forEach(self, pieces.row(of: piece), route) { target in
-          let row = target.row.advanced(byBytes: Int64(pieces.offset(of: piece)))
+        targets.forEach(self, piece.row, route) { target in
+          let row = target.row.advanced(byBytes: Int64(piece.offset))
           if first < byteCount { row.store(a, atByte: first) }
           if first &+ 512 < byteCount { row.store(b, atByte: first &+ 512) }
           if first &+ 1024 < byteCount { row.store(c, atByte: first &+ 1024) }
@@ -93,11 +93,12 @@ extension GPUMachine {
   /// copied in bulk: then they lie where the channels lay.
   @inline(__always)
   private func quantize(
-    _ content: PieceContent, _ byteCount: Int32, _ job: ScatterJob, _ targets: inout Targets, _ pieces: Pieces,
-    _ piece: Int32, _ route: (Int32, Int32) -> RowTarget
+    _ content: PieceContent, _ job: ScatterJob, _ targets: inout Targets, _ pieces: Pieces, _ piece: Piece,
+    _ route: (Int32, Int32) -> RowTarget
   ) {
+    let byteCount = pieces.byteCount(of: piece)
     let isPowerOfTwo = job.transform == .quantizeUE8M0Scales
-    let row = pieces.row(of: piece)
+    let row = piece.row
     // Lane `b` keeps the scale of block `b`.
     var scale: UInt32 = 0
     var step: Int32 = 0
@@ -112,16 +113,16 @@ extension GPUMachine {
         if first < byteCount { content.store(quantized.codes, at: first &>> 1) }
       #else
         targets.forEach(self, row, route) { target in
-          let codes = target.row.advanced(byBytes: Int64((pieces.offset(of: piece) &+ first) &>> 1))
+          let codes = target.row.advanced(byBytes: Int64((piece.offset &+ first) &>> 1))
           if first < byteCount { codes.store(SIMD2(quantized.codes.0, quantized.codes.1), at: 0) }
         }
       #endif
       step = step &+ 1
     }
-    let firstBlock = pieces.offset(of: piece) / 256
+    let firstBlock = piece.offset / 256
     let blockCount = (byteCount &+ 255) / 256
     // UE8M0 scales are packed by four: the bytes behind the last are zero.
-    let isLast = pieces.offset(of: piece) &+ byteCount == pieces.rowByteCount
+    let isLast = piece.offset &+ byteCount == pieces.rowByteCount
     let packedCount = isPowerOfTwo && isLast ? (firstBlock &+ blockCount &+ 3) / 4 &* 4 &- firstBlock : blockCount
     if lane >= blockCount { scale = 0 }
     targets.forEach(self, row, route) { target in
