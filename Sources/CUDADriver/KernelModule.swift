@@ -13,6 +13,7 @@ package final class KernelModule: @unchecked Sendable {
     case deliverDispatch = "swiftep_deliver_dispatch"
     case prepareCombine = "swiftep_prepare_combine"
     case deliverCombine = "swiftep_deliver_combine"
+    case nothing = "swiftep_nothing"
   }
 
   /// The oldest GPU that the kernels run on.
@@ -93,19 +94,28 @@ package final class KernelModule: @unchecked Sendable {
   package func launch<Arguments>(
     _ kernel: Kernel, _ arguments: Arguments, end: End, blockCount: Int, on stream: Stream
   ) throws(DriverError) {
+    try withUnsafePointer(to: arguments) { arguments throws(DriverError) in
+      try launch(kernel, [UnsafeMutableRawPointer(mutating: arguments)], end: end, blockCount: blockCount, on: stream)
+    }
+  }
+
+  /// Runs a kernel that does nothing.
+  package func launchNothing(end: End, blockCount: Int, on stream: Stream) throws(DriverError) {
+    try launch(.nothing, [], end: end, blockCount: blockCount, on: stream)
+  }
+
+  private func launch(
+    _ kernel: Kernel, _ arguments: [UnsafeMutableRawPointer?], end: End, blockCount: Int, on stream: Stream
+  ) throws(DriverError) {
     let function = functions[kernel]!
     try gpu.call("cuLaunchKernel(\(kernel.rawValue))") { table in
-      withUnsafeBytes(of: arguments) { arguments in
-        withUnsafeBytes(of: end) { end in
-          // SAFETY: the driver only reads what the parameters point to.
-          let first = UnsafeMutableRawPointer(mutating: end.baseAddress!)
-          var parameters: [UnsafeMutableRawPointer?] = [
-            UnsafeMutableRawPointer(mutating: arguments.baseAddress!), first, first + 8, first + 16,
-          ]
-          return table.cuLaunchKernel(
-            function, UInt32(blockCount), 1, 1, UInt32(threadCount), 1, 1, UInt32(sharedByteCount), stream.handle,
-            &parameters, nil)
-        }
+      withUnsafeBytes(of: end) { end in
+        // SAFETY: the driver only reads what the parameters point to.
+        let first = UnsafeMutableRawPointer(mutating: end.baseAddress!)
+        var parameters = arguments + [first, first + 8, first + 16]
+        return table.cuLaunchKernel(
+          function, UInt32(blockCount), 1, 1, UInt32(threadCount), 1, 1, UInt32(sharedByteCount), stream.handle,
+          &parameters, nil)
       }
     }
   }

@@ -8,7 +8,7 @@
 ) -> UInt64? {
   let earlier = view.failure.load(OperationStatus.self, at: 0)
   if earlier.code != StatusCode.ok.rawValue {
-    operation.set(OperationStatus(.failedBefore, rank: earlier.rank, earlier.details))
+    machine.forEach(1) { _ in operation.set(OperationStatus(.failedBefore, rank: earlier.rank, earlier.details)) }
     return nil
   }
   let control = view.control
@@ -19,8 +19,7 @@
 
   let offset = control.exchangeOffset(epoch: epoch, source: view.rank)
   let block = view.ownArena.advanced(byBytes: offset)
-  block.store(header, at: 0)
-  machine.settle()
+  machine.forEach(1) { _ in block.store(header, at: 0) }
   fill(block)
   let lineCount = Int32(truncatingIfNeeded: control.exchangeBlockByteCount / 16)
   machine.forEach((view.rankCount &- 1) &* lineCount) { index in
@@ -32,7 +31,7 @@
   if !awaitAll(machine, view: view, slot: .exchange, epoch: epoch, operation: operation) { return nil }
 
   let verdict = compareHeaders(machine, view, epoch: epoch)
-  operation.set(verdict)
+  machine.forEach(1) { _ in operation.set(verdict) }
   return verdict.code == StatusCode.ok.rawValue ? epoch : nil
 }
 
@@ -53,7 +52,8 @@
     switch wait.result {
     case .signalled: return true
     case .timedOut:
-      fail(.timeout, rank: view.peer(wait.missing), view: view, slot: slot, epoch: epoch, operation: operation)
+      let missing = view.peer(wait.missing)
+      fail(machine, .timeout, rank: missing, view: view, slot: slot, epoch: epoch, operation: operation)
       return false
     case .alarmed:
       heard = machine.hear(view.alarm)
@@ -73,17 +73,20 @@
     return word.load(UInt64.self, at: 0) < epoch
   }
   if missed < 0 { return false }
-  fail(.departed, rank: missed, view: view, slot: slot, epoch: epoch, operation: operation)
+  fail(machine, .departed, rank: missed, view: view, slot: slot, epoch: epoch, operation: operation)
   return true
 }
 
 /// A rank is missing: the operation's status, and that of all later ones.
-@inlinable func fail(
-  _ code: StatusCode, rank: Int32, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
+@inlinable func fail<M: Machine>(
+  _ machine: M, _ code: StatusCode, rank: Int32, view: RankView, slot: SignalSlot, epoch: UInt64,
+  operation: OperationView
 ) {
   let status = OperationStatus(code, rank: Int64(rank), (Int64(slot.rawValue), Int64(truncatingIfNeeded: epoch), 0, 0))
-  operation.set(status)
-  view.failure.store(status, at: 0)
+  machine.forEach(1) { _ in
+    operation.set(status)
+    view.failure.store(status, at: 0)
+  }
 }
 
 /// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.

@@ -144,7 +144,7 @@
   }
   status.neededByteCount = own.neededByteCount
   status.rowCount = Int64(rowCount)
-  operation.set(status)
+  machine.forEach(1) { [status] _ in operation.set(status) }
 }
 
 /// Whether what a rank receives fits into what it has offered.

@@ -24,6 +24,13 @@ public func kernelDeliverCombine(_ arguments: UnsafeRawPointer, _ counter: UInt6
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
+/// Launched once on every stream before it is used: what the driver puts off until then would have to wait for kernels
+/// that wait for this stream's.
+@_cdecl("swiftep_nothing")
+public func kernelNothing(_ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+}
+
 // How many bytes each takes: for `scripts/build-kernels`.
 
 @_cdecl("swiftep_size_dispatch") public func sizeOfDispatch() -> Int { MemoryLayout<DispatchArguments>.size }

@@ -44,8 +44,8 @@ extension GPUMachine {
     var index = thread
     while index < count {
       let target = word(index)
-      ptx_fence_system()
-      // Pairs with the acquire in `await`.
+      // Releases what this block stored, and what it acquired from the others when it was the last to arrive. Pairs with
+      // the acquire in `await`.
       ptx_store_release(target.arena.advanced(byBytes: target.offset).bits, epoch)
       index = index &+ Self.threadCount
     }

@@ -5,12 +5,23 @@ private let sm80 = PTXText(String(cString: swiftep_kernels_sm_80()))
 private let sm90 = PTXText(String(cString: swiftep_kernels_sm_90()))
 private let kernels = [
   "swiftep_prepare_dispatch", "swiftep_deliver_dispatch", "swiftep_prepare_combine", "swiftep_deliver_combine",
+  "swiftep_nothing",
 ]
 
 @Suite struct PTXTests {
   @Test func theModulesAreWhole() {
     #expect(sm80.target == "sm_80" && sm90.target == "sm_90")
     #expect(Set(sm80.kernels.keys) == Set(kernels) && Set(sm90.kernels.keys) == Set(kernels))
+  }
+
+  /// What peers and the host poll is stored with release order and loaded with acquire order, for the whole system.
+  @Test func signalsAreOrderedForTheSystem() {
+    for text in [sm80, sm90] {
+      for kernel in kernels where kernel != "swiftep_nothing" {
+        #expect(text.count("st.release.sys.global.u64", in: kernel) >= 2)
+        #expect(text.count("ld.acquire.sys.global.u64", in: kernel) >= 2)
+      }
+    }
   }
 
   @Test func rules() {

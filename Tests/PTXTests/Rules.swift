@@ -31,8 +31,8 @@ enum Rules {
       let before = instructions[max(0, index - 4)..<index]
       if instruction.hasPrefix("st.release.sys") {
         require(
-          instructions[max(0, index - 24)..<index].contains { $0.hasPrefix("fence.acq_rel.sys") },
-          "a release store without a fence")
+          instructions[..<index].contains { $0.hasPrefix("fence.acq_rel.sys") },
+          "a release store without a fence before")
       }
       if instruction.hasPrefix("atom.relaxed.gpu") {
         require(before.contains { $0.hasPrefix("fence.acq_rel.sys") }, "a countdown without a fence before")

@@ -13,8 +13,8 @@ package final class GPUHost: Sendable {
   let pool: DevicePool
   /// Words that the host and the kernels both see.
   let notices: PinnedPool
-  /// Streams that no rank has at present. Used again rather than made anew, since the driver counts those it has ever
-  /// made when it divides them over what runs at the same time.
+  /// Streams that no rank has at present: used again rather than made anew, since a stream's first use is slow and may
+  /// wait for kernels of others.
   private let idleStreams = Guarded<[CUDADriver.Stream]>([])
 
   private static let made = Guarded<[Int: GPUHost]>([:])
@@ -56,13 +56,35 @@ package final class GPUHost: Sendable {
       throw EPError(error, rank: -1)
     }
     notices = PinnedPool(gpu)
+    try warmUp()
   }
 }
 
 extension GPUHost {
+  /// Every kind of copy once, small and large: none is to be the first while kernels wait for its rank.
+  private func warmUp() throws(EPError) {
+    for byteCount in [64, 4 << 20] {
+      let block = try pool.take(Int64(byteCount), rank: -1)
+      let memory = try HostMemory(byteCount: Int64(byteCount))
+      let bytes = UnsafeMutableRawBufferPointer(start: memory.base.hostPointer, count: byteCount)
+      copier.clear(block.base, byteCount: Int64(byteCount))
+      copier.write(UnsafeRawBufferPointer(bytes), to: block.base)
+      copier.read(block.base, into: bytes)
+    }
+    _ = try notices.take(64, rank: -1)
+  }
+
   func takeStream() throws(DriverError) -> CUDADriver.Stream {
     if let stream = idleStreams.withLock({ $0.popLast() }) { return stream }
-    return try CUDADriver.Stream(gpu)
+    let stream = try CUDADriver.Stream(gpu)
+    // Nothing of it is left to be set up when ranks wait for each other.
+    let words = try VirtualMemory(gpu, reservedByteCount: 64)
+    try words.grow(to: 64)
+    try stream.fill(words.base, byteCount: 64, with: 0)
+    let end = KernelModule.End(counter: words.base, word: words.base.advanced(byBytes: 8), ticket: 1)
+    try module.launchNothing(end: end, blockCount: gpu.multiprocessorCount, on: stream)
+    try stream.synchronize()
+    return stream
   }
 
   /// Nothing may be queued on it any more.
