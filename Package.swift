@@ -17,7 +17,8 @@ let package = Package(
     .target(
       name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostMachine"],
       swiftSettings: strict),
-    .target(name: "Conformance", dependencies: ["HostMachine", "SwiftEP"], swiftSettings: strict),
+    .target(
+      name: "Conformance", dependencies: ["Arena", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
       name: "swiftep", dependencies: ["Conformance", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
@@ -26,7 +27,7 @@ let package = Package(
     .testTarget(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
+      name: "ConformanceTests", dependencies: ["Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .testTarget(
       name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
   ]

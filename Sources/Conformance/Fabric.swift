@@ -5,25 +5,38 @@ import SwiftEP
 /// What the suite asks of a machine and of the way its ranks are run: buffers, one for each rank. The suite knows
 /// nothing else of them, so it is the same for threads, processes and GPUs.
 package protocol Fabric: Sendable {
-  /// Makes a buffer on every rank and runs `body` with each, all at the same time. Returns when all are done; throws
-  /// what the first to fail has thrown.
-  func run(
+  /// Makes a buffer on every rank and runs `body` with each, all at the same time. Returns, by rank, what it returned,
+  /// when all are done; throws what the first to fail has thrown. Nothing else that `body` does need be seen here.
+  func values<Value: Codable & Sendable>(
+    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
+    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+  ) throws -> [Value]
+}
+
+extension Fabric {
+  package func run(
     plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
-  ) throws
+  ) throws {
+    _ = try values(plan: plan, workers: workers, timeout: timeout) { buffer in
+      try body(buffer)
+      return true
+    }
+  }
 }
 
 /// Ranks are threads of this process.
 package struct ThreadFabric: Fabric {
   package init() {}
 
-  package func run(
-    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
-  ) throws {
+  package func values<Value: Codable & Sendable>(
+    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
+    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+  ) throws -> [Value] {
     let communicators = try Communicator.threads(rankCount: plan.shape.rankCount)
-    try inParallel(communicators.count) { rank in
+    return try valuesInParallel(communicators.count) { rank in
       let buffer = try ExpertBuffer(communicators[rank], plan: plan, workers: workers, timeout: timeout)
       defer { buffer.close() }
-      try body(buffer)
+      return try body(buffer)
     }
   }
 }
@@ -33,18 +46,19 @@ package struct ThreadFabric: Fabric {
 package struct SocketFabric: Fabric {
   package init() {}
 
-  package func run(
-    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
-  ) throws {
+  package func values<Value: Codable & Sendable>(
+    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
+    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+  ) throws -> [Value] {
     let count = plan.shape.rankCount
     let meeting = Meeting(count: count)
-    try inParallel(count) { rank in
+    return try valuesInParallel(count) { rank in
       let communicator = try Communicator.processes(rank: rank, rankCount: count, timeout: timeout) { bytes in
         try meeting.gather(bytes, from: rank)
       }
       let buffer = try ExpertBuffer(communicator, plan: plan, workers: workers, timeout: timeout)
       defer { buffer.close() }
-      try body(buffer)
+      return try body(buffer)
     }
   }
 }
@@ -91,6 +105,18 @@ package func inParallel(_ count: Int, _ body: @escaping @Sendable (Int) throws -
   if threads.count == count { state.withLock { $0.hasBegun = true } }
   for thread in threads { pthread_join(thread, nil) }
   if let error = state.withLock({ $0.failure }) { throw error }
+}
+
+/// Runs `body` on `count` threads and returns what it returned, by index.
+package func valuesInParallel<Value: Sendable>(
+  _ count: Int, _ body: @escaping @Sendable (Int) throws -> Value
+) throws -> [Value] {
+  let values = Guarded([Value?](repeating: nil, count: count))
+  try inParallel(count) { index in
+    let value = try body(index)
+    values.withLock { $0[index] = value }
+  }
+  return values.withLock { $0.map { $0! } }
 }
 
 private struct ParallelState {

@@ -3,7 +3,7 @@ import Glibc
 import HostMachine
 
 /// Element types.
-public enum DType: Int, CaseIterable, Sendable {
+public enum DType: Int, CaseIterable, Codable, Sendable {
   case bf16, fp16, fp32
   /// OCP FP8 E4M3: no infinities, the largest finite value is 448.
   case fp8E4M3

@@ -55,11 +55,20 @@ int swiftep_make_waker(void);
 /// At most 256 bytes that nobody can guess.
 int swiftep_random(void *bytes, size_t byte_count);
 
-/// Forked children close the descriptor at once; `swiftep_close_guarded` closes it here.
-void swiftep_guard_from_forks(int descriptor);
+// MARK: Forks
+
+/// Forked children close the descriptor at once; `swiftep_close_guarded` closes it here. Returns -1 where memory for that is missing.
+int swiftep_guard_from_forks(int descriptor);
 void swiftep_close_guarded(int descriptor);
+/// Another number for the same file, close-on-exec.
+int swiftep_duplicate(int descriptor);
+/// Two connected stream sockets, close-on-exec.
+int swiftep_socket_pair(int *ends);
 /// Forked children do not have these pages.
 int swiftep_hide_from_forks(void *address, size_t byte_count);
+/// Forks a child that runs `body` and exits with its result, at once: nothing that is registered for exit runs. It is killed when the
+/// calling thread ends. Returns the child's id, or -1.
+pid_t swiftep_fork(int (*body)(void *), void *context);
 
 // MARK: Rows
 
