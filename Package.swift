@@ -20,7 +20,8 @@ let package = Package(
     .target(
       name: "Conformance", dependencies: ["Arena", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
-      name: "swiftep", dependencies: ["Conformance", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "swiftep", dependencies: ["Arena", "Conformance", "CPlatform", "EPKernels", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),

@@ -2,18 +2,31 @@ import Glibc
 import HostMachine
 import SwiftEP
 
-/// What the suite asks of a machine and of the way its ranks are run: buffers, one for each rank. The suite knows
-/// nothing else of them, so it is the same for threads, processes and GPUs.
+/// What the suite asks of the way in which ranks are run: a group of them. It knows nothing else of them, so it is the
+/// same for threads, processes and GPUs.
 package protocol Fabric: Sendable {
-  /// Makes a buffer on every rank and runs `body` with each, all at the same time. Returns, by rank, what it returned,
-  /// when all are done; throws what the first to fail has thrown. Nothing else that `body` does need be seen here.
+  /// Makes a group and runs `body` on every rank, all at the same time. Returns, by rank, what it returned, when all
+  /// are done; throws what the first to fail has thrown. Nothing else that `body` does need be seen here.
+  ///
+  /// - Parameter timeout: how long ranks have to find each other.
   func values<Value: Codable & Sendable>(
-    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
-    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+    rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
   ) throws -> [Value]
 }
 
 extension Fabric {
+  /// The same with a buffer on every rank, closed at the end.
+  package func values<Value: Codable & Sendable>(
+    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
+    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+  ) throws -> [Value] {
+    try values(rankCount: plan.shape.rankCount, timeout: timeout) { communicator in
+      let buffer = try ExpertBuffer(communicator, plan: plan, workers: workers, timeout: timeout)
+      defer { buffer.close() }
+      return try body(buffer)
+    }
+  }
+
   package func run(
     plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
   ) throws {
@@ -29,15 +42,10 @@ package struct ThreadFabric: Fabric {
   package init() {}
 
   package func values<Value: Codable & Sendable>(
-    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
-    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+    rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
   ) throws -> [Value] {
-    let communicators = try Communicator.threads(rankCount: plan.shape.rankCount)
-    return try valuesInParallel(communicators.count) { rank in
-      let buffer = try ExpertBuffer(communicators[rank], plan: plan, workers: workers, timeout: timeout)
-      defer { buffer.close() }
-      return try body(buffer)
-    }
+    let communicators = try Communicator.threads(rankCount: rankCount)
+    return try valuesInParallel(rankCount) { try body(communicators[$0]) }
   }
 }
 
@@ -47,18 +55,14 @@ package struct SocketFabric: Fabric {
   package init() {}
 
   package func values<Value: Codable & Sendable>(
-    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
-    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+    rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
   ) throws -> [Value] {
-    let count = plan.shape.rankCount
-    let meeting = Meeting(count: count)
-    return try valuesInParallel(count) { rank in
-      let communicator = try Communicator.processes(rank: rank, rankCount: count, timeout: timeout) { bytes in
+    let meeting = Meeting(count: rankCount)
+    return try valuesInParallel(rankCount) { rank in
+      let communicator = try Communicator.processes(rank: rank, rankCount: rankCount, timeout: timeout) { bytes in
         try meeting.gather(bytes, from: rank)
       }
-      let buffer = try ExpertBuffer(communicator, plan: plan, workers: workers, timeout: timeout)
-      defer { buffer.close() }
-      return try body(buffer)
+      return try body(communicator)
     }
   }
 }

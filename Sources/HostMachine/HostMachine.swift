@@ -13,6 +13,12 @@ package struct HostMachine: Machine {
     self.workerCount = workerCount
     self.tuning = tuning
   }
+
+  /// One worker, outside of any stream.
+  package init(spinNanoseconds: UInt64) {
+    let tuning = HostTuning(spinNanoseconds: spinNanoseconds, streamingByteCountMin: .max)
+    self.init(workerIndex: 0, workerCount: 1, tuning: tuning)
+  }
 }
 
 /// What differs between hosts and jobs, found once.

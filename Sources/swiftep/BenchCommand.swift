@@ -1,9 +1,14 @@
+import Conformance
 import Foundation
 import SwiftEP
+
+/// Of `bench` and `verify`.
+let processesFlag = Flag("processes", nil, "make each rank a process of its own rather than a thread")
 
 let benchCommand = Command(
   name: "bench", summary: "dispatch and combine, checked against an oracle, then timed against a copy",
   flags: JobSpec.flags + [
+    processesFlag,
     Flag("workers", "N", "threads of each rank (default: cores / ranks, at least 1)"),
     Flag("iterations", "N", "timed iterations (default 20)"),
     Flag("seed", "S", "of everything random (default 1)"),
@@ -27,7 +32,8 @@ let benchCommand = Command(
       return try printDocument(try report.json())
     }
     let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
-    print("\(settings.job.summary); \(workers), \(report.iterations) iterations\n")
+    let kind = settings.processes ? "processes" : "threads"
+    print("\(settings.job.summary); \(kind), \(workers), \(report.iterations) iterations\n")
     print(report.table())
     if let path = settings.jsonPath { try writeFile(try report.json(), path, flag: "json") }
   })
@@ -39,6 +45,7 @@ struct BenchSettings {
   let seed: UInt64
   let skew: Double
   let jsonPath: String?
+  let processes: Bool
   private let recorded: RecordedInput?
   private let text: TokenizedText?
 
@@ -55,6 +62,7 @@ struct BenchSettings {
     seed = try arguments.seed("seed", default: 1)
     skew = try arguments.real("skew", in: 0...10, default: 0)
     jsonPath = arguments.string("json")
+    processes = arguments.has("processes")
     if let jsonPath, jsonPath != "-" { try checkWritable(jsonPath, flag: "json") }
     for other in ["routing", "input", "skew"] where arguments.has("text") && arguments.has(other) {
       throw UsageError("--\(other)", expected: "none with --text", found: "one")
@@ -89,7 +97,8 @@ struct BenchSettings {
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
       progress: { status.show(bar.text($0)) })
     defer { status.clear() }
-    return BenchReport(bench, try bench.run())
+    let all = processes ? try bench.run(on: ProcessFabric()) : try bench.run(on: ThreadFabric())
+    return BenchReport(bench, all, processes: processes)
   }
 
   /// Inputs, what is received, copies of both, and what the oracle expects; where a token goes to as many ranks as it

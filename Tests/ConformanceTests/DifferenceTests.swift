@@ -60,8 +60,7 @@ extension ConformanceTests {
     @Test func verifyReportsItsJob() {
       struct NoRanks: Fabric {
         func values<Value: Codable & Sendable>(
-          plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
-          _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+          rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
         ) throws -> [Value] { throw EPError.bufferClosed }
       }
       let failure = #expect(throws: ConformanceFailure.self) {

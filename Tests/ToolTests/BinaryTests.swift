@@ -65,6 +65,17 @@ enum Binary {
     #expect(try bench("--seed", "10").resultHash != first.resultHash)
   }
 
+  /// The same from processes, which share no memory but what the library shares.
+  @Test(arguments: ["bf16", "fp8"])
+  func processesGetTheSame(_ dtype: String) throws {
+    let threads = try bench("--dtype", dtype, "--layout", "expert")
+    let processes = try bench("--dtype", dtype, "--layout", "expert", "--processes")
+    #expect(processes.processes && !threads.processes)
+    #expect(processes.resultHash == threads.resultHash)
+    #expect(processes.flagRoundTripNanoseconds ?? 0 > 0)
+    #expect(processes.residentBytes > 0)
+  }
+
   @Test func textAndSkew() throws {
     let file = try TemporaryFile(Data("Some words, and some more words than that.".utf8))
     let text = try bench("--text", file.path)
@@ -183,8 +194,9 @@ enum Binary {
     for part in report.parts { #expect(table.output.contains(part.bytes.grouped)) }
   }
 
-  @Test func verify() throws {
-    let run = try Binary.run(["verify", "--seconds", "1", "--seed", "1"])
+  @Test(arguments: [[], ["--processes"]])
+  func verify(_ more: [String]) throws {
+    let run = try Binary.run(["verify", "--seconds", "1", "--seed", "1"] + more)
     #expect(run.status == 0, "\(run.errors)")
     #expect(run.output.hasPrefix("seed 1\n"))
     #expect(run.output.hasSuffix("jobs passed\n"))

@@ -11,15 +11,11 @@ package struct ProcessFabric: Fabric {
   package init(patience: Duration = .seconds(600)) { self.patience = patience }
 
   package func values<Value: Codable & Sendable>(
-    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
-    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+    rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
   ) throws -> [Value] {
-    let count = plan.shape.rankCount
-    return try processValues(count, patience: patience) { rank, gather in
-      let communicator = try Communicator.processes(rank: rank, rankCount: count, timeout: timeout, allGather: gather)
-      let buffer = try ExpertBuffer(communicator, plan: plan, workers: workers, timeout: timeout)
-      defer { buffer.close() }
-      return try body(buffer)
+    try processValues(rankCount, patience: patience) { rank, gather in
+      try body(
+        try Communicator.processes(rank: rank, rankCount: rankCount, timeout: timeout, allGather: gather))
     }
   }
 }
