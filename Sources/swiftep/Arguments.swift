@@ -1,3 +1,5 @@
+import SwiftEP
+
 struct Command: Sendable {
   let name: String
   let summary: String
@@ -119,9 +121,4 @@ func alignedColumns(_ rows: [[String]], indentation: Int) -> String {
     let first = row[0].padding(to: width)
     return margin + first + "  " + row[1].split(separator: "\n").joined(separator: hanging)
   }.joined(separator: "\n")
-}
-
-extension String {
-  func padding(to width: Int) -> String { self + String(repeating: " ", count: Swift.max(0, width - count)) }
-  func paddingLeft(to width: Int) -> String { String(repeating: " ", count: Swift.max(0, width - count)) + self }
 }
