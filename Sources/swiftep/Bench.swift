@@ -11,6 +11,8 @@ final class Bench: Sendable {
   let plan: ExpertBuffer.Plan
   let workerCount: Int
   let iterationCount: Int
+  /// Whether the flight records of all timed iterations are kept.
+  let isTraced: Bool
   /// Dispatch's, then combine's; one for both where they move the same bytes.
   let floors: [CopyFloor]
   private let oracle: Oracle
@@ -27,6 +29,8 @@ final class Bench: Sendable {
     var copies: [[CopyFloor.Kind: [UInt64]]]
     var residentByteCount = 0
     var resultHash = ""
+    /// Of the timed iterations, by rank; none unless traced.
+    var flights: [FlightRecord] = []
   }
 
   private struct State: Sendable {
@@ -47,10 +51,11 @@ final class Bench: Sendable {
   /// - Parameter progress: called by one thread with the number of iterations that are done.
   init(
     _ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int,
-    progress: @escaping @Sendable (Int) -> Void
+    isTraced: Bool = false, progress: @escaping @Sendable (Int) -> Void
   ) throws(EPError) {
     (self.job, self.workload, self.plan) = (job, workload, plan)
     (self.workerCount, self.iterationCount, self.progress) = (workerCount, iterationCount, progress)
+    self.isTraced = isTraced
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
       layout: job.layout, expertAlignment: 1,
@@ -107,10 +112,21 @@ final class Bench: Sendable {
     defer { buffer.close() }
     // Rows that are not the received ones are the experts' to make, which takes no part in the times.
     let expertRows = try checkOnce(rank, buffer, residentBefore: residentBefore)
+    var flight: FlightLog?
     for iteration in 0...iterationCount {
       // The first is not counted.
       try time(rank, buffer, expertRows, isCounted: iteration > 0, isLast: iteration == iterationCount)
+      flight?.append(buffer.flightRecord)
+      if isTraced && iteration == 0 {
+        buffer.forgetLongestWaits()
+        flight = FlightLog(after: buffer.flightRecord)
+      }
       if rank == 0 { progress(iteration) }
+    }
+    guard let flight else { return }
+    state.withLock { state in
+      state.measurements.flights.append(flight.record)
+      state.measurements.flights.sort { $0.rank < $1.rank }
     }
   }
 

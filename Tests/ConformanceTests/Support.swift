@@ -8,8 +8,11 @@ import Testing
 
 /// What kind of ranks the tests run on: `SWIFTEP_TEST_FABRIC=sockets` is the other kind. Tests that bring values of
 /// several ranks together need ranks that share memory.
-let fabric: any Fabric =
-  ProcessInfo.processInfo.environment["SWIFTEP_TEST_FABRIC"] == "sockets" ? SocketFabric() : ThreadFabric()
+let fabric: any Fabric = {
+  // Buffers are lost here on purpose.
+  setenv("SWIFTEP_FLIGHT_RECORDER", "off", 0)
+  return ProcessInfo.processInfo.environment["SWIFTEP_TEST_FABRIC"] == "sockets" ? SocketFabric() : ThreadFabric()
+}()
 
 extension Tensor {
   var bytes: [UInt8] { withUnsafeBytes { Array($0) } }

@@ -15,14 +15,16 @@ extension FlightRecord: CustomStringConvertible {
   public var situation: String {
     let elapsed = durationText(readNanoseconds - min(readNanoseconds, current.sinceNanoseconds))
     if current.step == .idle {
-      guard let last = operations.last else { return "rank \(rank) has begun no operation, \(elapsed) after its creation" }
+      guard let last = operations.last else {
+        return "rank \(rank) has begun no operation, \(elapsed) after its creation"
+      }
       return "rank \(rank) has been in no operation for \(elapsed); the last one: \(last.title), \(last.result)"
     }
     let what = title(current.operation, current.epoch)
     if current.step == .input {
       return "rank \(rank) has waited \(elapsed) for the events that its \(what) was given"
     }
-    guard let peer = current.peer else { return "rank \(rank) has been in \(current.step) of \(what) for \(elapsed)" }
+    guard let peer = current.peer else { return "rank \(rank) has been in \(current.step) of \(what), for \(elapsed)" }
     return "rank \(rank) has waited \(elapsed) for \(name(ofRank: peer)) in \(current.step) of \(what)"
   }
 
@@ -46,7 +48,7 @@ extension FlightRecord: CustomStringConvertible {
   private func table(of operations: ArraySlice<Operation>) -> TextTable {
     var table = TextTable(
       ["operation", "epoch", "tokens", "rows sent", "received"] + Self.columns.map(\.rawValue)
-        + ["result", "last to come"])
+        + ["result", "waited for"])
     for operation in operations {
       let times = Self.columns.map { step in
         guard let span = operation.spans.first(where: { $0.step == step }) else { return "-" }
@@ -57,12 +59,12 @@ extension FlightRecord: CustomStringConvertible {
         [
           "\(operation.kind)", operation.epoch.map { "\($0)" } ?? "-", "\(operation.tokenCount)",
           "\(operation.rowsSent)", "\(operation.rowsReceived)",
-        ] + times + [operation.result, lastToCome(operation)])
+        ] + times + [operation.result, waitedFor(operation)])
     }
     return table
   }
 
-  private func lastToCome(_ operation: Operation) -> String {
+  private func waitedFor(_ operation: Operation) -> String {
     let waits = [operation.exchangeWait, operation.completionWait]
     return waits.map { wait in wait.map { "\($0.peer)" } ?? "-" }.joined(separator: ", ")
   }

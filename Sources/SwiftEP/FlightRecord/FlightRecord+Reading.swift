@@ -82,7 +82,8 @@ private struct FlightReader {
 
   private func spans(_ word: (FlightField) -> UInt64, until end: FlightStep) -> [FlightRecord.Span] {
     var spans: [FlightRecord.Span] = []
-    for step in [FlightStep.input, .prepare, .exchange, .place, .deliver, .completion] where end == .idle || step <= end {
+    for step in [FlightStep.input, .prepare, .exchange, .place, .deliver, .completion] where end == .idle || step <= end
+    {
       let began = word(step.beganField)
       if began == 0 { continue }
       if !spans.isEmpty { spans[spans.count - 1].endNanoseconds = began }
