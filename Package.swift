@@ -26,8 +26,12 @@ let package = Package(
     .testTarget(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
+      name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .testTarget(
-      name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "ConformanceTests", dependencies: ["Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
+    .testTarget(
+      name: "ToolTests", dependencies: ["swiftep", "CPlatform", "Conformance", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
   ]
 )

@@ -37,11 +37,11 @@ private struct FlightReader {
 
   /// The operations that can be read whole, up to the one that is under way, and where that is.
   func operations() -> (FlightProgress, [FlightRecord.Operation]) {
-    var before = progress
-    var whole: [FlightRecord.Operation] = []
+    var best: (progress: FlightProgress, operations: [FlightRecord.Operation]) = (progress, [])
     // Whoever is overtaken, or finds a record just being cleared, looks again; but not for ever, since the rank may have
-    // been stopped there.
+    // been stopped there, or is faster.
     for _ in 0..<8 {
+      let before = progress
       let last = before.index
       let first = max(1, last - FlightLayout.recordCount + 1)
       let isOpening = before.step == .opening
@@ -49,11 +49,11 @@ private struct FlightReader {
         operation(index, until: index == last && before.step > .opening ? before.step : .idle)
       }
       let after = progress
-      whole = found.filter { Int64($0.index) > after.index - FlightLayout.recordCount }
-      if after == before || !isOpening && !whole.isEmpty { break }
-      before = after
+      let whole = found.filter { Int64($0.index) > after.index - FlightLayout.recordCount }
+      if whole.count >= best.operations.count { best = (before, whole) }
+      if after.index == before.index && !isOpening { break }
     }
-    return (before, whole)
+    return best
   }
 
   /// - Parameter end: the step that it is in; `idle`: it has ended.
