@@ -26,10 +26,15 @@ let package = Package(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
     .testTarget(
-      name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
+      name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .testTarget(
       name: "ConformanceTests", dependencies: ["Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .testTarget(
-      name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "ToolTests", dependencies: ["swiftep", "CPlatform", "Conformance", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
   ]
 )

@@ -15,6 +15,8 @@
   let epochWord = view.ownArena.advanced(byBytes: ControlLayout.epochOffset)
   let epoch = epochWord.load(UInt64.self, at: 0) &+ 1
   epochWord.store(epoch, at: 0)
+  let recorder = FlightRecorder(view)
+  recorder.note(machine, .epoch, epoch)
 
   let offset = control.exchangeOffset(epoch: epoch, source: view.rank)
   let block = view.ownArena.advanced(byBytes: offset)
@@ -31,9 +33,12 @@
   }
   if !awaitAll(machine, view: view, slot: .exchange, epoch: epoch, operation: operation) { return nil }
 
+  recorder.enter(machine, .place, now: machine.now)
   let verdict = compareHeaders(view, epoch: epoch)
   operation.set(verdict)
-  return verdict.code == StatusCode.ok.rawValue ? epoch : nil
+  if verdict.code == StatusCode.ok.rawValue { return epoch }
+  recorder.finish(machine, verdict, now: machine.now)
+  return nil
 }
 
 /// Waits until every peer has signalled `epoch` in `slot`; a peer that has not within the time allowed, or never will,
@@ -44,23 +49,34 @@
 @inlinable func awaitAll<M: Machine>(
   _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
 ) -> Bool {
-  let deadline = machine.now &+ view.timeoutNanoseconds
+  let begin = machine.now
+  let deadline = begin &+ view.timeoutNanoseconds
+  let recorder = FlightRecorder(view)
+  recorder.enter(machine, slot == .exchange ? .exchange : .completion, now: begin)
   var heard = machine.hear(view.alarm)
   var source: Int32 = 0
   while source < view.rankCount {
-    if heard != 0 && isMissed(machine, view: view, slot: slot, epoch: epoch, heard: heard, operation: operation) {
-      return false
+    if heard != 0 {
+      let missed = missedRank(machine, view: view, slot: slot, epoch: epoch)
+      if missed >= 0 {
+        let missing = Missing(rank: missed, slot: slot, epoch: epoch)
+        fail(machine, .departed, missing, view: view, since: begin, operation: operation)
+        return false
+      }
     }
     while source < view.rankCount {
-      if source != view.rank {
-        let offset = view.control.signalOffset(slot, source: source)
+      let offset = view.control.signalOffset(slot, source: source)
+      if source != view.rank && !machine.isSignalled(view.ownArena, offset: offset, epoch: epoch) {
+        recorder.await(machine, peer: source)
         let result = machine.await(
           view.ownArena, offset: offset, epoch: epoch, deadline: deadline, alarm: view.alarm, heard: heard)
         if result == .alarmed { break }
         if result == .timedOut {
-          fail(.timeout, rank: source, view: view, slot: slot, epoch: epoch, operation: operation)
+          let missing = findMissing(machine, view: view, Missing(rank: source, slot: slot, epoch: epoch))
+          fail(machine, .timeout, missing, view: view, since: begin, operation: operation)
           return false
         }
+        recorder.waited(machine, peer: source, slot: slot, epoch: epoch, nanoseconds: machine.now &- begin)
       }
       source = source &+ 1
     }
@@ -69,34 +85,33 @@
   return true
 }
 
-/// Whether a peer has departed without the signal.
-@inlinable func isMissed<M: Machine>(
-  _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, heard: UInt64, operation: OperationView
-) -> Bool {
+/// The first peer that has departed without the signal, or -1.
+@inlinable func missedRank<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64) -> Int32 {
   var source: Int32 = 0
   while source < view.rankCount {
     if view.departures.load(UInt32.self, at: source) != 0 {
       // It signalled before it departed, if it did.
-      let result = machine.await(
-        view.ownArena, offset: view.control.signalOffset(slot, source: source), epoch: epoch, deadline: 0,
-        alarm: view.alarm, heard: heard)
-      if result == .timedOut {
-        fail(.departed, rank: source, view: view, slot: slot, epoch: epoch, operation: operation)
-        return true
-      }
+      let offset = view.control.signalOffset(slot, source: source)
+      if !machine.isSignalled(view.ownArena, offset: offset, epoch: epoch) { return source }
     }
     source = source &+ 1
   }
-  return false
+  return -1
 }
 
 /// A rank is missing: the operation's status, and that of all later ones.
-@inlinable func fail(
-  _ code: StatusCode, rank: Int32, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
+@inlinable func fail<M: Machine>(
+  _ machine: M, _ code: StatusCode, _ missing: Missing, view: RankView, since begin: UInt64, operation: OperationView
 ) {
-  let status = OperationStatus(code, rank: Int64(rank), (Int64(slot.rawValue), Int64(truncatingIfNeeded: epoch), 0, 0))
+  let (slot, epoch) = (missing.slot, missing.epoch)
+  let details = (Int64(slot.rawValue), Int64(truncatingIfNeeded: epoch), Int64(0), Int64(0))
+  let status = OperationStatus(code, rank: Int64(missing.rank), details)
   operation.set(status)
   view.failure.store(status, at: 0)
+  let now = machine.now
+  let recorder = FlightRecorder(view)
+  recorder.waited(machine, peer: missing.rank, slot: slot, epoch: epoch, nanoseconds: now &- begin)
+  recorder.finish(machine, status, now: now)
 }
 
 /// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.
@@ -152,5 +167,6 @@
     machine.signal(view.arena(of: (view.rank &+ step) % view.rankCount), offset: offset, epoch: epoch)
     step = step &+ 1
   }
-  _ = awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation)
+  if !awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation) { return }
+  FlightRecorder(view).finish(machine, operation.status, now: machine.now)
 }

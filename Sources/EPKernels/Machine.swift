@@ -75,11 +75,25 @@ public protocol Machine {
     _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
   ) -> WaitResult
 
+  /// Whether the signal word is at least `epoch` already; acquires as `await` does.
+  func isSignalled(_ arena: Address, offset: Int64, epoch: UInt64) -> Bool
+
   /// The alarm's value; what the host wrote before it raised the alarm is seen.
   func hear(_ alarm: Address) -> UInt64
 
-  /// Nanoseconds of a clock that never goes back.
+  /// Nanoseconds of a clock that never goes back, the same for all ranks of a host.
   var now: UInt64 { get }
+
+  // MARK: Notes
+
+  /// Stores a word that others may read at any time. Who sees it, in acquire order, sees this worker's last `publish`.
+  func note(_ word: UInt64, at address: Address)
+
+  /// As `note`; who sees it sees everything that this worker noted before.
+  func publish(_ word: UInt64, at address: Address)
+
+  /// A word that some rank notes or publishes.
+  func read(_ address: Address) -> UInt64
 }
 
 /// How a wait ended.

@@ -46,6 +46,8 @@
     rank = rank &+ 1
   }
   handle.at(handle.layout.sentRows).store(sentRows, at: 0)
+  let receivedRows = Int64(countBefore(view, epoch: epoch, source: view.rankCount, index: view.rank))
+  handle.at(handle.layout.receivedRows).store(receivedRows, at: 0)
 }
 
 @inlinable func placeByExpert<M: Machine>(
@@ -67,13 +69,18 @@
     handle.at(handle.layout.totals).store(groupStart, at: rank)
   }
   var sentRows: Int64 = 0
+  var receivedRows: Int64 = 0
   var expert: Int32 = 0
   while expert < view.expertCount {
     let index = view.rankCount &+ expert
     sentRows = sentRows &+ Int64(exchangedCount(view, epoch: epoch, source: view.rank, index: index))
+    if view.owner(ofExpert: expert) == view.rank {
+      receivedRows = receivedRows &+ Int64(countBefore(view, epoch: epoch, source: view.rankCount, index: index))
+    }
     expert = expert &+ 1
   }
   handle.at(handle.layout.sentRows).store(sentRows, at: 0)
+  handle.at(handle.layout.receivedRows).store(receivedRows, at: 0)
 }
 
 /// Bases of one key: this rank's first row there, then each chunk behind the one before.

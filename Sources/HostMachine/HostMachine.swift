@@ -129,12 +129,10 @@ extension HostMachine {
   package func await(
     _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
   ) -> WaitResult {
-    let word = atomic(arena.advanced(byBytes: offset), UInt64.self)
     let alarmWord = atomic(alarm, UInt64.self)
     var result = WaitResult.timedOut
     _ = doorbell(of: arena).wait(until: deadline, spinningFor: tuning.spinNanoseconds) {
-      // Pairs with the release in `signal`.
-      if word.pointee.load(ordering: .acquiring) >= epoch {
+      if isSignalled(arena, offset: offset, epoch: epoch) {
         result = .signalled
       } else if alarmWord.pointee.load(ordering: .relaxed) != heard {
         result = .alarmed
@@ -142,6 +140,12 @@ extension HostMachine {
       return result != .timedOut
     }
     return result
+  }
+
+  @inline(__always)
+  package func isSignalled(_ arena: Address, offset: Int64, epoch: UInt64) -> Bool {
+    // Pairs with the release in `signal`.
+    atomic(arena.advanced(byBytes: offset), UInt64.self).pointee.load(ordering: .acquiring) >= epoch
   }
 
   package func hear(_ alarm: Address) -> UInt64 {
@@ -164,7 +168,7 @@ package func raiseAlarm(_ alarm: Address, waking arena: Address) {
   Doorbell(at: arena.advanced(byBytes: ControlLayout.doorbellOffset).hostPointer).ring()
 }
 
-private func atomic<Word: AtomicRepresentable>(_ address: Address, _ type: Word.Type) -> UnsafeMutablePointer<
+func atomic<Word: AtomicRepresentable>(_ address: Address, _ type: Word.Type) -> UnsafeMutablePointer<
   Atomic<Word>
 > {
   // SAFETY: an atomic integer has its integer's layout; signal words, alarms and counters are used as nothing else.

@@ -80,7 +80,29 @@ final class BufferCore: Sendable {
       view.expertLocal.store(seen[Int(owner)], at: Int32(expert))
       seen[Int(owner)] += 1
     }
+    identify(arena, membership: membership)
     group.mesh.register(DepartureBoard(memory: tables, view: view, arena: arena), for: membership.key)
+  }
+
+  /// For whoever finds the arena from outside.
+  private func identify(_ arena: RankArena, membership: Membership) {
+    var identity = ArenaIdentity()
+    identity.version = ArenaIdentity.layoutVersion
+    (identity.rank, identity.rankCount, identity.expertCount) = (view.rank, view.rankCount, view.expertCount)
+    identity.generation = Int32(truncatingIfNeeded: membership.key.generation)
+    identity.buffer = Int32(truncatingIfNeeded: membership.key.index)
+    identity.process = Int64(membership.group.mesh.card.process)
+    identity.group = membership.group.members[0]
+    identity.timeoutNanoseconds = timeout.nanoseconds
+    identity.createdAt = monotonicNow()
+    let address = arena.base.advanced(byBytes: ControlLayout.identityOffset)
+    address.store(identity, at: 0)
+    for rank in 0..<rankCount {
+      FlightRecorder(view).note(
+        HostMachine.host, process: membership.group.process(ofRank: rank) ?? 0, ofPeer: Int32(rank))
+    }
+    // The first word, and the last to be written.
+    HostMachine.host.publish(ArenaIdentity.magicNumber, at: address)
   }
 
   deinit {

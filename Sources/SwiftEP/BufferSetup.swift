@@ -42,7 +42,8 @@ struct BufferSetup {
     var core: BufferCore?
     _ = try gather(2) { _ throws(EPError) in
       core = try BufferCore(
-        membership: Membership(group: group, key: key, timeout: timeout), plan: plan, device: device, arena: arena,
+        membership: Membership(group: group, key: key, timeout: timeout, arena: arena), plan: plan, device: device,
+        arena: arena,
         arenas: try attach(parcels, own: arena.memory), timeout: timeout)
       return nil
     }

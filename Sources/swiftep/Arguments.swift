@@ -1,6 +1,10 @@
+import SwiftEP
+
 struct Command: Sendable {
   let name: String
   let summary: String
+  /// What stands for the words that are no flags, in `--help`; nil: there are none.
+  var operands: String?
   let flags: [Flag]
   /// Printed behind the flags in `--help`.
   var notes = ""
@@ -13,7 +17,7 @@ struct Command: Sendable {
     return """
       swiftep \(name): \(summary)
 
-      usage: swiftep \(name) [--FLAG VALUE]...
+      usage: swiftep \(name)\(operands.map { " \($0)" } ?? "") [--FLAG VALUE]...
 
       \(alignedColumns(rows + [["--help", "print this"]], indentation: 2))
       \(notes.isEmpty ? "" : "\n\(notes)\n")
@@ -36,13 +40,19 @@ struct Flag: Sendable {
   }
 }
 
-/// The flags of one command line: `--name value` or `--name=value`, each at most once.
+/// The flags of one command line: `--name value` or `--name=value`, each at most once; and the other words, where the
+/// command takes any.
 struct Arguments {
   private var values: [String: String] = [:]
+  private(set) var operands: [String] = []
 
-  init(parsing words: [String], flags: [Flag]) throws(UsageError) {
+  init(parsing words: [String], flags: [Flag], takesOperands: Bool = false) throws(UsageError) {
     var rest = words[...]
     while let word = rest.popFirst() {
+      if takesOperands && !word.hasPrefix("--") {
+        operands.append(word)
+        continue
+      }
       guard word.hasPrefix("--") else { throw UsageError("argument", expected: "a flag (--name)", found: "'\(word)'") }
       let parts = word.dropFirst(2).split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
       let name = String(parts[0])
@@ -119,9 +129,4 @@ func alignedColumns(_ rows: [[String]], indentation: Int) -> String {
     let first = row[0].padding(to: width)
     return margin + first + "  " + row[1].split(separator: "\n").joined(separator: hanging)
   }.joined(separator: "\n")
-}
-
-extension String {
-  func padding(to width: Int) -> String { self + String(repeating: " ", count: Swift.max(0, width - count)) }
-  func paddingLeft(to width: Int) -> String { String(repeating: " ", count: Swift.max(0, width - count)) + self }
 }

@@ -12,6 +12,8 @@ final class Bench: Sendable {
   let plan: ExpertBuffer.Plan
   let workerCount: Int
   let iterationCount: Int
+  /// Whether the flight records of all timed iterations are kept.
+  let isTraced: Bool
   /// What is copied, by rank: for dispatch, then for combine; once for both where they move the same bytes.
   let floorSizes: [[CopyFloor.Sizes]]
   private let oracle: Oracle
@@ -31,6 +33,8 @@ final class Bench: Sendable {
     var flagRoundTripNanoseconds: Double?
     var residentByteCount = 0
     var resultHash: UInt64 = 0
+    /// Of the timed iterations; nil unless traced.
+    var flight: FlightRecord?
   }
 
   /// How a rank's part ended, where it did not throw an `EPError`.
@@ -44,10 +48,11 @@ final class Bench: Sendable {
   /// - Parameter progress: called by one thread with the number of iterations that are done.
   init(
     _ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int,
-    progress: @escaping @Sendable (Int) -> Void
+    isTraced: Bool = false, progress: @escaping @Sendable (Int) -> Void
   ) throws {
     (self.job, self.workload, self.plan) = (job, workload, plan)
     (self.workerCount, self.iterationCount, self.progress) = (workerCount, iterationCount, progress)
+    self.isTraced = isTraced
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
       layout: job.layout, expertAlignment: 1,
@@ -121,11 +126,18 @@ final class Bench: Sendable {
     if job.rankCount > 1 {
       measurements.flagRoundTripNanoseconds = try rankSteps.measure(party: rank) { flags.measure(rank: rank) }.result
     }
+    var flight: FlightLog?
     for iteration in 0...iterationCount {
       // The first is not counted.
       try time(rank, buffer, copies, expertRows, iteration, &measurements)
+      flight?.append(buffer.flightRecord)
+      if isTraced && iteration == 0 {
+        buffer.forgetLongestWaits()
+        flight = FlightLog(after: buffer.flightRecord)
+      }
       if rank == 0 { progress(iteration) }
     }
+    measurements.flight = flight?.record
     return measurements
   }
 

@@ -17,6 +17,7 @@ let benchCommand = Command(
     Flag("routing", "FILE.npy", "recorded experts, i4 or i8 [tokens, topK], divided over the ranks"),
     Flag("input", "FILE.npy", "recorded rows, f2, f4, u2 (BF16) or u1 [tokens, hidden], divided over\nthe ranks"),
     Flag("json", "FILE", "write the result as JSON; -: to stdout, instead of the table"),
+    Flag("trace", "FILE", "write what every rank did in the timed iterations, for Perfetto or\nchrome://tracing"),
   ],
   notes: """
     An operation's time is from when the last rank is ready until the last rank has finished. GB/s are the
@@ -24,18 +25,26 @@ let benchCommand = Command(
 
     The floor is (rows read once + rows written once) / the bandwidth of a copy: memcpy or streaming stores,
     the better, by as many threads over the same sizes, measured in the same run.
+
+    A trace has an event for each operation of each rank, with its steps, counts, and the peer that came last;
+    and the longest wait of each rank for each peer. About 2.5 KB an iteration and rank.
     """,
   body: { arguments in
     let settings = try BenchSettings(arguments)
-    let report = try settings.run()
+    let (report, flights) = try settings.run()
     if settings.jsonPath == "-" {
-      return try printDocument(try report.json())
+      try printDocument(try report.json())
+    } else {
+      let kind = settings.processes ? "processes" : "threads"
+      let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
+      print("\(settings.job.summary); \(kind), \(workers), \(report.iterations) iterations\n")
+      print(report.table())
+      if settings.tracePath != nil { print("\n\(WaitMatrix(flights).table)") }
+      if let path = settings.jsonPath { try writeFile(try report.json(), path, flag: "json") }
     }
-    let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
-    let kind = settings.processes ? "processes" : "threads"
-    print("\(settings.job.summary); \(kind), \(workers), \(report.iterations) iterations\n")
-    print(report.table())
-    if let path = settings.jsonPath { try writeFile(try report.json(), path, flag: "json") }
+    if let path = settings.tracePath {
+      try writeFile(try Trace(flights, job: settings.job.summary).json(), path, flag: "trace")
+    }
   })
 
 struct BenchSettings {
@@ -45,6 +54,7 @@ struct BenchSettings {
   let seed: UInt64
   let skew: Double
   let jsonPath: String?
+  let tracePath: String?
   let processes: Bool
   private let recorded: RecordedInput?
   private let text: TokenizedText?
@@ -64,6 +74,8 @@ struct BenchSettings {
     jsonPath = arguments.string("json")
     processes = arguments.has("processes")
     if let jsonPath, jsonPath != "-" { try checkWritable(jsonPath, flag: "json") }
+    tracePath = arguments.string("trace")
+    if let tracePath { try checkWritable(tracePath, flag: "trace") }
     for other in ["routing", "input", "skew"] where arguments.has("text") && arguments.has(other) {
       throw UsageError("--\(other)", expected: "none with --text", found: "one")
     }
@@ -79,7 +91,8 @@ struct BenchSettings {
       try job.plan(receivedTokensMax: 0, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace))
   }
 
-  func run() throws -> BenchReport {
+  /// - Returns: what was found, and the ranks' flight records where a trace is wanted.
+  func run() throws -> (report: BenchReport, flights: [FlightRecord]) {
     let workload: Workload
     if let text {
       workload = try .text(job, text, seed: seed)
@@ -95,10 +108,10 @@ struct BenchSettings {
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
-      progress: { status.show(bar.text($0)) })
+      isTraced: tracePath != nil, progress: { status.show(bar.text($0)) })
     defer { status.clear() }
     let all = processes ? try bench.run(on: ProcessFabric()) : try bench.run(on: ThreadFabric())
-    return BenchReport(bench, all, processes: processes)
+    return (BenchReport(bench, all, processes: processes), all.compactMap(\.flight))
   }
 
   /// Inputs, what is received, copies of both, and what the oracle expects; where a token goes to as many ranks as it

@@ -3,7 +3,7 @@ import SwiftEP
 
 @main
 struct Tool {
-  static let commands = [benchCommand, verifyCommand, planCommand, chaosCommand]
+  static let commands = [benchCommand, verifyCommand, planCommand, inspectCommand, chaosCommand]
 
   static func main() {
     exit(run(Array(CommandLine.arguments.dropFirst())).rawValue)
@@ -31,7 +31,8 @@ struct Tool {
     }
     let rest = Array(words.dropFirst())
     if rest.contains("--help") { return print(command.help, terminator: "") }
-    try command.body(try Arguments(parsing: rest, flags: command.flags))
+    let takesOperands = command.operands != nil
+    try command.body(try Arguments(parsing: rest, flags: command.flags, takesOperands: takesOperands))
   }
 
   static var help: String {

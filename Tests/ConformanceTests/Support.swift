@@ -8,13 +8,19 @@ import Testing
 
 /// What kind of ranks the tests run on: `SWIFTEP_TEST_FABRIC` is `threads` (the default), `sockets` (threads that reach
 /// each other as processes do) or `processes`.
-let fabric: any Fabric =
-  switch ProcessInfo.processInfo.environment["SWIFTEP_TEST_FABRIC"] {
+let fabric: any Fabric = {
+  // Buffers are lost here on purpose.
+  setenv("SWIFTEP_FLIGHT_RECORDER", "off", 0)
+  return switch ProcessInfo.processInfo.environment["SWIFTEP_TEST_FABRIC"] {
   case nil, "threads": ThreadFabric()
   case "sockets": SocketFabric()
   case "processes": ProcessFabric(patience: .seconds(120))
   case let other?: preconditionFailure("SWIFTEP_TEST_FABRIC: expected threads, sockets or processes, found \(other)")
   }
+}()
+
+/// The same, but ranks are threads of this process: for tests that look at several of them at once.
+let threadFabric: any Fabric = fabric is ProcessFabric ? SocketFabric() : fabric
 
 extension Tensor {
   var bytes: [UInt8] { withUnsafeBytes { Array($0) } }
@@ -41,7 +47,7 @@ func require(_ condition: Bool, _ description: @autoclosure () -> String) throws
 
 /// Makes a buffer on every rank, runs `body` with each, and returns what it returned, by rank.
 func onEachRank<Value: Codable & Sendable>(
-  _ plan: ExpertBuffer.Plan, workers: Int = 1, timeout: Duration = .seconds(30),
+  of fabric: any Fabric = fabric, _ plan: ExpertBuffer.Plan, workers: Int = 1, timeout: Duration = .seconds(30),
   _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
 ) throws -> [Value] {
   try fabric.values(plan: plan, workers: workers, timeout: timeout, body)

@@ -22,6 +22,14 @@ import Testing
     #expect(try parse("--count", "18446744073709551615").seed("count", default: 1) == .max)
   }
 
+  @Test func otherWords() throws {
+    let arguments = try Arguments(
+      parsing: ["12", "--staged", "-3", "--count", "7", "x"], flags: Self.flags, takesOperands: true)
+    #expect(arguments.operands == ["12", "-3", "x"])
+    #expect(try arguments.integer("count", in: 0...10) == 7)
+    #expect(try parse("--staged").operands.isEmpty)
+  }
+
   @Test(arguments: [
     (["count"], "argument: expected a flag (--name), found 'count'"),
     (["--bogus", "1"], "flag: expected one of --count, --layout, --staged, found --bogus"),

@@ -129,7 +129,9 @@ enum Binary {
     }
   }
 
-  @Test(arguments: [["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"]])
+  @Test(arguments: [
+    ["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"], ["inspect", "--help"],
+  ])
   func help(_ words: [String]) throws {
     let run = try Binary.run(words)
     #expect(run.status == 0)
@@ -137,8 +139,8 @@ enum Binary {
   }
 
   static let usageErrors: [([String], String)] = [
-    ([], "command: expected one of bench, verify, plan"),
-    (["dance"], "command: expected one of bench, verify, plan, found 'dance'"),
+    ([], "command: expected one of bench, verify, plan, inspect"),
+    (["dance"], "command: expected one of bench, verify, plan, inspect, found 'dance'"),
     (["bench", "--ranks", "0"], "--ranks: expected an integer of 1 to 256, found '0'"),
     (["bench", "--tokens", "-1"], "--tokens: expected an integer of 1 to 16777216, found '-1'"),
     (["bench", "--top-k", "300"], "--top-k: expected an integer of 1 to 32, found '300'"),
@@ -159,6 +161,11 @@ enum Binary {
     (["plan", "--ranks", "256", "--tokens", "16777216"], "--tokens: expected fewer rows than an Int32 counts"),
     (["plan", "--results", "0"], "--results: expected an integer of 1 to 64, found '0'"),
     (["verify", "--seconds", "0"], "--seconds: expected a number of"),
+    (["inspect"], "PID: expected the number of a process, found none"),
+    (["inspect", "-1"], "PID: expected the number of a process, found '-1'"),
+    (["inspect", "99999999"], "process 99999999: expected a running process, found no such process"),
+    (["inspect", "1", "--operations", "65"], "--operations: expected an integer of 0 to 64, found '65'"),
+    (["bench", "--trace", "/nonexistent/file"], "--trace /nonexistent/file: expected a file that can be written"),
   ]
 
   @Test(arguments: usageErrors)

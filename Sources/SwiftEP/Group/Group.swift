@@ -28,6 +28,15 @@ package final class Group: Sendable {
   }
 
   package var rankCount: Int { members.count }
+
+  /// As this process would call it; nil where that is not known.
+  func process(ofRank rank: Int) -> Int32? {
+    if !mesh.isListening { return mesh.card.process }
+    guard let card = mesh.cards(of: [members[rank]]).first, card.processNamespace == mesh.card.processNamespace else {
+      return nil
+    }
+    return card.process
+  }
 }
 
 // MARK: - Making a group
