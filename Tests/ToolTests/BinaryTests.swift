@@ -138,9 +138,11 @@ enum Binary {
     #expect(run.output.contains("usage: swiftep") && run.output.contains("exit codes"))
   }
 
+  static let commandNames = Tool.commands.map(\.name).joined(separator: ", ")
+
   static let usageErrors: [([String], String)] = [
-    ([], "command: expected one of bench, verify, plan, inspect"),
-    (["dance"], "command: expected one of bench, verify, plan, inspect, found 'dance'"),
+    ([], "command: expected one of \(commandNames) (see swiftep --help), found none"),
+    (["dance"], "command: expected one of \(commandNames), found 'dance'"),
     (["bench", "--ranks", "0"], "--ranks: expected an integer of 1 to 256, found '0'"),
     (["bench", "--tokens", "-1"], "--tokens: expected an integer of 1 to 16777216, found '-1'"),
     (["bench", "--top-k", "300"], "--top-k: expected an integer of 1 to 32, found '300'"),
