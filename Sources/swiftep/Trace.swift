@@ -40,6 +40,16 @@ struct Trace: Codable {
     let job: String
     /// By the rank that waited, then by the rank that was waited for; null: never.
     let longestWaitsMicroseconds: [[Double?]]
+    /// The same, with where they were.
+    let longestWaits: [LongestWait]
+  }
+
+  struct LongestWait: Codable, Equatable {
+    let rank: Int
+    let peer: Int
+    let microseconds: Double
+    let step: FlightRecord.Step
+    let epoch: UInt64
   }
 
   /// - Parameter records: of all ranks, in rank order.
@@ -52,7 +62,14 @@ struct Trace: Codable {
     displayTimeUnit = "ns"
     let waits = WaitMatrix(records).nanoseconds
     otherData = OtherData(
-      job: job, longestWaitsMicroseconds: waits.map { row in row.map { $0.map { Double($0) / 1000 } } })
+      job: job, longestWaitsMicroseconds: waits.map { row in row.map { $0.map { Double($0) / 1000 } } },
+      longestWaits: records.flatMap { record in
+        record.longestWaits.map { wait in
+          LongestWait(
+            rank: record.rank, peer: wait.peer, microseconds: Double(wait.nanoseconds) / 1000, step: wait.step,
+            epoch: wait.epoch)
+        }
+      })
   }
 
   func json() throws -> Data { try JSONEncoder().encode(self) + Data("\n".utf8) }

@@ -153,6 +153,40 @@ import Testing
     #expect(underWay > 0 && dropped > 0 && writerCount.withLock { $0 } > 64)
   }
 
+  /// A longest wait is shown with its own epoch and step, though both change under the reader.
+  @Test func readersSeeWholeWaits() throws {
+    let recording = Recording()
+    let isDone = Guarded(false)
+    let found = Guarded((faults: [String](), epochs: Set<UInt64>()))
+    try inParallel(2) { thread in
+      if thread == 0 {
+        let end = monotonicNow() + 700_000_000
+        var wait: UInt64 = 1
+        while monotonicNow() < end {
+          for _ in 0..<100 {
+            let slot = wait % 2 == 0 ? SignalSlot.exchange : .completion
+            recording.recorder.waited(recording.machine, peer: 2, slot: slot, epoch: 3 * wait, nanoseconds: wait)
+            wait += 1
+            // Slow enough for a reader to come between.
+            for _ in 0..<wait % 16 { _ = monotonicNow() }
+          }
+        }
+        return isDone.withLock { $0 = true }
+      }
+      while !isDone.withLock({ $0 }) {
+        for wait in recording.read().longestWaits {
+          let step: FlightRecord.Step = wait.nanoseconds % 2 == 0 ? .exchange : .completion
+          found.withLock { found in
+            if wait.epoch != 3 * wait.nanoseconds || wait.step != step { found.faults.append("\(wait)") }
+            found.epochs.insert(wait.epoch)
+          }
+        }
+      }
+    }
+    #expect(found.withLock { $0.faults.prefix(5) } == [])
+    #expect(found.withLock { $0.epochs.count } > 10)
+  }
+
   /// Whatever lies in an arena, reading it ends, and well.
   @Test func garbage() {
     var random = SplitMix64(seed: 3, 1)
