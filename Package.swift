@@ -19,7 +19,8 @@ let package = Package(
       swiftSettings: strict),
     .target(name: "Conformance", dependencies: ["HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
-      name: "swiftep", dependencies: ["Conformance", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "swiftep", dependencies: ["Arena", "Conformance", "CPlatform", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),

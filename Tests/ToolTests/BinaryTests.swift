@@ -118,7 +118,9 @@ enum Binary {
     }
   }
 
-  @Test(arguments: [["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"]])
+  @Test(arguments: [
+    ["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"], ["launch", "--help"],
+  ])
   func help(_ words: [String]) throws {
     let run = try Binary.run(words)
     #expect(run.status == 0)
@@ -127,7 +129,7 @@ enum Binary {
 
   static let usageErrors: [([String], String)] = [
     ([], "command: expected one of bench, verify, plan"),
-    (["dance"], "command: expected one of bench, verify, plan, found 'dance'"),
+    (["dance"], "command: expected one of bench, verify, plan, "),
     (["bench", "--ranks", "0"], "--ranks: expected an integer of 1 to 256, found '0'"),
     (["bench", "--tokens", "-1"], "--tokens: expected an integer of 1 to 16777216, found '-1'"),
     (["bench", "--top-k", "300"], "--top-k: expected an integer of 1 to 32, found '300'"),
@@ -147,6 +149,17 @@ enum Binary {
     (["bench", "--workers", "256", "--ranks", "8"], "--workers: expected at most 1024 workers of all ranks"),
     (["plan", "--ranks", "256", "--tokens", "16777216"], "--tokens: expected fewer rows than an Int32 counts"),
     (["plan", "--results", "0"], "--results: expected an integer of 1 to 64, found '0'"),
+    (["launch", "--", "true"], "-n: expected how many ranks to start, found none"),
+    (["launch", "-n", "0", "--", "true"], "-n: expected an integer of 1 to 65536, found '0'"),
+    (["launch", "-n", "2"], "argument: expected -- PROGRAM [ARGUMENT]..., found none"),
+    (["launch", "-n", "2", "--"], "argument: expected -- PROGRAM [ARGUMENT]..., found none"),
+    (
+      ["launch", "-n", "2", "true"],
+      "argument: expected a flag (--name), or -- before PROGRAM [ARGUMENT]..., found 'true'"
+    ),
+    (["launch", "-n", "2", "--grace", "-1", "--", "true"], "--grace: expected a number of 0.0 to 86400.0, found '-1'"),
+    (["launch", "-n", "2", "-x", "--", "true"], "flag: expected one of -n, --grace, --keep-going, --tag, found -x"),
+    (["bench", "--", "true"], "flag: expected one of --ranks"),
     (["verify", "--seconds", "0"], "--seconds: expected a number of"),
   ]
 
