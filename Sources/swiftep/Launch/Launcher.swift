@@ -148,7 +148,7 @@ final class Launcher {
     let isGone = swiftep_group_is_empty(ranks[rank]!.id)
     if let handle = ranks[rank]!.handle { watch.remove(handle.raw) }
     // What it has said comes before what is said of it.
-    for stream in streams where stream.rank == rank { stream.read() }
+    for stream in streams where stream.rank == rank { stream.drain() }
     if isGone { leave(rank) }
     act(supervision.ended(rank, end, isGone: isGone, now: monotonicNow()))
   }

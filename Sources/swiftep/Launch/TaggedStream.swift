@@ -20,7 +20,7 @@ final class TaggedStream {
   func read() { _ = take(atMost: Self.portionByteCount) }
 
   /// Takes what is in the pipe now, and no more: somebody may have the other end for as long as they like.
-  func finish() {
+  func drain() {
     var left: Int32 = 0
     if let pipe { _ = swiftep_available_byte_count(pipe.raw, &left) }
     while left > 0 {
@@ -28,6 +28,10 @@ final class TaggedStream {
       if count == 0 { break }
       left -= Int32(count)
     }
+  }
+
+  func finish() {
+    drain()
     end()
   }
 
