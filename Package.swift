@@ -12,23 +12,27 @@ let package = Package(
   targets: [
     .target(name: "CPlatform"),
     .target(name: "EPKernels", swiftSettings: strict),
-    .target(name: "Arena", dependencies: ["CPlatform"], swiftSettings: strict),
+    .target(name: "HostFacts", dependencies: ["CPlatform"], swiftSettings: strict),
+    .target(name: "Arena", dependencies: ["CPlatform", "HostFacts"], swiftSettings: strict),
     .target(name: "HostMachine", dependencies: ["CPlatform", "EPKernels"], swiftSettings: strict),
     .target(
-      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostMachine"],
+      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostFacts", "HostMachine"],
       swiftSettings: strict),
     .target(name: "Conformance", dependencies: ["HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
-      name: "swiftep", dependencies: ["Arena", "Conformance", "CPlatform", "HostMachine", "SwiftEP"],
+      name: "swiftep", dependencies: ["Arena", "Conformance", "CPlatform", "HostFacts", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
-    .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
+    .testTarget(name: "HostFactsTests", dependencies: ["HostFacts"], swiftSettings: strict),
+    .testTarget(name: "ArenaTests", dependencies: ["Arena", "HostFacts"], swiftSettings: strict),
     .testTarget(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
+      name: "ConformanceTests", dependencies: ["Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .testTarget(
-      name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
   ]
 )

@@ -1,5 +1,6 @@
 import Conformance
 import Foundation
+import HostFacts
 import HostMachine
 import SwiftEP
 
@@ -74,7 +75,7 @@ final class Bench: Sendable {
   /// - Throws: `CheckFailure` where a result is wrong, `EPError`.
   func run() throws -> Measurements {
     let communicators = try Communicator.threads(rankCount: job.rankCount)
-    let residentBefore = try residentByteCount()
+    let residentBefore = Int(FileTree.host.residentByteCount ?? 0)
     try inParallel(job.rankCount * workerCount) { [self] party in
       let (rank, worker) = party.quotientAndRemainder(dividingBy: workerCount)
       do {
@@ -145,7 +146,7 @@ final class Bench: Sendable {
     state.withLock { $0.rounds[rank] = round }
     try rankSteps.barrier.wait()
     if rank == 0 {
-      let added = max(0, try residentByteCount() - residentBefore)
+      let added = max(0, Int(FileTree.host.residentByteCount ?? 0) - residentBefore)
       state.withLock { $0.measurements.residentByteCount = added }
     }
     try rankSteps.barrier.wait()

@@ -1,4 +1,5 @@
 import Foundation
+import HostFacts
 import SwiftEP
 
 /// What a bench found, as JSON and as a table.
@@ -44,7 +45,7 @@ struct BenchReport: Codable, Equatable {
     (workersPerRank, layout, iterations) = (bench.workerCount, job.layout.rawValue, bench.iterationCount)
     (resultHash, residentBytes) = (measurements.resultHash, measurements.residentByteCount)
     plannedBytesPerRank = bench.plan.byteCount
-    (processor, cores) = (processorName(), usableCoreCount)
+    (processor, cores) = (FileTree.host.processorName, usableCoreCount())
     let copies = zip(bench.floors, measurements.copies).map { floor, times in CopyBandwidth(floor, times) }
     (copyGigabytesPerSecond, copyKind) = (copies[0].bytesPerNanosecond, copies[0].kind.rawValue)
     let dispatchSizes = CopyFloor.dispatchSizes(job, bench.workload)

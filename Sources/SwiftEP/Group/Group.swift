@@ -28,6 +28,8 @@ package final class Group: Sendable {
   }
 
   package var rankCount: Int { members.count }
+  /// Rather than of threads.
+  var isOfProcesses: Bool { mesh.isListening }
 }
 
 // MARK: - Making a group
