@@ -42,9 +42,9 @@ package final class ArenaMemory: @unchecked Sendable {
     base = try Self.map(file, byteCount: reservedByteCount)
     descriptor = nil
     facts = .host
-    // The memory is there: what is saved is a fault for each page, in the midst of the first operations.
+    // Saves the first operations a fault for each page. Not to be had: no harm.
     var status = stat()
-    if fstat(file.raw, &status) == 0 { _ = swiftep_populate(base, min(Int(status.st_size), Int(reservedByteCount))) }
+    if fstat(file.raw, &status) == 0 { _ = swiftep_map_present(base, min(Int(status.st_size), Int(reservedByteCount))) }
   }
 
   /// By this name `/proc` shows arenas to `swiftep inspect`.

@@ -15,14 +15,14 @@ package struct ControlGroup: Equatable, Sendable {
 extension FileTree {
   /// The control groups of this process that limit it by `controller` ("memory", "cpu", "pids"), its own first.
   package func controlGroups(of controller: String) -> [ControlGroup] {
-    let memberships = lines("/proc/self/cgroup").map { line in
-      line.split(separator: ":", maxSplits: 2, omittingEmptySubsequences: false)
-    }.filter { $0.count == 3 }
+    // number:controller,controller:path
+    let memberships = lines("/proc/self/cgroup").map { $0.split(separator: ":", maxSplits: 2) }
+      .filter { $0.count == 3 }
     // A controller belongs to the old hierarchy or to the new one, never to both.
-    let old = memberships.first { $0[1].split(separator: ",").contains(Substring(controller)) }
-    guard let membership = old ?? memberships.first(where: { $0[0] == "0" && $0[1].isEmpty }) else { return [] }
+    let old = memberships.first { $0[1].split(separator: ",").contains(Word(controller)) }
+    guard let membership = old ?? memberships.first(where: { $0[0] == "0" && $0[1] == "" }) else { return [] }
     let version: ControlGroup.Version = old == nil ? .v2 : .v1
-    guard let (mount, path) = place(String(membership[2]), version, controller) else { return [] }
+    guard let (mount, path) = place(membership[2].text, version, controller) else { return [] }
 
     var groups: [ControlGroup] = []
     var below = path.split(separator: "/")
@@ -45,13 +45,13 @@ extension FileTree {
   ) -> (mount: String, path: String)? {
     var mounts: [(root: String, point: String)] = []
     for line in lines("/proc/self/mountinfo") {
-      // id parent device root point options [tags]... - type source options
+      // number parent device root point options [tag]... - type source options
       let words = line.split(separator: " ")
-      guard let dash = words.firstIndex(of: "-"), dash >= 6, words.count > dash + 3 else { continue }
+      guard let dash = words.firstIndex(where: { $0 == "-" }), dash >= 6, words.count > dash + 3 else { continue }
       let isOfVersion =
         version == .v2
         ? words[dash + 1] == "cgroup2"
-        : words[dash + 1] == "cgroup" && words[dash + 3].split(separator: ",").contains(Substring(controller))
+        : words[dash + 1] == "cgroup" && words[dash + 3].split(separator: ",").contains(Word(controller))
       if isOfVersion { mounts.append((unescape(words[3]), unescape(words[4]))) }
     }
     // The mount that shows the most of what is above the group.
@@ -67,9 +67,9 @@ extension FileTree {
   }
 
   /// Blanks and the like are octal in such files.
-  private func unescape(_ word: Substring) -> String {
+  private func unescape(_ word: Word) -> String {
     var bytes: [UInt8] = []
-    var rest = Array(word.utf8)[...]
+    var rest = word.bytes
     while let byte = rest.popFirst() {
       if byte == UInt8(ascii: "\\"), let code = UInt8(String(decoding: rest.prefix(3), as: UTF8.self), radix: 8) {
         bytes.append(code)

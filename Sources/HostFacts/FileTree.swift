@@ -34,7 +34,8 @@ package struct FileTree: Sendable {
     return String(decoding: bytes[..<(bytes.lastIndex { $0 > 32 }.map { $0 + 1 } ?? 0)], as: UTF8.self)
   }
 
-  package func lines(_ path: String) -> [Substring] { text(path)?.split(separator: "\n") ?? [] }
+  /// None where there is no such file.
+  package func lines(_ path: String) -> [Word] { bytes(path).map { Word($0[...]).split(separator: "\n") } ?? [] }
 
   /// Nil also where the file holds something else.
   package func integer(_ path: String) -> Int64? { text(path).flatMap { Int64($0) } }

@@ -14,8 +14,8 @@ extension FileTree {
 
   package var processorName: String {
     let line = lines("/proc/cpuinfo").first { $0.hasPrefix("model name") }
-    let name = line?.split(separator: ":", maxSplits: 1).last?.drop { $0 == " " }
-    return name.map { String($0) } ?? "unknown"
+    let name = line?.split(separator: ":", maxSplits: 1).last?.split(separator: " ")
+    return name?.map(\.text).joined(separator: " ") ?? "unknown"
   }
 
   /// Memory of this process that is in RAM, shared pages counted in part. Bytes.

@@ -60,24 +60,23 @@ extension FileTree {
 
   /// What a group may use, and can have yet; nil where it has no limit.
   private func limit(of group: ControlGroup) -> (limit: Int64, available: Int64)? {
-    let statistics = TitledNumbers(self, group.folder + "/memory.stat")
-    let limits: [Int64?]
-    let used: Int64?
-    let caches: [String]
+    let (limits, use, caches): ([String], String, [String])
     switch group.version {
     case .v1:
-      // The second is of the groups above, of which a container may see nothing else.
-      limits = [integer(group.folder + "/memory.limit_in_bytes"), statistics?["hierarchical_memory_limit"]]
-      used = integer(group.folder + "/memory.usage_in_bytes")
+      limits = ["memory.limit_in_bytes"]
+      use = "memory.usage_in_bytes"
       caches = ["total_inactive_file", "total_active_file"]
     case .v2:
       // Beyond the second, processes are slowed down until they hardly move.
-      limits = [integer(group.folder + "/memory.max"), integer(group.folder + "/memory.high")]
-      used = integer(group.folder + "/memory.current")
+      limits = ["memory.max", "memory.high"]
+      use = "memory.current"
       caches = ["inactive_file", "active_file", "slab_reclaimable"]
     }
-    // No limit is the word "max", or as many pages as a number counts.
-    guard let limit = limits.compactMap({ $0 }).min(), limit < 1 << 62, let used else { return nil }
+    // Without a limit it is the word "max", or as many pages as a number counts.
+    guard let limit = limits.compactMap({ integer("\(group.folder)/\($0)") }).min(), limit < 1 << 62,
+      let used = integer("\(group.folder)/\(use)")
+    else { return nil }
+    let statistics = TitledNumbers(self, "\(group.folder)/memory.stat")
     let reclaimable = caches.reduce(0) { $0 + (statistics?[$1] ?? 0) }
     return (limit, limit - used + min(reclaimable, used))
   }

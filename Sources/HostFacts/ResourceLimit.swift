@@ -12,9 +12,9 @@ extension FileTree {
   /// Nil where there is no limit, or the system does not say. `hard`: how far the process may raise it itself.
   package func limit(_ limit: ResourceLimit) -> (soft: Int64, hard: Int64?)? {
     for line in lines("/proc/self/limits") where line.hasPrefix(limit.rawValue + " ") {
-      let words = line.dropFirst(limit.rawValue.count).split(separator: " ")
-      guard words.count >= 2, let soft = Int64(words[0]) else { return nil }
-      return (soft, Int64(words[1]))
+      let words = Word(line.bytes.dropFirst(limit.rawValue.utf8.count)).split(separator: " ")
+      guard words.count >= 2, let soft = words[0].integer else { return nil }
+      return (soft, words[1].integer)
     }
     return nil
   }

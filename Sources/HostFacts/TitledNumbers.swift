@@ -11,9 +11,12 @@ package struct TitledNumbers: Sendable {
 
   /// The number behind the title, which is the whole of what stands before a blank; 1024 times that where it is in kB.
   package subscript(title: String) -> Int64? {
-    let title = Array(title.utf8)
-    for line in bytes.split(separator: UInt8(ascii: "\n")) where line.starts(with: title) {
-      let rest = line.dropFirst(title.count)
+    var rest = bytes[...]
+    while !rest.isEmpty {
+      let line = rest.prefix { $0 != UInt8(ascii: "\n") }
+      rest = rest.dropFirst(line.count + 1)
+      guard line.starts(with: title.utf8) else { continue }
+      let rest = line.dropFirst(title.utf8.count)
       guard let first = rest.first, first == 32 || first == 9 else { continue }
       let words = rest.split { $0 == 32 || $0 == 9 }
       guard let number = words.first.flatMap({ Int64(String(decoding: $0, as: UTF8.self)) }) else { return nil }

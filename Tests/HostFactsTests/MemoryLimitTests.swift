@@ -100,12 +100,11 @@ private let gibibyte: Int64 = 1 << 30
     #expect(groupLimits(host).count == 1)
   }
 
-  private func old(limit: Int64, usage: Int64, files: Int64 = 0, hierarchical: Int64 = .max - 4095) -> [String: String]
-  {
+  private func old(limit: Int64, usage: Int64, files: Int64 = 0) -> [String: String] {
     [
       "memory.limit_in_bytes": "\(limit)", "memory.usage_in_bytes": "\(usage)", "memory.use_hierarchy": "1",
       "memory.stat":
-        "cache 5\ntotal_inactive_file \(files)\ntotal_active_file 0\nhierarchical_memory_limit \(hierarchical)",
+        "cache 5\ntotal_inactive_file \(files)\ntotal_active_file 0",
     ]
   }
 
@@ -125,12 +124,11 @@ private let gibibyte: Int64 = 1 << 30
     #expect(paths(groupLimits(host)) == ["/a/b"])
   }
 
-  /// Of the groups above its own a container knows the tightest limit, and nothing else.
   @Test func anOldContainer() throws {
     let host = try MadeUpHost.plain()
     try host.addOldGroups(
       "memory", path: "/docker/1234", root: "/docker/1234",
-      ["": old(limit: 4 * gibibyte, usage: gibibyte, hierarchical: 3 * gibibyte)])
+      ["": old(limit: 3 * gibibyte, usage: gibibyte)])
     let limits = groupLimits(host)
     #expect(limits.map(\.byteCount) == [3 * gibibyte] && limits.map(\.availableByteCount) == [2 * gibibyte])
   }

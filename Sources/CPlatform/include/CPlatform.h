@@ -20,6 +20,8 @@ int swiftep_memfd_create(const char *name);
 int swiftep_seal_shrink(int descriptor);
 /// Takes the memory now rather than at the first touch.
 int swiftep_populate(void *address, size_t byte_count);
+/// Maps pages of a shared memory file that are there: touching them later is no fault.
+int swiftep_map_present(void *address, size_t byte_count);
 /// Sleeps while `*word == expected`, at most `nanoseconds`. Works between processes.
 int swiftep_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds);
 int swiftep_futex_wake(const void *word, int count);
