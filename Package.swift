@@ -24,15 +24,17 @@ let package = Package(
       swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
-    .testTarget(name: "HostFactsTests", dependencies: ["HostFacts"], swiftSettings: strict),
-    .testTarget(name: "ArenaTests", dependencies: ["Arena", "HostFacts"], swiftSettings: strict),
+    .target(name: "MadeUpHosts", dependencies: ["HostFacts"], path: "Tests/MadeUpHosts", swiftSettings: strict),
+    .testTarget(name: "HostFactsTests", dependencies: ["HostFacts", "MadeUpHosts"], swiftSettings: strict),
+    .testTarget(name: "ArenaTests", dependencies: ["Arena", "HostFacts", "MadeUpHosts"], swiftSettings: strict),
     .testTarget(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
       name: "ConformanceTests", dependencies: ["Conformance", "HostFacts", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
-      name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      name: "ToolTests",
+      dependencies: ["swiftep", "Arena", "Conformance", "HostFacts", "HostMachine", "MadeUpHosts", "SwiftEP"],
       swiftSettings: strict),
   ]
 )

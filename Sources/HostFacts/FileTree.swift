@@ -2,7 +2,7 @@ import Glibc
 
 /// The files by which a host tells of itself, or files that stand for them: `/proc` and `/sys` below some folder.
 package struct FileTree: Sendable {
-  package let root: String
+  private let root: String
 
   /// - Parameter root: the folder that stands for `/`.
   package init(root: String = "") { self.root = root }

@@ -116,10 +116,9 @@ struct BufferSetup {
   }
 
   private var memoryNeed: MemoryNeed {
-    // Every process has page tables of its own for what it maps, 8 bytes for each 4096.
-    let mappedArenaCount = group.isOfProcesses ? group.rankCount : 1
-    let pageTables = Int64(mappedArenaCount) * plan.arenaByteCount / 512
-    return MemoryNeed(neededByteCount: plan.byteCount + pageTables, limits: FileTree.host.memoryLimits)
+    // Threads share what is mapped.
+    let needed = plan.systemByteCount(mappedArenaCount: group.isOfProcesses ? group.rankCount : 1)
+    return MemoryNeed(neededByteCount: needed, limits: FileTree.host.memoryLimits)
   }
 
   private func makeArena() throws(EPError) -> RankArena {

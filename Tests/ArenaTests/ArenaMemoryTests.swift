@@ -1,6 +1,7 @@
 import Arena
 import Foundation
 import HostFacts
+import MadeUpHosts
 import Testing
 
 @Suite struct ArenaMemoryTests {
@@ -81,27 +82,10 @@ import Testing
     return Int64(status.st_blocks) * 512
   }
 
-  /// A host with so much memory to give, and a limit for the size of files.
-  private func host(grantable: Int64, fileSize: Int64? = nil) throws -> FileTree {
-    let folder = NSTemporaryDirectory() + "arena-\(UUID().uuidString)"
-    for path in ["/proc/self", "/proc/sys"] {
-      try FileManager.default.createDirectory(atPath: folder + path, withIntermediateDirectories: true)
-    }
-    let available = (grantable + MemoryLimit.reserve) / 1024
-    try "MemTotal: \(available) kB\nMemAvailable: \(available) kB\n".write(
-      toFile: folder + "/proc/meminfo", atomically: false, encoding: .utf8)
-    if let fileSize {
-      try "Max file size  \(fileSize)  unlimited  bytes\n".write(
-        toFile: folder + "/proc/self/limits", atomically: false, encoding: .utf8)
-    }
-    return FileTree(root: folder)
-  }
-
   /// To ask for it would get the process killed.
   @Test func memoryIsNotTakenThatIsNotThere() throws {
-    let files = try host(grantable: 4 * page)
-    defer { try? FileManager.default.removeItem(atPath: files.root) }
-    let memory = try ArenaMemory(reservedByteCount: 100 * page, facts: files)
+    let host = try MadeUpHost.granting(4 * page)
+    let memory = try ArenaMemory(reservedByteCount: 100 * page, facts: host.tree)
     try memory.grow(to: 3 * page)
     let refused = SystemCallError(call: "madvise(MADV_POPULATE_WRITE)", code: ENOMEM)
     #expect(throws: refused) { try memory.grow(to: 100 * page) }
@@ -112,13 +96,12 @@ import Testing
 
   /// What others have taken meanwhile is missed halfway: what was taken until then is given back.
   @Test func memoryThatIsGoneHalfway() throws {
-    let files = try host(grantable: 1 << 30)
-    defer { try? FileManager.default.removeItem(atPath: files.root) }
-    let memory = try ArenaMemory(reservedByteCount: 1 << 30, facts: files)
+    let host = try MadeUpHost.granting(1 << 30)
+    let memory = try ArenaMemory(reservedByteCount: 1 << 30, facts: host.tree)
     try memory.grow(to: page)
     memory.base.storeBytes(of: 7, as: UInt8.self)
     // The file with the facts is a pipe, which says what it is told once for every time that it is asked.
-    let path = files.root + "/proc/meminfo"
+    let path = host.folder.path + "/proc/meminfo"
     try FileManager.default.removeItem(atPath: path)
     try #require(mkfifo(path, 0o600) == 0)
     let answers = Thread {
@@ -138,9 +121,9 @@ import Testing
 
   /// The system's answer would be a signal.
   @Test func aFileMayNotBeAsLarge() throws {
-    let files = try host(grantable: 1 << 30, fileSize: 4 * page)
-    defer { try? FileManager.default.removeItem(atPath: files.root) }
-    let memory = try ArenaMemory(reservedByteCount: 100 * page, facts: files)
+    let host = try MadeUpHost.granting(1 << 30)
+    try host.write("/proc/self/limits", "Max file size  \(4 * page)  unlimited  bytes")
+    let memory = try ArenaMemory(reservedByteCount: 100 * page, facts: host.tree)
     try memory.grow(to: 4 * page)
     let refused = SystemCallError(call: "ftruncate", code: EFBIG)
     #expect(throws: refused) { try memory.grow(to: 5 * page) }

@@ -1,5 +1,6 @@
 import Foundation
 import HostFacts
+import MadeUpHosts
 import Testing
 
 @Suite struct HostTests {

@@ -1,4 +1,5 @@
 import Foundation
+import MadeUpHosts
 import Testing
 
 @testable import HostFacts

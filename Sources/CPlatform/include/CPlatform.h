@@ -124,6 +124,32 @@ int swiftep_unwatch(int watch, int descriptor);
 /// The keys of what is ready; waits at most `milliseconds`, -1: without an end.
 int swiftep_await_ready(int watch, uint64_t *keys, int capacity, int milliseconds);
 
+// MARK: What the system allows, tried
+
+/// Forks a child that does nothing until it is killed; it has all descriptors that this process has.
+pid_t swiftep_start_sleeper(void);
+
+enum { SWIFTEP_GPU_COUNT_MAX = 16 };
+
+struct swiftep_gpu {
+  char name[96];
+  size_t byte_count;
+};
+
+struct swiftep_gpu_driver {
+  bool is_library_there;
+  /// As 12040 for 12.4.
+  int version;
+  int device_count;
+  struct swiftep_gpu devices[SWIFTEP_GPU_COUNT_MAX];
+  /// What is wrong; empty where nothing is.
+  char refusal[256];
+};
+
+/// Loads the GPU driver, in a process of its own: it may crash or never return. -1, ETIMEDOUT: it did not answer in time;
+/// ECHILD: it crashed.
+int swiftep_ask_gpu_driver(struct swiftep_gpu_driver *driver, int milliseconds);
+
 // MARK: Rows
 
 enum swiftep_format { SWIFTEP_BF16 = 1, SWIFTEP_FP16 = 2, SWIFTEP_FP32 = 3 };

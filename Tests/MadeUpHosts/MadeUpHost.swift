@@ -2,26 +2,26 @@ import Foundation
 import HostFacts
 
 /// A host that is made up of files in a folder.
-final class MadeUpHost {
-  let folder: URL
+package final class MadeUpHost {
+  package let folder: URL
 
   /// - Parameter files: contents by absolute paths.
-  init(_ files: [String: String] = [:]) throws {
+  package init(_ files: [String: String] = [:]) throws {
     folder = FileManager.default.temporaryDirectory.appendingPathComponent("host-\(UUID().uuidString)")
     for (path, content) in files { try write(path, content) }
   }
 
   deinit { try? FileManager.default.removeItem(at: folder) }
 
-  var tree: FileTree { FileTree(root: folder.path) }
+  package var tree: FileTree { FileTree(root: folder.path) }
 
-  func write(_ path: String, _ content: String) throws {
+  package func write(_ path: String, _ content: String) throws {
     let file = folder.appendingPathComponent(path)
     try FileManager.default.createDirectory(at: file.deletingLastPathComponent(), withIntermediateDirectories: true)
     try Data((content + "\n").utf8).write(to: file)
   }
 
-  static let meminfo = """
+  package static let meminfo = """
     MemTotal:       16777216 kB
     MemFree:         1048576 kB
     MemAvailable:    8388608 kB
@@ -30,10 +30,16 @@ final class MadeUpHost {
     HugePages_Total:       4
     """
 
-  static let bootID = "4d6d5ec2-3b55-4e22-9d61-0f7b5e6a4a10"
+  /// A host with so much memory to give, and nothing else.
+  package static func granting(_ byteCount: Int64) throws -> MadeUpHost {
+    let kilobytes = (byteCount + MemoryLimit.reserve) / 1024
+    return try MadeUpHost(["/proc/meminfo": "MemTotal: \(kilobytes) kB\nMemAvailable: \(kilobytes) kB"])
+  }
+
+  package static let bootID = "4d6d5ec2-3b55-4e22-9d61-0f7b5e6a4a10"
 
   /// A host without limits.
-  static func plain() throws -> MadeUpHost {
+  package static func plain() throws -> MadeUpHost {
     try MadeUpHost(["/proc/meminfo": meminfo, "/proc/sys/kernel/random/boot_id": bootID])
   }
 
@@ -42,7 +48,7 @@ final class MadeUpHost {
   private static let mount2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 
   /// The process is in `path` of the new hierarchy; `groups` have their files by their paths.
-  func addNewGroups(path: String, mounts: String? = nil, _ groups: [String: [String: String]]) throws {
+  package func addNewGroups(path: String, mounts: String? = nil, _ groups: [String: [String: String]]) throws {
     try write("/proc/self/cgroup", "0::\(path)")
     try write("/proc/self/mountinfo", "23 1 8:1 / / rw - ext4 /dev/root rw\n" + (mounts ?? Self.mount2))
     for (group, files) in groups {
@@ -51,7 +57,7 @@ final class MadeUpHost {
   }
 
   /// As `addNewGroups`, in the old hierarchy of `controllers`, beside an empty new one.
-  func addOldGroups(
+  package func addOldGroups(
     _ controllers: String, path: String, root: String = "/", _ groups: [String: [String: String]]
   ) throws {
     try write("/proc/self/cgroup", "12:\(controllers):\(path)\n1:name=systemd:/x\n0::/somewhere/else")
