@@ -122,7 +122,7 @@ enum Binary {
     ["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"], ["launch", "--help"],
   ])
   func help(_ words: [String]) throws {
-    let run = try Binary.run(words)
+    let run = try Binary.run(words + ["--help"])
     #expect(run.status == 0)
     #expect(run.output.contains("usage: swiftep") && run.output.contains("exit codes"))
   }
@@ -159,6 +159,8 @@ enum Binary {
     ),
     (["launch", "-n", "2", "--grace", "-1", "--", "true"], "--grace: expected a number of 0.0 to 86400.0, found '-1'"),
     (["launch", "-n", "2", "-x", "--", "true"], "flag: expected one of -n, --grace, --keep-going, --tag, found -x"),
+    (["doctor", "--ranks", "257"], "--ranks: expected an integer of 1 to 256, found '257'"),
+    (["doctor", "--json=-"], "--json: expected no value, found '-'"),
     (["bench", "--", "true"], "flag: expected one of --ranks"),
     (["verify", "--seconds", "0"], "--seconds: expected a number of"),
   ]

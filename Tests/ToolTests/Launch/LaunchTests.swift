@@ -307,6 +307,15 @@ import Testing
     #expect(run.errors.contains("found one whose interpreter is not there"), "\(run.errors)")
   }
 
+  /// A file that may not be as large as an arena is an error like others: the system's own answer is SIGXFSZ.
+  @Test func aLimitOfFileSizesIsAnError() throws {
+    let job = try LaunchedJob(
+      ["-n", "1"], script: "ulimit -f 100; exec \(Binary.url.path) bench --tokens 1024 --hidden 256 --iterations 1")
+    let run = try job.end()
+    #expect(run.status == 3)
+    #expect(run.errors.contains("ftruncate of rank 0 failed: File too large\n"), "\(run.errors)")
+  }
+
   /// What was started before the system refused more is ended again.
   @Test func aLimitOfDescriptorsIsAnError() throws {
     let job = try LaunchedJob(
