@@ -12,19 +12,23 @@ let package = Package(
   targets: [
     .target(name: "CPlatform"),
     .target(name: "EPKernels", swiftSettings: strict),
-    .target(name: "Arena", dependencies: ["CPlatform"], swiftSettings: strict),
+    .target(name: "HostFacts", dependencies: ["CPlatform"], swiftSettings: strict),
+    .target(name: "Arena", dependencies: ["CPlatform", "HostFacts"], swiftSettings: strict),
     .target(name: "HostMachine", dependencies: ["CPlatform", "EPKernels"], swiftSettings: strict),
     .target(
-      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostMachine"],
+      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostFacts", "HostMachine"],
       swiftSettings: strict),
     .target(
       name: "Conformance", dependencies: ["Arena", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
-      name: "swiftep", dependencies: ["Arena", "Conformance", "CPlatform", "EPKernels", "HostMachine", "SwiftEP"],
+      name: "swiftep",
+      dependencies: ["Arena", "Conformance", "CPlatform", "EPKernels", "HostFacts", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
-    .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
+    .target(name: "MadeUpHosts", dependencies: ["HostFacts"], path: "Tests/MadeUpHosts", swiftSettings: strict),
+    .testTarget(name: "HostFactsTests", dependencies: ["HostFacts", "MadeUpHosts"], swiftSettings: strict),
+    .testTarget(name: "ArenaTests", dependencies: ["Arena", "HostFacts", "MadeUpHosts"], swiftSettings: strict),
     .testTarget(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
@@ -32,9 +36,13 @@ let package = Package(
       name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests", dependencies: ["Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "ConformanceTests", dependencies: ["Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .testTarget(
-      name: "ToolTests", dependencies: ["swiftep", "CPlatform", "Conformance", "HostMachine", "SwiftEP"],
+      name: "ToolTests",
+      dependencies: [
+        "swiftep", "Arena", "CPlatform", "Conformance", "HostFacts", "HostMachine", "MadeUpHosts", "SwiftEP",
+      ],
       swiftSettings: strict),
   ]
 )

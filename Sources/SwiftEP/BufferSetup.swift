@@ -1,7 +1,7 @@
 import Arena
-import CPlatform
 import EPKernels
 import Glibc
+import HostFacts
 import HostMachine
 
 /// The creation of one rank's buffer. In three gathers, so that what goes wrong anywhere is the same error everywhere:
@@ -18,7 +18,7 @@ struct BufferSetup {
     key = group.mesh.nextBuffer(of: group.generation)
   }
 
-  private var coreCount: Int { Int(swiftep_usable_core_count()) }
+  private var coreCount: Int { usableCoreCount() }
   private var workerCount: Int { workers ?? max(1, coreCount / group.rankCount) }
 
   func run() throws(EPError) -> BufferCore {
@@ -117,7 +117,9 @@ struct BufferSetup {
   }
 
   private var memoryNeed: MemoryNeed {
-    MemoryNeed(neededByteCount: plan.byteCount, availableByteCount: nil, domain: "host")
+    // Threads share what is mapped.
+    let needed = plan.systemByteCount(mappedArenaCount: group.isOfProcesses ? group.rankCount : 1)
+    return MemoryNeed(neededByteCount: needed, limits: FileTree.host.memoryLimits)
   }
 
   private func makeArena() throws(EPError) -> RankArena {

@@ -1,6 +1,7 @@
 import Conformance
 import Foundation
 import Glibc
+import HostFacts
 import HostMachine
 import SwiftEP
 
@@ -116,7 +117,7 @@ final class Bench: Sendable {
   private func runRank(_ communicator: Communicator, _ copies: Copies) throws -> Measurements {
     let rank = communicator.rank
     try rankSteps.barrier.wait()
-    let residentBefore = try residentByteCount(rank)
+    let residentBefore = residentByteCount(rank)
     try rankSteps.barrier.wait()
     let buffer = try ExpertBuffer(communicator, plan: plan, workers: workerCount)
     defer { buffer.close() }
@@ -142,8 +143,8 @@ final class Bench: Sendable {
   }
 
   /// Of this rank, if it is a process; of all ranks of this process, if it is the first of them.
-  private func residentByteCount(_ rank: Int) throws -> Int {
-    rank == 0 || isProcess ? try swiftep.residentByteCount() : 0
+  private func residentByteCount(_ rank: Int) -> Int {
+    rank == 0 || isProcess ? Int(FileTree.host.residentByteCount ?? 0) : 0
   }
 
   /// A rank that is a process of its own is not where the bench was made.
@@ -180,7 +181,7 @@ final class Bench: Sendable {
     }
     let combined = try combine(rank, buffer, rows, dispatched.handle)
     try rankSteps.barrier.wait()
-    measurements.residentByteCount = max(0, try residentByteCount(rank) - residentBefore)
+    measurements.residentByteCount = max(0, residentByteCount(rank) - residentBefore)
     try rankSteps.barrier.wait()
     sums.rows?[rank].copyBeginning(from: rows)
     try rankSteps.barrier.wait()

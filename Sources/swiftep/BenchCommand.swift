@@ -1,5 +1,6 @@
 import Conformance
 import Foundation
+import HostFacts
 import SwiftEP
 
 /// Of `bench` and `verify`.
@@ -61,7 +62,7 @@ struct BenchSettings {
 
   init(_ arguments: Arguments) throws {
     job = try JobSpec(arguments)
-    workerCount = try arguments.integer("workers", in: 1...256, default: max(1, usableCoreCount / job.rankCount))
+    workerCount = try arguments.integer("workers", in: 1...256, default: max(1, usableCoreCount() / job.rankCount))
     let threadCountMax = 1024
     if job.rankCount * workerCount > threadCountMax {
       throw UsageError(
@@ -117,7 +118,7 @@ struct BenchSettings {
   /// Inputs, what is received, copies of both, and what the oracle expects; where a token goes to as many ranks as it
   /// can.
   private func checkMemory(_ plan: ExpertBuffer.Plan) throws {
-    guard let available = availableByteCount() else { return }
+    guard let available = FileTree.host.grantableByteCount.map(Int.init) else { return }
     let rowByteCount = job.hidden * job.rowType.inputDType.byteCount
     let receivedPerToken = job.layout == .bySource ? min(job.topK, job.rankCount) : job.topK
     // A token's routing: the caller's, the gate's, the oracle's and what arrives with its rows.

@@ -1,4 +1,5 @@
 import Foundation
+import HostFacts
 import SwiftEP
 
 /// What a bench found, as JSON and as a table.
@@ -52,7 +53,7 @@ struct BenchReport: Codable, Equatable {
     (resultHash, residentBytes) = (hash.text, all.reduce(0) { $0 + $1.residentByteCount })
     (self.processes, flagRoundTripNanoseconds) = (processes, measurements.flagRoundTripNanoseconds)
     plannedBytesPerRank = bench.plan.byteCount
-    (processor, cores) = (processorName(), usableCoreCount)
+    (processor, cores) = (FileTree.host.processorName, usableCoreCount())
     let copies = zip(bench.floorSizes, measurements.copies).map { sizes, times in CopyBandwidth(sizes, times) }
     (copyGigabytesPerSecond, copyKind) = (copies[0].bytesPerNanosecond, copies[0].kind.rawValue)
     let dispatchSizes = CopyFloor.dispatchSizes(job, bench.workload)

@@ -130,10 +130,11 @@ enum Binary {
   }
 
   @Test(arguments: [
-    ["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"], ["inspect", "--help"],
+    ["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"], ["launch", "--help"],
+    ["doctor", "--help"], ["inspect", "--help"], ["chaos", "--help"],
   ])
   func help(_ words: [String]) throws {
-    let run = try Binary.run(words)
+    let run = try Binary.run(words + ["--help"])
     #expect(run.status == 0)
     #expect(run.output.contains("usage: swiftep") && run.output.contains("exit codes"))
   }
@@ -162,6 +163,19 @@ enum Binary {
     (["bench", "--workers", "256", "--ranks", "8"], "--workers: expected at most 1024 workers of all ranks"),
     (["plan", "--ranks", "256", "--tokens", "16777216"], "--tokens: expected fewer rows than an Int32 counts"),
     (["plan", "--results", "0"], "--results: expected an integer of 1 to 64, found '0'"),
+    (["launch", "--", "true"], "-n: expected how many ranks to start, found none"),
+    (["launch", "-n", "0", "--", "true"], "-n: expected an integer of 1 to 65536, found '0'"),
+    (["launch", "-n", "2"], "argument: expected -- PROGRAM [ARGUMENT]..., found none"),
+    (["launch", "-n", "2", "--"], "argument: expected -- PROGRAM [ARGUMENT]..., found none"),
+    (
+      ["launch", "-n", "2", "true"],
+      "argument: expected a flag (--name), or -- before PROGRAM [ARGUMENT]..., found 'true'"
+    ),
+    (["launch", "-n", "2", "--grace", "-1", "--", "true"], "--grace: expected a number of 0.0 to 86400.0, found '-1'"),
+    (["launch", "-n", "2", "-x", "--", "true"], "flag: expected one of -n, --grace, --keep-going, --tag, found -x"),
+    (["doctor", "--ranks", "257"], "--ranks: expected an integer of 1 to 256, found '257'"),
+    (["doctor", "--json=-"], "--json: expected no value, found '-'"),
+    (["bench", "--", "true"], "flag: expected one of --ranks"),
     (["verify", "--seconds", "0"], "--seconds: expected a number of"),
     (["inspect"], "PID: expected the number of a process, found none"),
     (["inspect", "-1"], "PID: expected the number of a process, found '-1'"),

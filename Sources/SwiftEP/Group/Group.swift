@@ -29,6 +29,9 @@ package final class Group: Sendable {
 
   package var rankCount: Int { members.count }
 
+  /// Rather than of threads.
+  var isOfProcesses: Bool { mesh.isListening }
+
   /// As this process would call it; nil where that is not known.
   func process(ofRank rank: Int) -> Int32? {
     if !mesh.isListening { return mesh.card.process }
