@@ -14,8 +14,9 @@ let package = Package(
     .target(name: "EPKernels", swiftSettings: strict),
     .target(name: "Arena", dependencies: ["CPlatform"], swiftSettings: strict),
     .target(name: "HostMachine", dependencies: ["CPlatform", "EPKernels"], swiftSettings: strict),
+    .target(name: "Rendezvous", dependencies: ["Arena", "CPlatform"], swiftSettings: strict),
     .target(
-      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostMachine"],
+      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostMachine", "Rendezvous"],
       swiftSettings: strict),
     .target(name: "Conformance", dependencies: ["HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
