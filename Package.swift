@@ -27,6 +27,9 @@ let package = Package(
     .testTarget(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
+      name: "RendezvousTests", dependencies: ["Conformance", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
+      swiftSettings: strict),
+    .testTarget(
       name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
     .testTarget(
       name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),

@@ -41,13 +41,12 @@ package enum Launcher: String, CaseIterable, Sendable {
         hostCount: "SLURM_STEP_NUM_NODES", job: ["PMI_JOBID", "SLURM_JOB_ID", "SLURM_STEP_ID"])
     case .slurm:
       Variables(
-        signs: ["SLURM_PROCID"], rank: ["SLURM_PROCID", "PMIX_RANK"], count: ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"],
+        signs: ["SLURM_PROCID"], rank: ["SLURM_PROCID"], count: ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"],
         hostCount: "SLURM_STEP_NUM_NODES", job: ["SLURM_JOB_ID", "SLURM_STEP_ID"])
     }
   }
 
-  /// The launcher of a process with these variables: the first that is recognized, since the one that was asked last is
-  /// the one within the others.
+  /// The launcher of a process with these variables: the first that is recognized.
   static func find(in environment: [String: String]) -> Launcher? {
     allCases.first { launcher in launcher.variables.signs.contains { environment[$0] != nil } }
   }
