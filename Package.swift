@@ -23,11 +23,14 @@ let package = Package(
       name: "swiftep", dependencies: ["Conformance", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
+    .executableTarget(
+      name: "environment-ranks", dependencies: ["SwiftEP"], path: "Examples/EnvironmentRanks", swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
     .testTarget(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
     .testTarget(
-      name: "RendezvousTests", dependencies: ["Conformance", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
+      name: "RendezvousTests",
+      dependencies: ["Arena", "CPlatform", "Conformance", "HostMachine", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
       swiftSettings: strict),
     .testTarget(
       name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),

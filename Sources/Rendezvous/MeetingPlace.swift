@@ -63,7 +63,7 @@ package struct MeetingPlace: Sendable {
 
   /// How long another's socket at the only place is waited for to go away.
   private static let listenPatience: Duration = .seconds(5)
-  private static let probePatience: Duration = .seconds(1)
+  private static let probePatience: Duration = .milliseconds(500)
 
   private func listen(
     at places: [SocketAddress], for seat: Seat, until deadline: ContinuousClock.Instant

@@ -78,6 +78,7 @@ extension String {
   /// Without white space at its ends.
   var trimmed: String {
     let rest = drop { $0.isWhitespace }
-    return String(rest.prefix(rest.lastIndex { !$0.isWhitespace }.map { rest.distance(from: rest.startIndex, to: $0) + 1 } ?? 0))
+    return String(
+      rest.prefix(rest.lastIndex { !$0.isWhitespace }.map { rest.distance(from: rest.startIndex, to: $0) + 1 } ?? 0))
   }
 }

@@ -3,7 +3,7 @@ import SwiftEP
 
 @main
 struct Tool {
-  static let commands = [benchCommand, verifyCommand, planCommand]
+  static let commands = [benchCommand, verifyCommand, planCommand, tokenCommand]
 
   static func main() {
     exit(run(Array(CommandLine.arguments.dropFirst())).rawValue)

@@ -86,8 +86,8 @@ import Testing
 }
 
 @Suite struct ChannelTests {
-  static func pair() -> (sender: Channel, receiver: Channel) {
-    let channel = Channel(keystream: HMACKey([1]), authentication: HMACKey([2]))
+  static func pair() -> (sender: SealedChannel, receiver: SealedChannel) {
+    let channel = SealedChannel(keystream: HMACKey([1]), authentication: HMACKey([2]))
     return (channel, channel)
   }
 

@@ -325,11 +325,11 @@ struct Simulation {
   private mutating func check() {
     let guestCountMax = Patience.strangerCountMax(participantCount: options.count) + options.count - 1
     if server.guestCount > guestCountMax { violations.append("\(server.guestCount) guests") }
-    let heldMax = server.guestCount * Channel.frameByteCountMax + options.count * Message.partByteCountMax
+    let heldMax = server.guestCount * SealedChannel.frameByteCountMax + options.count * Message.partByteCountMax
     if server.heldByteCount > heldMax { violations.append("the server holds \(server.heldByteCount) bytes") }
     for index in clientIndices {
       let held = participants[index]!.client.heldByteCount
-      if held > Channel.frameByteCountMax + options.count * Message.partByteCountMax {
+      if held > SealedChannel.frameByteCountMax + options.count * Message.partByteCountMax {
         violations.append("client \(index) holds \(held) bytes")
       }
     }

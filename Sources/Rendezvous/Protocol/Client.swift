@@ -25,8 +25,8 @@ package struct Client: Secret {
   }
 
   private struct Member {
-    var incoming: Channel
-    var outgoing: Channel
+    var incoming: SealedChannel
+    var outgoing: SealedChannel
     /// Who is missing, once the server has said so: it has taken this one then.
     var missing: Int?
     var pieces: [[UInt8]] = []

@@ -23,8 +23,8 @@ struct Guest {
 
   struct Member {
     let index: Int
-    var incoming: Channel
-    var outgoing: Channel
+    var incoming: SealedChannel
+    var outgoing: SealedChannel
     /// Who it was told is missing.
     var toldMissing: Int
     /// The next part that it is to be sent: of which piece, from which byte on.

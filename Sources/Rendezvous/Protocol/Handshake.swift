@@ -3,7 +3,7 @@
 ///     client: "SwEPcall" | version: 1 | nonce: 32
 ///     server: "SwEPhost" | version: 1 | nonce: 32
 ///     client: index: 4 | count: 4 | room: 1 + n | proof: 32
-///     server: proof: 32, and from then on frames of a `Channel` in both directions
+///     server: proof: 32, and from then on frames of a `SealedChannel` in both directions
 ///
 /// A proof is a keyed hash over the version, the role of who proves, both nonces and the seat. The server proves nothing
 /// to who has not proven first. Numbers are big-endian; lengths in bytes.

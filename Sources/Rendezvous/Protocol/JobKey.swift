@@ -24,11 +24,11 @@ package struct JobKey: Secret {
   private static let authenticationPurpose: UInt8 = 32
 
   /// What `role` sends after the handshake.
-  func channel(from role: Handshake.Role, after handshake: Handshake) -> Channel {
+  func channel(from role: Handshake.Role, after handshake: Handshake) -> SealedChannel {
     func subkey(_ purpose: UInt8) -> HMACKey {
       HMACKey(key.code(for: [purpose + role.rawValue] + handshake.transcript))
     }
-    return Channel(keystream: subkey(Self.keystreamPurpose), authentication: subkey(Self.authenticationPurpose))
+    return SealedChannel(keystream: subkey(Self.keystreamPurpose), authentication: subkey(Self.authenticationPurpose))
   }
 
   // MARK: Ports

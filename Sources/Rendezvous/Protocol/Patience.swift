@@ -6,11 +6,11 @@ package struct Patience: Sendable {
   /// How often those who wait are told who is missing, if that changes.
   package var notice: Duration = .milliseconds(500)
   /// How long a client waits for proof at one place before it tries the next; twice as long in each round.
-  package var place: Duration = .seconds(1)
+  package var place: Duration = .milliseconds(250)
   package var placeMax: Duration = .seconds(16)
   /// How long a client rests before it tries the places again; twice as long in each round.
   package var rest: Duration = .milliseconds(10)
-  package var restMax: Duration = .milliseconds(320)
+  package var restMax: Duration = .milliseconds(160)
 
   package init() {}
 

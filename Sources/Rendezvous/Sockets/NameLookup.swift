@@ -77,7 +77,9 @@ final class NameLookup: @unchecked Sendable {
     defer { freeaddrinfo(list) }
     let entries = sequence(first: list!) { $0.pointee.ai_next }
     return .addresses(
-      entries.map { SocketAddress(UnsafeRawBufferPointer(start: $0.pointee.ai_addr, count: Int($0.pointee.ai_addrlen))) })
+      entries.map {
+        SocketAddress(UnsafeRawBufferPointer(start: $0.pointee.ai_addr, count: Int($0.pointee.ai_addrlen)))
+      })
   }
 }
 

@@ -6,7 +6,7 @@
 /// numbers begin at 0 and no keystream is used twice.
 ///
 ///     length of the text: 2 bytes | cipher text | code: 32 bytes
-struct Channel: Secret {
+struct SealedChannel: Secret {
   private let keystream: HMACKey
   private let authentication: HMACKey
   private var frameIndex: UInt64 = 0
