@@ -27,7 +27,7 @@ import Testing
   }
 
   @Test func aMillionLetters() {
-    let digest = SHA256.digest(of: repeatElement(UInt8(ascii: "a"), count: 1_000_000))
+    let digest = SHA256.digest(of: [UInt8](repeating: UInt8(ascii: "a"), count: 1_000_000))
     #expect(Self.hexadecimal(digest) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0")
   }
 

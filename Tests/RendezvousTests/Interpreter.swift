@@ -62,7 +62,7 @@ struct Interpreter {
 
   private mutating func run() {
     // Long programs only repeat themselves.
-    for _ in 0..<400 {
+    for _ in 0..<200 {
       guard let code = program.popFirst(), simulation.violations.isEmpty else { break }
       step(Operation.allCases[Int(code) % Operation.allCases.count])
     }
@@ -91,7 +91,7 @@ struct Interpreter {
     case .tick: simulation.tick(.milliseconds(byte()))
     case .longTick: simulation.tick(.milliseconds(200 * byte()))
     case .settle: simulation.settle(rounds: byte() % 8)
-    case .crowd: for _ in 0..<byte() { _ = simulation.acceptStranger() }
+    case .crowd: for _ in 0..<byte() % 80 { _ = simulation.acceptStranger() }
     }
   }
 

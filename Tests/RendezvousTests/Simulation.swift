@@ -49,7 +49,7 @@ struct Simulation {
   private(set) var now: ContinuousClock.Instant
   let deadline: ContinuousClock.Instant
   private var nextConnection = 0
-  private var nextNonce: UInt8 = 0
+  private let secrets: [ArraySlice<UInt8>]
   private var nonceCount = 0
 
   static let token = Array("the token of this very simulation".utf8)
@@ -61,6 +61,7 @@ struct Simulation {
 
   init(_ options: Options) {
     self.options = options
+    secrets = (0..<options.count).map { Self.piece($0).prefix(8) } + [Self.token.prefix(8)]
     now = .now
     deadline = now + options.timeout
     let key = JobKey(token: Self.token, job: "simulated")
@@ -92,6 +93,7 @@ struct Simulation {
     perform(server.tick(now: now))
     for index in clientIndices { perform(participants[index]!.client.tick(now: now), of: index) }
     check()
+    checkMemory()
   }
 
   /// The client's attempt to connect succeeds, and leads to the server (or to nobody, where that does not listen), or to
@@ -181,7 +183,7 @@ struct Simulation {
   mutating func receive(_ bytes: [UInt8], from stranger: Server.Connection) {
     guard connections[stranger] == .some(.none), !bytes.isEmpty else { return }
     perform(server.received(stranger, bytes))
-    check()
+    checkMemory()
   }
 
   /// All that wants to happen happens, for a while.
@@ -314,7 +316,6 @@ struct Simulation {
 
   /// No eight bytes of a piece or of the token are on the wire.
   private mutating func checkIsSecret(_ bytes: [UInt8]) {
-    let secrets = (0..<options.count).map { Self.piece($0).prefix(8) } + [Self.token.prefix(8)]
     for secret in secrets where bytes.count >= 8 {
       for first in 0...bytes.count - 8 where bytes[first] == secret[0] && bytes[first..<first + 8] == secret {
         violations.append("a secret is on the wire")
@@ -325,6 +326,10 @@ struct Simulation {
   private mutating func check() {
     let guestCountMax = Patience.strangerCountMax(participantCount: options.count) + options.count - 1
     if server.guestCount > guestCountMax { violations.append("\(server.guestCount) guests") }
+    if server.guestCount > connections.count { violations.append("the server has guests without connections") }
+  }
+
+  private mutating func checkMemory() {
     let heldMax = server.guestCount * SealedChannel.frameByteCountMax + options.count * Message.partByteCountMax
     if server.heldByteCount > heldMax { violations.append("the server holds \(server.heldByteCount) bytes") }
     for index in clientIndices {
@@ -333,7 +338,6 @@ struct Simulation {
         violations.append("client \(index) holds \(held) bytes")
       }
     }
-    if server.guestCount > connections.count { violations.append("the server has guests without connections") }
     if let next = server.nextTick, serverOutcome != nil { violations.append("a tick at \(next) after the end") }
   }
 }

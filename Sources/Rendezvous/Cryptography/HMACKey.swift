@@ -6,8 +6,8 @@ struct HMACKey: Secret {
   init(_ key: [UInt8]) {
     var padded = key.count > SHA256.blockByteCount ? SHA256.digest(of: key) : key
     padded += repeatElement(0, count: SHA256.blockByteCount - padded.count)
-    inner.update(padded.lazy.map { $0 ^ 0x36 })
-    outer.update(padded.lazy.map { $0 ^ 0x5c })
+    inner.update(padded.map { $0 ^ 0x36 })
+    outer.update(padded.map { $0 ^ 0x5c })
   }
 
   /// 32 bytes that only who has the key can compute.

@@ -8,13 +8,13 @@ struct SHA256 {
   private var block = InlineArray<64, UInt8>(repeating: 0)
   private var byteCount: UInt64 = 0
 
-  static func digest(of bytes: some Sequence<UInt8>) -> [UInt8] {
+  static func digest(of bytes: [UInt8]) -> [UInt8] {
     var hash = SHA256()
     hash.update(bytes)
     return hash.finish()
   }
 
-  mutating func update(_ bytes: some Sequence<UInt8>) {
+  mutating func update(_ bytes: [UInt8]) {
     for byte in bytes {
       let index = Int(byteCount % 64)
       block[index] = byte
@@ -25,10 +25,8 @@ struct SHA256 {
 
   consuming func finish() -> [UInt8] {
     let bitCount = byteCount * 8
-    update(CollectionOfOne(0x80))
     let used = Int(byteCount % 64)
-    update(repeatElement(0, count: (used <= 56 ? 56 : 120) - used))
-    update(bitCount.bigEndianBytes)
+    update([0x80] + [UInt8](repeating: 0, count: (used < 56 ? 55 : 119) - used) + bitCount.bigEndianBytes)
     return state.indices.flatMap { state[$0].bigEndianBytes }
   }
 

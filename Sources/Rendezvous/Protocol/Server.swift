@@ -69,7 +69,7 @@ package struct Server: Secret {
   package mutating func accepted(_ connection: Connection, nonce: Nonce) -> [Directive] {
     guard phase == .gathering else { return [.drop(connection)] }
     var directives: [Directive] = []
-    let strangers = guests.filter { $0.value.member == nil }.keys
+    let strangers = guests.lazy.filter { $0.value.member == nil }.map(\.key)
     if strangers.count >= Patience.strangerCountMax(participantCount: seat.count) {
       directives += drop(strangers.min()!)
     }
