@@ -151,6 +151,22 @@ import Testing
     #expect(simulation.participants[1]!.outcome == .failure(.unproven(place: "place 0", found: found)))
   }
 
+  /// Without the token there is no proof: none of bytes that somebody makes up, and none of the client's own.
+  @Test(arguments: [false, true])
+  func aServerWithoutProof(reflects: Bool) {
+    var simulation = Simulation(.init(count: 2))
+    simulation.connect(1, toStranger: true)
+    simulation.inject(Array("SwEPhost".utf8) + [1] + [UInt8](repeating: 1, count: 32), 1, toServer: false)
+    simulation.deliverToClient(1)
+    let ownProof = Array(simulation.participants[1]!.link!.toServer.suffix(32))
+    simulation.inject(reflects ? ownProof : [UInt8](repeating: 7, count: 32), 1, toServer: false)
+    simulation.deliverToClient(1)
+    #expect(simulation.participants[1]!.link == nil)
+    simulation.finish()
+    let expected = RendezvousError.unproven(place: "place 0", found: "one that does not know the token")
+    #expect(simulation.participants[1]!.outcome == .failure(expected))
+  }
+
   @Test func aClientOfAnotherVersionIsTold() {
     var simulation = Simulation(.init(count: 2))
     let stranger = simulation.acceptStranger()
