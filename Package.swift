@@ -15,8 +15,9 @@ let package = Package(
     .target(name: "HostFacts", dependencies: ["CPlatform"], swiftSettings: strict),
     .target(name: "Arena", dependencies: ["CPlatform", "HostFacts"], swiftSettings: strict),
     .target(name: "HostMachine", dependencies: ["CPlatform", "EPKernels"], swiftSettings: strict),
+    .target(name: "Rendezvous", dependencies: ["Arena", "CPlatform"], swiftSettings: strict),
     .target(
-      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostFacts", "HostMachine"],
+      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "EPKernels", "HostFacts", "HostMachine", "Rendezvous"],
       swiftSettings: strict),
     .target(
       name: "Conformance", dependencies: ["Arena", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
@@ -26,6 +27,8 @@ let package = Package(
       swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
+    .executableTarget(
+      name: "environment-ranks", dependencies: ["SwiftEP"], path: "Examples/EnvironmentRanks", swiftSettings: strict),
     .target(name: "MadeUpHosts", dependencies: ["HostFacts"], path: "Tests/MadeUpHosts", swiftSettings: strict),
     .testTarget(name: "HostFactsTests", dependencies: ["HostFacts", "MadeUpHosts"], swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena", "HostFacts", "MadeUpHosts"], swiftSettings: strict),
@@ -34,6 +37,10 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "RendezvousTests",
+      dependencies: ["Arena", "CPlatform", "Conformance", "HostMachine", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
       swiftSettings: strict),
     .testTarget(
       name: "ConformanceTests", dependencies: ["Conformance", "HostFacts", "HostMachine", "SwiftEP"],

@@ -62,7 +62,7 @@ struct Arguments {
   ) throws(UsageError) {
     var rest = words[...]
     while let word = rest.popFirst() {
-      if takesOperands && !word.hasPrefix("-") {
+      if takesOperands && !word.hasPrefix("--") && !flags.contains(where: { $0.spelling == word }) {
         operands.append(word)
         continue
       }

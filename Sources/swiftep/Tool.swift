@@ -4,7 +4,7 @@ import SwiftEP
 @main
 struct Tool {
   static let commands = [
-    benchCommand, verifyCommand, planCommand, launchCommand, doctorCommand, inspectCommand, chaosCommand,
+    benchCommand, verifyCommand, planCommand, launchCommand, tokenCommand, doctorCommand, inspectCommand, chaosCommand,
   ]
 
   static func main() {

@@ -131,7 +131,7 @@ enum Binary {
 
   @Test(arguments: [
     ["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"], ["launch", "--help"],
-    ["doctor", "--help"], ["inspect", "--help"], ["chaos", "--help"],
+    ["token", "--help"], ["doctor", "--help"], ["inspect", "--help"], ["chaos", "--help"],
   ])
   func help(_ words: [String]) throws {
     let run = try Binary.run(words + ["--help"])
@@ -224,5 +224,15 @@ enum Binary {
     #expect(run.output.hasPrefix("seed 1\n"))
     #expect(run.output.hasSuffix("jobs passed\n"))
     #expect(!run.output.contains("\n0 jobs"))
+  }
+
+  /// On stdout alone, and another each time.
+  @Test func token() throws {
+    let runs = try (0..<2).map { _ in try Binary.run(["token"]) }
+    for run in runs {
+      #expect(run.status == 0 && run.errors.isEmpty)
+      #expect(run.output.count == 65 && run.output.hasSuffix("\n") && run.output.dropLast().allSatisfy(\.isHexDigit))
+    }
+    #expect(runs[0].output != runs[1].output)
   }
 }

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 // MARK: System calls. Each returns what the system call returns; -1 means errno is set.
@@ -57,6 +58,12 @@ ssize_t swiftep_receive(int descriptor, void *bytes, size_t capacity, int *attac
 int swiftep_make_waker(void);
 /// At most 256 bytes that nobody can guess.
 int swiftep_random(void *bytes, size_t byte_count);
+
+/// A TCP socket that listens, or that is about to be connected: it can be written to when that has come to an end, and
+/// `swiftep_connection_error` is 0 where it has succeeded. `swiftep_accept`, `swiftep_send` and `swiftep_receive` serve these too.
+int swiftep_listen_tcp(const struct sockaddr *address, socklen_t length);
+int swiftep_connect_tcp(const struct sockaddr *address, socklen_t length);
+int swiftep_connection_error(int descriptor);
 
 // MARK: Forks
 
