@@ -100,19 +100,30 @@ import Testing
     let memory = try ArenaMemory(reservedByteCount: 1 << 30, facts: host.tree)
     try memory.grow(to: page)
     memory.base.storeBytes(of: 7, as: UInt8.self)
-    // The file with the facts is a pipe, which says what it is told once for every time that it is asked.
+    // The file with the facts is a pipe, which says something else every time that it is read.
     let path = host.folder.path + "/proc/meminfo"
     try FileManager.default.removeItem(atPath: path)
     try #require(mkfifo(path, 0o600) == 0)
     let answers = Thread {
-      for kilobytes in [1 << 20, 1 << 17] {
-        let pipe = open(path, O_WRONLY)
-        let text = Array("MemTotal: 9999999 kB\nMemAvailable: \(kilobytes) kB\n".utf8)
+      // The reader may be gone by the time that it is answered.
+      var broken = sigset_t()
+      sigemptyset(&broken)
+      sigaddset(&broken, SIGPIPE)
+      pthread_sigmask(SIG_BLOCK, &broken, nil)
+      var available = [1 << 20, 1 << 17][...]
+      while !Thread.current.isCancelled {
+        let pipe = open(path, O_WRONLY | O_NONBLOCK)
+        if pipe < 0 {
+          usleep(500)
+          continue
+        }
+        let text = Array("MemTotal: 9999999 kB\nMemAvailable: \(available.popFirst() ?? 0) kB\n".utf8)
         _ = write(pipe, text, text.count)
         close(pipe)
       }
     }
     answers.start()
+    defer { answers.cancel() }
     let refused = SystemCallError(call: "madvise(MADV_POPULATE_WRITE)", code: ENOMEM)
     #expect(throws: refused) { try memory.grow(to: 256 << 20) }
     #expect(try memory.byteCount == page && resident(memory) == page)

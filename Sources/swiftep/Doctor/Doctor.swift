@@ -55,7 +55,7 @@ extension Doctor {
 
   private var memoryChecks: [Check] {
     let limits = files.memoryLimits
-    let needed = "\(binaryUnits(neededByteCount)) for \(job.rankCount) ranks"
+    let needed = "\(binaryUnits(neededByteCount)) for the ranks, \(binaryUnits(MemoryLimit.reserve)) left over"
     var checks = limits.map { limit in
       let isEnough = neededByteCount <= limit.grantableByteCount
       return Check(

@@ -110,7 +110,8 @@ import Testing
       script:
         "mark there; [ $SWIFTEP_RANK = 1 ] && exit 5; await_go; echo done; exit 6"
     )
-    try job.mark("there", of: 1)
+    let failing = try job.mark("there", of: 1)
+    try job.eventually("the end of rank 1") { !isAlive(failing) }
     try job.letGo()
     let run = try job.end()
     #expect(run.status == 5 && run.output == "done\n")
@@ -122,7 +123,8 @@ import Testing
       ["-n", "3", "--keep-going", "--grace", "0"],
       script:
         "mark there; [ $SWIFTEP_RANK = 0 ] && kill -9 $$; await_go; echo done")
-    for rank in 0..<3 { try job.mark("there", of: rank) }
+    let ranks = try (0..<3).map { try job.mark("there", of: $0) }
+    try job.eventually("the end of rank 0") { !isAlive(ranks[0]) }
     usleep(200_000)
     try job.letGo()
     let run = try job.end()

@@ -41,6 +41,11 @@ final class LaunchedJob {
     } else {
       process.standardInput = FileHandle.nullDevice
     }
+    // The threads that run tests have blocked most signals, and children inherit that.
+    var (none, before) = (sigset_t(), sigset_t())
+    sigemptyset(&none)
+    pthread_sigmask(SIG_SETMASK, &none, &before)
+    defer { pthread_sigmask(SIG_SETMASK, &before, nil) }
     try process.run()
   }
 
