@@ -16,7 +16,7 @@
   let epoch = epochWord.load(UInt64.self, at: 0) &+ 1
   epochWord.store(epoch, at: 0)
   let recorder = FlightRecorder(view)
-  recorder.note(machine, .epoch, epoch)
+  recorder.exchange(machine, epoch: epoch)
 
   let offset = control.exchangeOffset(epoch: epoch, source: view.rank)
   let block = view.ownArena.advanced(byBytes: offset)
@@ -31,9 +31,9 @@
     machine.signal(peer, offset: control.signalOffset(.exchange, source: view.rank), epoch: epoch)
     step = step &+ 1
   }
-  if !awaitAll(machine, view: view, slot: .exchange, epoch: epoch, operation: operation) { return nil }
-
-  recorder.enter(machine, .place, now: machine.now)
+  let seen = awaitAll(machine, view: view, slot: .exchange, epoch: epoch, operation: operation)
+  guard let seen else { return nil }
+  recorder.enter(machine, .place, now: seen)
   let verdict = compareHeaders(view, epoch: epoch)
   operation.set(verdict)
   if verdict.code == StatusCode.ok.rawValue { return epoch }
@@ -42,14 +42,15 @@
 }
 
 /// Waits until every peer has signalled `epoch` in `slot`; a peer that has not within the time allowed, or never will,
-/// becomes the operation's status.
+/// becomes the operation's status. Returns when the last one was seen, nil where one was not.
 ///
 /// A peer that departs after it has signalled is missed by nobody in this slot: what it had to do for it, it has done
 /// for all.
 @inlinable func awaitAll<M: Machine>(
   _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
-) -> Bool {
+) -> UInt64? {
   let begin = machine.now
+  var end = begin
   let deadline = begin &+ view.timeoutNanoseconds
   let recorder = FlightRecorder(view)
   recorder.enter(machine, slot == .exchange ? .exchange : .completion, now: begin)
@@ -61,7 +62,7 @@
       if missed >= 0 {
         let missing = Missing(rank: missed, slot: slot, epoch: epoch)
         fail(machine, .departed, missing, view: view, since: begin, operation: operation)
-        return false
+        return nil
       }
     }
     while source < view.rankCount {
@@ -74,15 +75,16 @@
         if result == .timedOut {
           let missing = findMissing(machine, view: view, Missing(rank: source, slot: slot, epoch: epoch))
           fail(machine, .timeout, missing, view: view, since: begin, operation: operation)
-          return false
+          return nil
         }
-        recorder.waited(machine, peer: source, slot: slot, epoch: epoch, nanoseconds: machine.now &- begin)
+        end = machine.now
+        recorder.waited(machine, peer: source, slot: slot, epoch: epoch, nanoseconds: end &- begin)
       }
       source = source &+ 1
     }
     heard = machine.hear(view.alarm)
   }
-  return true
+  return end
 }
 
 /// The first peer that has departed without the signal, or -1.
@@ -167,6 +169,6 @@
     machine.signal(view.arena(of: (view.rank &+ step) % view.rankCount), offset: offset, epoch: epoch)
     step = step &+ 1
   }
-  if !awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation) { return }
-  FlightRecorder(view).finish(machine, operation.status, now: machine.now)
+  let seen = awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation)
+  if let seen { FlightRecorder(view).finish(machine, operation.status, now: seen) }
 }

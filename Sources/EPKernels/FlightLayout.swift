@@ -10,29 +10,25 @@
 
   @inlinable public init(rankCount: Int32) { self.rankCount = rankCount }
 
+  /// A power of two.
   @inlinable public static var recordCount: Int64 { 64 }
 
   /// `FlightProgress`.
   @inlinable public static var progressOffset: Int64 { 0 }
 
   @inlinable static var peersOffset: Int64 { 64 }
-  @inlinable static var peerStride: Int64 { 8 &* Int64(PeerField.longestWaitStep.rawValue &+ 1) }
 
   @inlinable public func offset(of field: PeerField, peer: Int32) -> Int64 {
-    Self.peersOffset &+ Int64(peer) &* Self.peerStride &+ 8 &* Int64(field.rawValue)
+    Self.peersOffset &+ Int64(peer) &* PeerField.byteCount &+ 8 &* Int64(field.rawValue)
   }
 
-  @inlinable public static var fieldCount: Int32 { FlightField.completionWait.rawValue &+ 1 }
-  @inlinable var recordsOffset: Int64 { alignUp(Self.peersOffset &+ Int64(rankCount) &* Self.peerStride, to: 128) }
+  @inlinable var recordsOffset: Int64 { alignUp(Self.peersOffset &+ Int64(rankCount) &* PeerField.byteCount, to: 64) }
   /// In whole cache lines.
-  @inlinable static var recordStride: Int64 { alignUp(8 &* Int64(fieldCount), to: 64) }
+  @inlinable static var recordStride: Int64 { alignUp(FlightField.byteCount, to: 64) }
 
-  @inlinable public func offset(ofField field: Int32, index: Int64) -> Int64 {
-    recordsOffset &+ index % Self.recordCount &* Self.recordStride &+ 8 &* Int64(field)
-  }
-
-  @inlinable public func offset(of field: FlightField, index: Int64) -> Int64 {
-    offset(ofField: field.rawValue, index: index)
+  /// Of operation `index`.
+  @inlinable public func offset(ofRecord index: Int64) -> Int64 {
+    recordsOffset &+ (index & (Self.recordCount &- 1)) &* Self.recordStride
   }
 
   @inlinable public var byteCount: Int64 { recordsOffset &+ Self.recordCount &* Self.recordStride }
@@ -54,6 +50,10 @@
   case inputBegan, prepareBegan, exchangeBegan, placeBegan, deliverBegan, completionBegan, ended
   /// Of the exchange and of the completion: the peer that was waited for longest, and how long; a wait of 0: nobody.
   case exchangePeer, exchangeWait, completionPeer, completionWait
+
+  /// Of the record.
+  @inlinable public var offset: Int64 { 8 &* Int64(rawValue) }
+  @inlinable public static var byteCount: Int64 { FlightField.completionWait.offset &+ 8 }
 }
 
 /// What a rank knows of each of its peers.
@@ -62,6 +62,8 @@
   case process
   /// Nanoseconds; then the operation's epoch, and the `FlightStep`.
   case longestWait, longestWaitEpoch, longestWaitStep
+
+  @inlinable public static var byteCount: Int64 { 8 &* Int64(PeerField.longestWaitStep.rawValue &+ 1) }
 }
 
 /// Where a rank is in its operation. An operation that ends early goes from any step to `idle`.

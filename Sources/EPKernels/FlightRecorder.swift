@@ -20,8 +20,11 @@
     FlightProgress(word: at(FlightLayout.progressOffset).load(UInt64.self, at: 0))
   }
 
-  @inlinable func note<M: Machine>(_ machine: M, _ field: FlightField, _ value: UInt64) {
-    machine.note(value, at: at(layout.offset(of: field, index: progress.index)))
+  /// The record of the operation that has begun last.
+  @inlinable var record: Address { at(layout.offset(ofRecord: progress.index)) }
+
+  @inlinable func note<M: Machine>(_ machine: M, _ field: FlightField, in record: Address, _ value: UInt64) {
+    machine.note(value, at: record.advanced(byBytes: field.offset))
   }
 
   // MARK: Progress
@@ -41,8 +44,9 @@
     } else {
       open(machine, operation: operation, .prepare)
     }
-    note(machine, .tokenCount, UInt64(truncatingIfNeeded: tokenCount))
-    note(machine, .bytesPerRow, UInt64(bitPattern: bytesPerRow))
+    let record = record
+    note(machine, .tokenCount, in: record, UInt64(truncatingIfNeeded: tokenCount))
+    note(machine, .bytesPerRow, in: record, UInt64(bitPattern: bytesPerRow))
   }
 
   @inlinable func hasFailed(_ view: RankView) -> Bool {
@@ -54,34 +58,40 @@
     let index = progress.index &+ 1
     // From here on, readers leave the oldest record alone.
     machine.publish(FlightProgress(index: index, step: .opening).word, at: at(FlightLayout.progressOffset))
-    var field: Int32 = 0
-    while field < FlightLayout.fieldCount {
-      machine.note(0, at: at(layout.offset(ofField: field, index: index)))
-      field = field &+ 1
+    let record = record
+    var offset: Int64 = 0
+    while offset < FlightField.byteCount {
+      machine.note(0, at: record.advanced(byBytes: offset))
+      offset = offset &+ 8
     }
-    note(machine, .operation, UInt64(bitPattern: operation))
-    note(machine, step.beganField, machine.now)
+    note(machine, .operation, in: record, UInt64(bitPattern: operation))
+    note(machine, step.beganField, in: record, machine.now)
     machine.publish(FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
   }
 
+  /// This rank's exchange of `epoch` begins.
+  @inlinable func exchange<M: Machine>(_ machine: M, epoch: UInt64) { note(machine, .epoch, in: record, epoch) }
+
   /// The step before ends at `now`, and this one begins.
   @inlinable func enter<M: Machine>(_ machine: M, _ step: FlightStep, now: UInt64) {
-    note(machine, step.beganField, now)
+    note(machine, step.beganField, in: record, now)
     machine.note(
       FlightProgress(index: progress.index, step: step).word, at: at(FlightLayout.progressOffset))
   }
 
   /// Of this rank, as both follow from an exchange; its own rows included.
   @inlinable func count<M: Machine>(_ machine: M, rowsSent: Int64, rowsReceived: Int64) {
-    note(machine, .rowsSent, UInt64(bitPattern: rowsSent))
-    note(machine, .rowsReceived, UInt64(bitPattern: rowsReceived))
+    let record = record
+    note(machine, .rowsSent, in: record, UInt64(bitPattern: rowsSent))
+    note(machine, .rowsReceived, in: record, UInt64(bitPattern: rowsReceived))
   }
 
   /// The operation has ended, well or not.
   @inlinable public func finish<M: Machine>(_ machine: M, _ status: OperationStatus, now: UInt64) {
-    note(machine, .statusCode, UInt64(bitPattern: status.code))
-    note(machine, .statusRank, UInt64(bitPattern: status.rank))
-    note(machine, .ended, now)
+    let record = record
+    note(machine, .statusCode, in: record, UInt64(bitPattern: status.code))
+    note(machine, .statusRank, in: record, UInt64(bitPattern: status.rank))
+    note(machine, .ended, in: record, now)
     machine.publish(
       FlightProgress(index: progress.index, step: .idle).word, at: at(FlightLayout.progressOffset))
   }
@@ -101,8 +111,9 @@
     _ machine: M, peer: Int32, slot: SignalSlot, epoch: UInt64, nanoseconds: UInt64
   ) {
     let isExchange = slot == .exchange
-    note(machine, isExchange ? .exchangePeer : .completionPeer, UInt64(truncatingIfNeeded: peer))
-    note(machine, isExchange ? .exchangeWait : .completionWait, nanoseconds)
+    let record = record
+    note(machine, isExchange ? .exchangePeer : .completionPeer, in: record, UInt64(truncatingIfNeeded: peer))
+    note(machine, isExchange ? .exchangeWait : .completionWait, in: record, nanoseconds)
     let longest = at(layout.offset(of: .longestWait, peer: peer))
     if nanoseconds <= longest.load(UInt64.self, at: 0) { return }
     // Zero while the other two change.

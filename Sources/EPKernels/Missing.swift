@@ -32,17 +32,17 @@
   let arena = view.arena(of: missing.rank)
   let recorder = FlightRecorder(view, arena: arena)
   let progress = FlightProgress(word: machine.read(recorder.at(FlightLayout.progressOffset)))
-  let layout = recorder.layout
+  let record = recorder.at(recorder.layout.offset(ofRecord: progress.index))
   if progress.step == .idle {
-    let code = machine.read(recorder.at(layout.offset(of: .statusCode, index: progress.index)))
+    let code = machine.read(record.advanced(byBytes: FlightField.statusCode.offset))
     let isFailed = code == UInt64(StatusCode.timeout.rawValue) || code == UInt64(StatusCode.departed.rawValue)
     if !isFailed { return missing }
-    let rank = machine.read(recorder.at(layout.offset(of: .statusRank, index: progress.index)))
+    let rank = machine.read(record.advanced(byBytes: FlightField.statusRank.offset))
     return Missing(rank: Int32(truncatingIfNeeded: rank), slot: missing.slot, epoch: missing.epoch)
   }
   if progress.peer < 0 || progress.step != .exchange && progress.step != .completion { return missing }
   let slot: SignalSlot = progress.step == .exchange ? .exchange : .completion
-  let epoch = machine.read(recorder.at(layout.offset(of: .epoch, index: progress.index)))
+  let epoch = machine.read(record.advanced(byBytes: FlightField.epoch.offset))
   // What it waited for is there: it has stopped without seeing that.
   let offset = view.control.signalOffset(slot, source: progress.peer)
   if machine.isSignalled(arena, offset: offset, epoch: epoch) { return missing }

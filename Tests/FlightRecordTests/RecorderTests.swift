@@ -215,11 +215,11 @@ import Testing
       }
     }
     for index in Int64(1)...64 {
-      for field in 0..<FlightLayout.fieldCount { offsets.append(layout.offset(ofField: field, index: index)) }
+      for field in 0..<FlightField.byteCount / 8 { offsets.append(layout.offset(ofRecord: index) + 8 * field) }
     }
     #expect(Set(offsets).count == offsets.count)
     #expect(offsets.allSatisfy { $0 % 8 == 0 && $0 >= 0 && $0 + 8 <= layout.byteCount })
-    #expect(layout.offset(ofField: 2, index: 65) == layout.offset(ofField: 2, index: 1))
+    #expect(layout.offset(ofRecord: 65) == layout.offset(ofRecord: 1))
     let pagesEnd = control.exchangeOffset(epoch: 1, source: rankCount - 1) + control.exchangeBlockByteCount
     #expect(control.recorderOffset >= pagesEnd && control.recorderOffset % 64 == 0)
     #expect(control.byteCount >= control.recorderOffset + layout.byteCount)

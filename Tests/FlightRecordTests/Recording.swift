@@ -44,7 +44,8 @@ final class Recording: @unchecked Sendable {
 
   /// Overwrites the word of `field` in the record of operation `index`.
   func overwrite(_ field: FlightField, of index: Int, with word: UInt64) {
-    let offset = control.recorderOffset + FlightLayout(rankCount: rankCount).offset(of: field, index: Int64(index))
+    let offset =
+      control.recorderOffset + FlightLayout(rankCount: rankCount).offset(ofRecord: Int64(index)) + field.offset
     Address(arena).advanced(byBytes: offset).store(word, at: 0)
   }
 
@@ -54,7 +55,7 @@ final class Recording: @unchecked Sendable {
   func begin(_ index: Int) {
     recorder.begin(
       machine, view: view, operation: Int64(1 + index % 3), tokenCount: Int32(index), bytesPerRow: Int64(3 * index))
-    recorder.note(machine, .epoch, UInt64(index + 1000))
+    recorder.exchange(machine, epoch: UInt64(index + 1000))
   }
 
   /// Waits `nanoseconds` for each of `peers`, as the recorder learns it.

@@ -30,7 +30,7 @@ import Testing
     func wait(_ rank: Int, for peer: Int32, in slot: SignalSlot, epoch: UInt64) {
       let recorder = FlightRecorder(views[rank])
       recorder.begin(HostMachine.host, view: views[rank], operation: 1, tokenCount: 1, bytesPerRow: 1)
-      recorder.note(HostMachine.host, .epoch, epoch)
+      recorder.note(HostMachine.host, .epoch, in: recorder.record, epoch)
       recorder.enter(HostMachine.host, slot == .exchange ? .exchange : .completion, now: 1)
       recorder.await(HostMachine.host, peer: peer)
     }

@@ -114,18 +114,27 @@ private final class RunningBench {
   /// Until it ends.
   @Test func watching() throws {
     let bench = try RunningBench("--ranks", "2")
-    let identifier = bench.identifier
-    let killer = Thread {
-      usleep(400_000)
-      kill(identifier, SIGKILL)
+    let process = Process()
+    let output = Pipe()
+    process.executableURL = Binary.url
+    process.arguments = ["inspect", "\(bench.identifier)", "--json", "--watch", "0.05"]
+    process.standardOutput = output
+    try process.run()
+    var text = Data()
+    while text.count(where: { $0 == UInt8(ascii: "\n") }) < 3 {
+      let more = output.fileHandleForReading.availableData
+      try #require(!more.isEmpty, "inspect ended early")
+      text += more
     }
-    killer.start()
-    let run = try inspect("\(identifier)", "--json", "--watch", "0.05")
-    #expect(run.status == 0 && run.errors.isEmpty)
-    let documents = try run.output.split(separator: "\n").map {
-      try JSONDecoder().decode([InspectedProcess].self, from: Data($0.utf8))
+    bench.signal(SIGKILL)
+    text += output.fileHandleForReading.readDataToEndOfFile()
+    process.waitUntilExit()
+    #expect(process.terminationReason == .exit && process.terminationStatus == 0)
+    let documents = try text.split(separator: UInt8(ascii: "\n")).map {
+      try JSONDecoder().decode([InspectedProcess].self, from: $0)
     }
-    #expect(documents.count >= 2 && documents.allSatisfy { $0[0].process == identifier && $0[0].ranks.count == 2 })
+    #expect(documents.count >= 3)
+    #expect(documents.allSatisfy { $0[0].process == bench.identifier && $0[0].ranks.count == 2 })
   }
 
   @Test func aProcessWithoutBuffers() throws {

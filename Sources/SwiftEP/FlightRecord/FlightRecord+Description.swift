@@ -30,10 +30,13 @@ extension FlightRecord: CustomStringConvertible {
 
   /// The last operations as a table, and the longest waits.
   package func history(operationCountMax: Int) -> String {
+    if operations.isEmpty { return "no operations" }
+    var lines: [String] = []
     let shown = operations.suffix(operationCountMax)
-    if shown.isEmpty { return "no operations" }
-    var lines = ["the last \(shown.count == 1 ? "operation" : "\(shown.count) operations"):"]
-    lines += "\(table(of: shown))".split(separator: "\n").map { "  \($0)" }
+    if !shown.isEmpty {
+      lines.append("the last \(shown.count == 1 ? "operation" : "\(shown.count) operations"):")
+      lines += "\(table(of: shown))".split(separator: "\n").map { "  \($0)" }
+    }
     if !longestWaits.isEmpty {
       let longest = longestWaits.sorted { $0.nanoseconds > $1.nanoseconds }.prefix(3).map { wait in
         "\(durationText(wait.nanoseconds)) for \(name(ofRank: wait.peer)) (\(wait.step), epoch \(wait.epoch))"

@@ -58,7 +58,8 @@ private struct FlightReader {
 
   /// - Parameter end: the step that it is in; `idle`: it has ended.
   private func operation(_ index: Int64, until end: FlightStep) -> FlightRecord.Operation? {
-    func word(_ field: FlightField) -> UInt64 { base.advanced(byBytes: layout.offset(of: field, index: index)).noted() }
+    let record = base.advanced(byBytes: layout.offset(ofRecord: index))
+    func word(_ field: FlightField) -> UInt64 { record.advanced(byBytes: field.offset).noted() }
     func count(_ field: FlightField) -> Int { Int(truncatingIfNeeded: word(field)) }
     func wait(_ peer: FlightField, _ nanoseconds: FlightField, in step: FlightStep) -> FlightRecord.Wait? {
       let waited = word(nanoseconds)
