@@ -31,6 +31,8 @@ public struct Communicator: Sendable {
   /// user, one boot of one host, and one network namespace.
   ///
   /// - Parameters:
+  ///   - rank: this process's, in `0..<rankCount`.
+  ///   - rankCount: at most 65536.
   ///   - timeout: how long each other process is waited for, once `allGather` has returned.
   ///   - allGather: the caller's way of telling bytes to all ranks: is called once, with at most 1 KiB, and returns
   ///     what each rank passed, in rank order. What it passes is a secret of the ranks': whoever reads it can connect

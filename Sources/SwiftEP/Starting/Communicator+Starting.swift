@@ -47,7 +47,9 @@ extension Communicator {
   /// The processes have to be of one user, one boot of one host, and one network namespace.
   ///
   /// - Parameters:
+  ///   - rank: this process's, in `0..<rankCount`.
   ///   - rankCount: at most 4096.
+  ///   - point: where the ranks meet; the same on all.
   ///   - timeout: how long the other ranks are waited for.
   /// - Throws: `invalidArgument`; `rankMissing` (step `setup`) naming the lowest rank that did not come, on all that are
   ///   there; `ranksDisagree` on the rank that is wrong about the number of ranks, and on all where processes cannot
@@ -65,7 +67,9 @@ extension Communicator {
 
   /// Becomes the last rank of a group that was made at `point`, and whose ranks call `admit` without an `allGather`.
   ///
-  /// - Parameter timeout: how long to wait for the group.
+  /// - Parameters:
+  ///   - point: where the group was made.
+  ///   - timeout: how long to wait for the group.
   /// - Throws: `rankMissing` (step `regrouping`) where no group comes to `point`; `rendezvousFailed` where another
   ///   process joins already, or a group starts there rather than admits; otherwise as `join(timeout:allGather:)`.
   public static func join(at point: MeetingPoint, timeout: Duration = .seconds(100)) throws(EPError) -> Communicator {

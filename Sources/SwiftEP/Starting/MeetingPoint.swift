@@ -8,6 +8,7 @@ public struct MeetingPoint: Sendable {
   let place: MeetingPlace
 
   /// - Parameters:
+  ///   - token: what the ranks share and prove to each other.
   ///   - address: `host:port` or `[v6]:port`, where the lowest rank listens. Nil: on the loopback address, at a port
   ///     that follows from `token` and `job`, or one of a few others where that one is in use.
   ///   - job: keeps jobs that have the same token and no address apart.
