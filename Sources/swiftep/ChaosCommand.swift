@@ -14,10 +14,12 @@ let chaosCommand = Command(
     must report the missing rank, an innocent one never; form a new group, often with newcomers; and work again.
     """,
   body: { arguments in
-    var settings = ChaosSettings(
+    let settings = ChaosSettings(
       rankCount: try arguments.integer("ranks", in: 3...64, default: 5),
       faultCount: try arguments.integer("faults", in: 1...1_000_000, default: 100),
       seed: try arguments.seed("seed", default: 1))
+    // Buffers are lost here on purpose.
+    setenv("SWIFTEP_FLIGHT_RECORDER", "off", 0)
     let status = StatusLine()
     try printNow("seed \(settings.seed)")
     do {
