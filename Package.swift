@@ -23,7 +23,9 @@ let package = Package(
       name: "Conformance", dependencies: ["Arena", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
       name: "swiftep",
-      dependencies: ["Arena", "Conformance", "CPlatform", "EPKernels", "HostFacts", "HostMachine", "SwiftEP"],
+      dependencies: [
+        "Arena", "Conformance", "CPlatform", "EPKernels", "HostFacts", "HostMachine", "Rendezvous", "SwiftEP",
+      ],
       swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),

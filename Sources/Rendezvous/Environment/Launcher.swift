@@ -47,7 +47,7 @@ package enum Launcher: String, CaseIterable, Sendable {
   }
 
   /// The launcher of a process with these variables: the first that is recognized.
-  static func find(in environment: [String: String]) -> Launcher? {
+  package static func find(in environment: [String: String]) -> Launcher? {
     allCases.first { launcher in launcher.variables.signs.contains { environment[$0] != nil } }
   }
 }

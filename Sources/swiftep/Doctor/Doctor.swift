@@ -1,6 +1,7 @@
 import Arena
 import Glibc
 import HostFacts
+import Rendezvous
 import SwiftEP
 
 /// Looks at a host, and says what a job would find there. All that it knows is given to it.
@@ -118,28 +119,18 @@ extension MemoryLimit {
 // MARK: Launchers
 
 extension Doctor {
-  /// Launchers and the variables by which they tell a process its rank and how many there are.
-  private static let launchers = [
-    ("swiftep launch", "SWIFTEP_RANK", "SWIFTEP_RANK_COUNT"), ("torchrun", "RANK", "WORLD_SIZE"),
-    ("OpenMPI's mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI (MPICH)", "PMI_RANK", "PMI_SIZE"),
-    ("SLURM's srun", "SLURM_PROCID", "SLURM_NTASKS"),
-  ]
+  var launcher: String? { Rendezvous.Launcher.find(in: environment)?.rawValue }
 
-  var launcher: String? {
-    Self.launchers.first { environment[$0.1] != nil || environment[$0.2] != nil }?.0
-  }
-
+  /// Whether a rank that is started here finds the others, if by what a launcher tells it.
   private var launcherCheck: Check {
-    let found = Self.launchers.flatMap { name, rank, count in
-      let variables = [rank, count].compactMap { variable in environment[variable].map { "\(variable)=\($0)" } }
-      return variables.isEmpty ? [] : ["\(name): \(variables.joined(separator: " "))"]
+    guard let launcher else { return Check(name: "launcher", state: .ok, found: "no variables of one") }
+    do throws(InputFault) {
+      let job = try JobEnvironment(environment)
+      return Check(name: "launcher", state: .ok, found: "\(launcher): rank \(job.rank) of \(job.rankCount)")
+    } catch {
+      return Check(
+        name: "launcher", state: .warning, found: "\(launcher): \(error.subject): \(error.found)",
+        needed: "\(error.subject): \(error.expected)", remedy: "start ranks by a launcher, or set the variable")
     }
-    let halves = Self.launchers.filter { (environment[$0.1] == nil) != (environment[$0.2] == nil) }
-    let missing = halves.map { environment[$0.1] == nil ? $0.1 : $0.2 }
-    return Check(
-      name: "launcher", state: missing.isEmpty ? .ok : .warning,
-      found: found.isEmpty ? "no variables of one" : found.joined(separator: "; "),
-      needed: missing.isEmpty ? "" : missing.joined(separator: ", ") + " too",
-      remedy: missing.isEmpty ? "" : "start ranks by a launcher, or set or unset both variables")
   }
 }

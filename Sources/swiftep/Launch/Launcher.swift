@@ -2,6 +2,7 @@ import Arena
 import CPlatform
 import Glibc
 import HostMachine
+import Rendezvous
 
 /// Runs the ranks of a job: starts them, hands on what they write and what signals come, and ends what is left. For the
 /// process's main thread, once.
@@ -73,7 +74,7 @@ final class Launcher {
   // MARK: Starting
 
   private func start() throws {
-    let token = try makeToken()
+    let token = try Token.random().text
     let null = try OpenFile.null()
     var firstInput: OpenFile?
     if isatty(STDIN_FILENO) == 1 {
@@ -105,16 +106,6 @@ final class Launcher {
   private func follow(_ rank: Int, _ pipe: OpenFile, to outlet: Outlet) throws(SystemCallError) {
     try watch.add(pipe.raw, .stream(streams.count))
     streams.append(TaggedStream(rank: rank, pipe, to: outlet))
-  }
-
-  /// 256 random bits that the ranks prove to each other to be of this job.
-  private func makeToken() throws(SystemCallError) -> String {
-    var bytes = [UInt8](repeating: 0, count: 32)
-    try systemCall("getrandom") { swiftep_random(&bytes, bytes.count) }
-    return bytes.map { byte in
-      let digits = String(byte, radix: 16)
-      return digits.count == 1 ? "0" + digits : digits
-    }.joined()
   }
 
   // MARK: What happens

@@ -220,15 +220,19 @@ import Testing
 
   @Test func launchers() throws {
     let host = try host()
-    let environment = [
-      "SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SWIFTEP_TOKEN": "a secret", "PATH": "/bin",
+    var environment = [
+      "SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SWIFTEP_TOKEN": "a secret of some length", "PATH": "/bin",
     ]
     let report = try report(host, environment: environment)
     #expect(report.path == .processes && report.ways[1].why == "started by SLURM's srun")
-    #expect(try check(report, "launcher").found == "SLURM's srun: SLURM_PROCID=3 SLURM_NTASKS=8")
+    #expect(try check(report, "launcher").found == "SLURM's srun: rank 3 of 8")
     #expect(!String(decoding: try report.json(), as: UTF8.self).contains("a secret"))
     let half = try check(try self.report(host, environment: ["RANK": "1"]), "launcher")
-    #expect(half.state == .warning && half.needed == "WORLD_SIZE too")
+    #expect(half.state == .warning && half.needed.hasPrefix("WORLD_SIZE: an integer"))
+    environment["SWIFTEP_TOKEN"] = nil
+    let untold = try check(try self.report(host, environment: environment), "launcher")
+    #expect(untold.state == .warning && untold.needed.hasPrefix("SWIFTEP_TOKEN: a secret that all ranks have"))
+    #expect(try check(try self.report(host), "launcher").found == "no variables of one")
   }
 
   // MARK: GPUs
