@@ -45,7 +45,7 @@ let package = Package(
       dependencies: ["Arena", "CPlatform", "Conformance", "HostMachine", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
       swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests", dependencies: ["Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      name: "ConformanceTests", dependencies: ["CPlatform", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
       name: "ToolTests",

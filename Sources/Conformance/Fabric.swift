@@ -69,11 +69,15 @@ package struct SocketFabric: Fabric {
 
 /// An all-gather of bytes between threads, once.
 package final class Meeting: Sendable {
+  package let count: Int
   private let pieces: Guarded<[[UInt8]?]>
 
   package struct Incomplete: Error {}
 
-  package init(count: Int) { pieces = Guarded(Array(repeating: nil, count: count)) }
+  package init(count: Int) {
+    self.count = count
+    pieces = Guarded(Array(repeating: nil, count: count))
+  }
 
   /// - Throws: `Incomplete` after 30 seconds.
   package func gather(_ bytes: [UInt8], from index: Int) throws -> [[UInt8]] {
