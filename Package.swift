@@ -12,26 +12,51 @@ let package = Package(
   targets: [
     .target(name: "CPlatform"),
     .target(name: "EPKernels", swiftSettings: strict),
-    .target(name: "Arena", dependencies: ["CPlatform"], swiftSettings: strict),
+    .target(name: "HostFacts", dependencies: ["CPlatform"], swiftSettings: strict),
+    .target(name: "Arena", dependencies: ["CPlatform", "HostFacts"], swiftSettings: strict),
     .target(name: "HostMachine", dependencies: ["CPlatform", "EPKernels"], swiftSettings: strict),
     .target(name: "CCUDA", exclude: ["PTX"]),
     .target(name: "CUDADriver", dependencies: ["CCUDA"], swiftSettings: strict),
+    .target(name: "Rendezvous", dependencies: ["Arena", "CPlatform"], swiftSettings: strict),
     .target(
-      name: "SwiftEP", dependencies: ["Arena", "CPlatform", "CUDADriver", "EPKernels", "HostMachine"],
+      name: "SwiftEP",
+      dependencies: ["Arena", "CPlatform", "CUDADriver", "EPKernels", "HostFacts", "HostMachine", "Rendezvous"],
       swiftSettings: strict),
-    .target(name: "Conformance", dependencies: ["HostMachine", "SwiftEP"], swiftSettings: strict),
+    .target(
+      name: "Conformance", dependencies: ["Arena", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
     .executableTarget(
-      name: "swiftep", dependencies: ["Conformance", "CPlatform", "CUDADriver", "HostMachine", "SwiftEP"],
+      name: "swiftep",
+      dependencies: [
+        "Arena", "Conformance", "CPlatform", "CUDADriver", "EPKernels", "HostFacts", "HostMachine", "Rendezvous",
+        "SwiftEP",
+      ],
       swiftSettings: strict),
     .executableTarget(
       name: "first-dispatch", dependencies: ["SwiftEP"], path: "Examples/FirstDispatch", swiftSettings: strict),
-    .testTarget(name: "ArenaTests", dependencies: ["Arena"], swiftSettings: strict),
+    .executableTarget(
+      name: "environment-ranks", dependencies: ["SwiftEP"], path: "Examples/EnvironmentRanks", swiftSettings: strict),
+    .target(name: "MadeUpHosts", dependencies: ["HostFacts"], path: "Tests/MadeUpHosts", swiftSettings: strict),
+    .testTarget(name: "HostFactsTests", dependencies: ["HostFacts", "MadeUpHosts"], swiftSettings: strict),
+    .testTarget(name: "ArenaTests", dependencies: ["Arena", "HostFacts", "MadeUpHosts"], swiftSettings: strict),
     .testTarget(
-      name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine"], swiftSettings: strict),
+      name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests", dependencies: ["Conformance", "SwiftEP"], swiftSettings: strict),
+      name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .testTarget(name: "PTXTests", dependencies: ["CCUDA"], swiftSettings: strict),
     .testTarget(
-      name: "ToolTests", dependencies: ["swiftep", "Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "RendezvousTests",
+      dependencies: ["Arena", "CPlatform", "Conformance", "HostMachine", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "ConformanceTests", dependencies: ["CPlatform", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "ToolTests",
+      dependencies: [
+        "swiftep", "Arena", "CPlatform", "Conformance", "HostFacts", "HostMachine", "MadeUpHosts", "SwiftEP",
+      ],
+      swiftSettings: strict),
   ]
 )

@@ -1,5 +1,6 @@
 import CPlatform
 import Glibc
+import HostFacts
 
 /// One rank's symmetric memory: a memory file without a name, mapped once a process.
 ///
@@ -15,9 +16,14 @@ package final class ArenaMemory: @unchecked Sendable {
   package let descriptor: Descriptor?
   /// The file's size: larger than `byteCount` where growing it was possible, but not taking its memory.
   private var fileByteCount: Int64 = 0
+  /// What the system says of itself.
+  private let facts: FileTree
 
   /// A new file of no bytes, mapped for `reservedByteCount` (rounded up to pages).
-  package init(reservedByteCount: Int64) throws(SystemCallError) {
+  ///
+  /// - Parameter facts: what the system says of the memory that can be had.
+  package init(reservedByteCount: Int64, facts: FileTree = .host) throws(SystemCallError) {
+    self.facts = facts
     let file = try Descriptor("memfd_create") { swiftep_memfd_create(ArenaMemory.fileName) }
     try systemCall("fcntl(F_ADD_SEALS)") { swiftep_seal_shrink(file.raw) }
     self.reservedByteCount = HoleList.roundUp(reservedByteCount)
@@ -35,6 +41,10 @@ package final class ArenaMemory: @unchecked Sendable {
     self.reservedByteCount = reservedByteCount
     base = try Self.map(file, byteCount: reservedByteCount)
     descriptor = nil
+    facts = .host
+    // Saves the first operations a fault for each page. Not to be had: no harm.
+    var status = stat()
+    if fstat(file.raw, &status) == 0 { _ = swiftep_map_present(base, min(Int(status.st_size), Int(reservedByteCount))) }
   }
 
   /// By this name `/proc` shows arenas to `swiftep inspect`.
@@ -53,19 +63,38 @@ package final class ArenaMemory: @unchecked Sendable {
     return mapped
   }
 
-  /// Grows the file to `newByteCount`, which is not less than before, and takes its memory from the system at once.
-  /// To be called on an arena of this rank's own.
+  /// Grows the file to `newByteCount`, which is not less than before, and takes its memory from the system at once. To be
+  /// called on an arena of this rank's own.
+  ///
+  /// - Throws: `SystemCallError`, where there is not as much (ENOMEM) or a file may not be as large (EFBIG): to take it
+  ///   nevertheless would get the process killed. No more memory is taken then than before.
   package func grow(to newByteCount: Int64) throws(SystemCallError) {
     precondition(newByteCount >= byteCount && newByteCount <= reservedByteCount)
     guard let descriptor else { preconditionFailure("a peer's arena does not grow here") }
     if newByteCount > fileByteCount {
+      if let limit = facts.limit(.fileSize), newByteCount > limit.soft {
+        throw SystemCallError(call: "ftruncate", code: EFBIG)
+      }
       try systemCall("ftruncate") { ftruncate(descriptor.raw, Int(newByteCount)) }
       fileByteCount = newByteCount
     }
-    let added = base + Int(byteCount)
-    try systemCall("madvise(MADV_POPULATE_WRITE)") { [byteCount] in
-      swiftep_populate(added, Int(newByteCount - byteCount))
+    var taken = byteCount
+    do throws(SystemCallError) {
+      // In steps, so that ranks that grow at the same time see what the others have taken.
+      while taken < newByteCount {
+        if let available = facts.grantableByteCount, newByteCount - taken > available {
+          throw SystemCallError(call: "madvise(MADV_POPULATE_WRITE)", code: ENOMEM)
+        }
+        let step = min(newByteCount - taken, Self.stepByteCount)
+        try systemCall("madvise(MADV_POPULATE_WRITE)") { swiftep_populate(base + Int(taken), Int(step)) }
+        taken += step
+      }
+    } catch {
+      madvise(base + Int(byteCount), Int(min(taken + Self.stepByteCount, newByteCount) - byteCount), MADV_REMOVE)
+      throw error
     }
     byteCount = newByteCount
   }
+
+  private static let stepByteCount: Int64 = 32 << 20
 }

@@ -4,11 +4,12 @@ import Glibc
 /// An open file, socket or memory file, closed when the last reference to it is gone. A forked child does not have it.
 package final class Descriptor: Sendable {
   package let raw: Int32
+  private let isGuarded: Bool
 
   /// Takes over an open descriptor.
   package init(owning raw: Int32) {
     self.raw = raw
-    swiftep_guard_from_forks(raw)
+    isGuarded = swiftep_guard_from_forks(raw) == 0
   }
 
   /// - Parameter call: the system call that `body` makes, for the error.
@@ -16,7 +17,9 @@ package final class Descriptor: Sendable {
     self.init(owning: try systemCall(call, body))
   }
 
-  deinit { swiftep_close_guarded(raw) }
+  deinit {
+    if isGuarded { swiftep_close_guarded(raw) } else { close(raw) }
+  }
 }
 
 /// A system call that failed.

@@ -10,6 +10,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -23,6 +26,8 @@ int swiftep_populate(void *address, size_t byte_count) {
   // Kernels before 5.14 do not know it; there, pages are taken at the first touch.
   return errno == EINVAL ? 0 : -1;
 }
+
+int swiftep_map_present(void *address, size_t byte_count) { return madvise(address, byte_count, MADV_POPULATE_READ); }
 
 int swiftep_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds) {
   struct timespec timeout = {.tv_sec = (time_t)(nanoseconds / 1000000000u), .tv_nsec = (long)(nanoseconds % 1000000000u)};

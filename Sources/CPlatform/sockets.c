@@ -3,12 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -116,39 +113,3 @@ int swiftep_seals_shrinking(int descriptor) {
   int seals = fcntl(descriptor, F_GET_SEALS);
   return seals < 0 ? -1 : (seals & F_SEAL_SHRINK) != 0;
 }
-
-// MARK: Forks
-
-// Descriptors that a forked child must not keep: an open copy of a control connection would hide its owner's death. One
-// more than the descriptor, zero: a free entry.
-enum { guarded_count_max = 8192 };
-static _Atomic int guarded[guarded_count_max];
-
-static void close_guarded(void) {
-  for (int index = 0; index < guarded_count_max; index++) {
-    int entry = atomic_load_explicit(&guarded[index], memory_order_relaxed);
-    if (entry > 0) close(entry - 1);
-    atomic_store_explicit(&guarded[index], 0, memory_order_relaxed);
-  }
-}
-
-static void install(void) { pthread_atfork(NULL, NULL, close_guarded); }
-
-void swiftep_guard_from_forks(int descriptor) {
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  pthread_once(&once, install);
-  for (int index = 0; index < guarded_count_max; index++) {
-    int empty = 0;
-    if (atomic_compare_exchange_strong(&guarded[index], &empty, descriptor + 1)) return;
-  }
-}
-
-void swiftep_close_guarded(int descriptor) {
-  for (int index = 0; index < guarded_count_max; index++) {
-    int entry = descriptor + 1;
-    if (atomic_compare_exchange_strong(&guarded[index], &entry, 0)) break;
-  }
-  close(descriptor);
-}
-
-int swiftep_hide_from_forks(void *address, size_t byte_count) { return madvise(address, byte_count, MADV_DONTFORK); }

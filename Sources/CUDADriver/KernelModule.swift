@@ -13,7 +13,7 @@ package final class KernelModule: @unchecked Sendable {
     case deliverDispatch = "swiftep_deliver_dispatch"
     case prepareCombine = "swiftep_prepare_combine"
     case deliverCombine = "swiftep_deliver_combine"
-    case nothing = "swiftep_nothing"
+    case tellTime = "swiftep_tell_time"
   }
 
   /// The oldest GPU that the kernels run on.
@@ -99,9 +99,12 @@ package final class KernelModule: @unchecked Sendable {
     }
   }
 
-  /// Runs a kernel that does nothing.
-  package func launchNothing(end: End, blockCount: Int, on stream: Stream) throws(DriverError) {
-    try launch(.nothing, [], end: end, blockCount: blockCount, on: stream)
+  /// Runs a kernel that does nothing but store the time of the GPU's clock, in nanoseconds, into `word`.
+  package func tellTime(
+    counter: DeviceAddress, word: DeviceAddress, blockCount: Int, on stream: Stream
+  ) throws(DriverError) {
+    let end = End(counter: counter, word: word, ticket: 0)
+    try launch(.tellTime, [], end: end, blockCount: blockCount, on: stream)
   }
 
   private func launch(
@@ -110,7 +113,7 @@ package final class KernelModule: @unchecked Sendable {
     let function = functions[kernel]!
     try gpu.call("cuLaunchKernel(\(kernel.rawValue))") { table in
       withUnsafeBytes(of: end) { end in
-        // SAFETY: the driver only reads what the parameters point to.
+        // SAFETY: the driver only reads what the parameters point to, as many as the kernel has.
         let first = UnsafeMutableRawPointer(mutating: end.baseAddress!)
         var parameters = arguments + [first, first + 8, first + 16]
         return table.cuLaunchKernel(

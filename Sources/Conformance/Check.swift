@@ -33,7 +33,7 @@ package func verify(
 }
 
 /// The calls of a job, with every rank's inputs and the oracle for each.
-private struct Script: Sendable {
+struct Script: Sendable {
   let job: Job
   /// One for each dispatch: the first, then the cached ones.
   let oracles: [Oracle]

@@ -2,32 +2,57 @@ import Glibc
 import HostMachine
 import SwiftEP
 
-/// What the suite asks of a machine and of the way its ranks are run: buffers, one for each rank. The suite knows
-/// nothing else of them, so it is the same for threads, processes and GPUs.
+/// What the suite asks of the way in which ranks are run: a group of them. It knows nothing else of them, so it is the
+/// same for threads, processes and GPUs.
 package protocol Fabric: Sendable {
-  /// Makes a buffer on every rank and runs `body` with each, all at the same time. Returns when all are done; throws
-  /// what the first to fail has thrown.
-  func run(
-    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
-  ) throws
+  /// What their operations run on.
+  var machine: Machine { get }
+
+  /// Makes a group and runs `body` on every rank, all at the same time. Returns, by rank, what it returned, when all
+  /// are done; throws what the first to fail has thrown. Nothing else that `body` does need be seen here.
+  ///
+  /// - Parameter timeout: how long ranks have to find each other.
+  func values<Value: Codable & Sendable>(
+    rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
+  ) throws -> [Value]
 }
 
-/// Ranks are threads of this process, whose operations run on the machine.
-package struct ThreadFabric: Fabric {
-  private let machine: Machine
+extension Fabric {
+  package var machine: Machine { .cpu }
 
-  package init(_ machine: Machine = .cpu) { self.machine = machine }
+  /// The same with a buffer on every rank, closed at the end.
+  package func values<Value: Codable & Sendable>(
+    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
+    _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+  ) throws -> [Value] {
+    try values(rankCount: plan.shape.rankCount, timeout: timeout) { communicator in
+      let buffer = try ExpertBuffer(communicator, plan: plan, workers: workers, timeout: timeout, machine: machine)
+      defer { buffer.close() }
+      return try body(buffer)
+    }
+  }
 
   package func run(
     plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
   ) throws {
-    let communicators = try Communicator.threads(rankCount: plan.shape.rankCount)
-    try inParallel(communicators.count) { rank in
-      let buffer = try ExpertBuffer(
-        communicators[rank], plan: plan, workers: workers, timeout: timeout, machine: machine)
-      defer { buffer.close() }
+    _ = try values(plan: plan, workers: workers, timeout: timeout) { buffer in
       try body(buffer)
+      return true
     }
+  }
+}
+
+/// Ranks are threads of this process.
+package struct ThreadFabric: Fabric {
+  package let machine: Machine
+
+  package init(_ machine: Machine = .cpu) { self.machine = machine }
+
+  package func values<Value: Codable & Sendable>(
+    rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
+  ) throws -> [Value] {
+    let communicators = try Communicator.threads(rankCount: rankCount)
+    return try valuesInParallel(rankCount) { try body(communicators[$0]) }
   }
 }
 
@@ -36,29 +61,30 @@ package struct ThreadFabric: Fabric {
 package struct SocketFabric: Fabric {
   package init() {}
 
-  package func run(
-    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
-  ) throws {
-    let count = plan.shape.rankCount
-    let meeting = Meeting(count: count)
-    try inParallel(count) { rank in
-      let communicator = try Communicator.processes(rank: rank, rankCount: count, timeout: timeout) { bytes in
+  package func values<Value: Codable & Sendable>(
+    rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
+  ) throws -> [Value] {
+    let meeting = Meeting(count: rankCount)
+    return try valuesInParallel(rankCount) { rank in
+      let communicator = try Communicator.processes(rank: rank, rankCount: rankCount, timeout: timeout) { bytes in
         try meeting.gather(bytes, from: rank)
       }
-      let buffer = try ExpertBuffer(communicator, plan: plan, workers: workers, timeout: timeout)
-      defer { buffer.close() }
-      try body(buffer)
+      return try body(communicator)
     }
   }
 }
 
 /// An all-gather of bytes between threads, once.
 package final class Meeting: Sendable {
+  package let count: Int
   private let pieces: Guarded<[[UInt8]?]>
 
   package struct Incomplete: Error {}
 
-  package init(count: Int) { pieces = Guarded(Array(repeating: nil, count: count)) }
+  package init(count: Int) {
+    self.count = count
+    pieces = Guarded(Array(repeating: nil, count: count))
+  }
 
   /// - Throws: `Incomplete` after 30 seconds.
   package func gather(_ bytes: [UInt8], from index: Int) throws -> [[UInt8]] {
@@ -94,6 +120,18 @@ package func inParallel(_ count: Int, _ body: @escaping @Sendable (Int) throws -
   if threads.count == count { state.withLock { $0.hasBegun = true } }
   for thread in threads { pthread_join(thread, nil) }
   if let error = state.withLock({ $0.failure }) { throw error }
+}
+
+/// Runs `body` on `count` threads and returns what it returned, by index.
+package func valuesInParallel<Value: Sendable>(
+  _ count: Int, _ body: @escaping @Sendable (Int) throws -> Value
+) throws -> [Value] {
+  let values = Guarded([Value?](repeating: nil, count: count))
+  try inParallel(count) { index in
+    let value = try body(index)
+    values.withLock { $0[index] = value }
+  }
+  return values.withLock { $0.map { $0! } }
 }
 
 private struct ParallelState {

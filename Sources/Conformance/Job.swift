@@ -1,7 +1,7 @@
 import SwiftEP
 
 /// Everything that a conformance run does, as a value: what the ranks hold, what they send, and which calls they make.
-package struct Job: Sendable, Equatable {
+package struct Job: Codable, Equatable, Sendable {
   // MARK: Shape
   package var rankCount: Int
   package var tokensPerRank: [Int]
@@ -73,7 +73,7 @@ package struct Job: Sendable, Equatable {
 }
 
 /// Where the rows lie that a rank gives to combine.
-package enum CombineSource: String, CaseIterable, Sendable {
+package enum CombineSource: String, CaseIterable, Codable, Sendable {
   /// Arena memory from `combineInput`.
   case input
   /// The rows that dispatch returned, written over. Left out where they cannot be summed.
@@ -146,7 +146,7 @@ extension Job: CustomStringConvertible {
 }
 
 /// A run whose result is not what the oracle says, or that ended in an error.
-package struct ConformanceFailure: Error, CustomStringConvertible {
+package struct ConformanceFailure: Error, Codable, CustomStringConvertible {
   package let job: Job
   /// -1 where no single rank is known.
   package let rank: Int

@@ -43,12 +43,21 @@
   @inlinable var rowByteCount: Int32 { elementsPerRow &* (format == .fp32 ? 4 : 2) }
   /// Top-k weights that one received row carries.
   @inlinable var weightsPerRow: Int32 { handle.layout.layout == .bySource ? handle.layout.topK : 1 }
+  /// A row with its weights, where those are asked for.
+  @inlinable var byteCountPerRow: Int64 {
+    Int64(rowByteCount) &+ (weightsOutput.isNull ? 0 : 4 &* Int64(weightsPerRow))
+  }
 }
 
 /// First half of a combine: rows outside the arena are staged into it; then the exchange, which says that this rank's
 /// rows are ready.
 @inlinable public func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  if machine.workerIndex == 0 {
+    FlightRecorder(view).begin(
+      machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
+      bytesPerRow: arguments.byteCountPerRow)
+  }
   if arguments.header.fault == 0 { stage(machine, arguments) }
   guard machine.arriveLocal(view.arrivals) else { return }
 
@@ -62,6 +71,12 @@
     operation.setColumn(Columns.rows, atRank: rank, arena.advanced(byBytes: peer.outputOffset))
     operation.setColumn(Columns.weights, atRank: rank, arena.advanced(byBytes: peer.weightsOffset))
   }
+  let recorder = FlightRecorder(view)
+  // The other way round than the dispatch.
+  recorder.count(
+    machine, rowsSent: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0),
+    rowsReceived: handle.at(handle.layout.sentRows).load(Int64.self, at: 0))
+  recorder.enter(machine, .deliver, now: machine.now)
 }
 
 @inlinable func stage<M: Machine>(_ machine: M, _ arguments: CombineArguments) {

@@ -29,8 +29,7 @@
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
     expertLocal: Address, expertOrder: Address, firstPlaces: Address, failure: Address, departures: Address,
-    alarm: Address, arrivals: Address,
-    timeoutNanoseconds: UInt64
+    alarm: Address, arrivals: Address, timeoutNanoseconds: UInt64
   ) {
     self.rank = rank
     self.rankCount = rankCount
@@ -58,6 +57,8 @@
 
   /// The other ranks, numbered from 0, this rank's successor first.
   @inlinable func peer(_ index: Int32) -> Int32 { (rank &+ 1 &+ index) % rankCount }
+  /// The other ranks, numbered from 0, in order.
+  @inlinable func other(_ index: Int32) -> Int32 { index < rank ? index : index &+ 1 }
 
   @inlinable public var control: ControlLayout {
     ControlLayout(rankCount: rankCount, expertCount: expertCount)
@@ -77,7 +78,7 @@
 
 /// The first bytes of every arena: what peers write to coordinate. Sizes and offsets come from here alone.
 ///
-///     doorbell | own epoch | signal words [slot][source] | exchange pages [epoch parity][source]
+///     doorbell, identity | own epoch | signal words [slot][source] | exchange pages [epoch parity][source] | recorder
 @frozen public struct ControlLayout {
   public var rankCount: Int32
   public var expertCount: Int32
@@ -89,6 +90,8 @@
 
   /// Reserved for the machine: how a sleeping waiter is woken.
   @inlinable public static var doorbellOffset: Int64 { 0 }
+  /// `ArenaIdentity`: at a fixed place, since the others' follow from the counts in it.
+  @inlinable public static var identityOffset: Int64 { 64 }
   /// UInt64: exchanges that this rank has begun. Only its own kernels touch it.
   @inlinable public static var epochOffset: Int64 { 128 }
   @inlinable static var signalsOffset: Int64 { 256 }
@@ -112,9 +115,41 @@
     pagesOffset &+ (Int64(epoch & 1) &* Int64(rankCount) &+ Int64(source)) &* exchangeBlockByteCount
   }
 
+  /// `FlightLayout`. Only this rank writes it.
+  @inlinable public var recorderOffset: Int64 { pagesOffset &+ 2 &* Int64(rankCount) &* exchangeBlockByteCount }
+
   @inlinable public var byteCount: Int64 {
-    alignUp(pagesOffset &+ 2 &* Int64(rankCount) &* exchangeBlockByteCount, to: 4096)
+    alignUp(recorderOffset &+ FlightLayout(rankCount: rankCount).byteCount, to: 4096)
   }
+}
+
+/// Says to whoever maps an arena whose it is, and by which counts its control words are laid out. Written by the host
+/// before the first operation.
+@frozen public struct ArenaIdentity {
+  /// `magicNumber`, once the rest is there.
+  public var magic: UInt64 = 0
+  /// `layoutVersion` of the program that wrote it.
+  public var version: Int32 = 0
+  public var rank: Int32 = 0
+  public var rankCount: Int32 = 0
+  public var expertCount: Int32 = 0
+  public var generation: Int32 = 0
+  /// Which of the group's buffers.
+  public var buffer: Int32 = 0
+  public var process: Int64 = 0
+  /// The same for all ranks of a group, and no other group's.
+  public var group: UInt64 = 0
+  public var timeoutNanoseconds: UInt64 = 0
+  /// `Machine.now`, when this was written.
+  public var createdAt: UInt64 = 0
+
+  @inlinable public init() {}
+
+  /// "SwiftEP" and a zero, as bytes.
+  @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
+  /// To be raised with every change to the place or the meaning of a control word.
+  @inlinable public static var layoutVersion: Int32 { 1 }
+  @inlinable public static var byteCount: Int64 { 64 }
 }
 
 /// What every rank tells every other when an operation begins.

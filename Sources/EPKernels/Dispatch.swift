@@ -52,6 +52,11 @@
 /// has moved.
 @inlinable public func prepareDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  if machine.workerIndex == 0 {
+    FlightRecorder(view).begin(
+      machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
+      bytesPerRow: arguments.columns.byteCountPerRow)
+  }
   let isLaidOut = !arguments.isCached && arguments.header.fault == 0
   if isLaidOut {
     var chunk = machine.workerIndex
@@ -80,8 +85,14 @@
       operation: operation)
   }
   fitOutputs(machine, view, epoch: epoch, columns: arguments.columns, handle: handle, operation: operation)
+  let recorder = FlightRecorder(view)
+  recorder.count(
+    machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
+    rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
+  if operation.isOK { return recorder.enter(machine, .deliver, now: machine.now) }
   // Its places would lie outside the outputs.
-  if !arguments.isCached && !operation.isOK { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
+  if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
+  recorder.finish(machine, operation.status, now: machine.now)
 }
 
 /// Which dispatch the handle is of, for all ranks to agree on. One that was queued before its dispatch failed is empty.

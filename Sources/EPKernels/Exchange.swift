@@ -1,8 +1,8 @@
 /// The start of every operation: each rank writes its header and counts into every peer's arena, then waits for theirs.
 ///
 /// Run by one worker. The header is written here; `fill` completes this rank's block: its counts, and what the header
-/// cannot know yet. All ranks see the same blocks afterwards, so whatever is decided from them is decided alike everywhere. Returns the exchange's
-/// epoch, or nil when the operation has failed; its status says how.
+/// cannot know yet. All ranks see the same blocks afterwards, so whatever is decided from them is decided alike
+/// everywhere. Returns the exchange's epoch, or nil when the operation has failed; its status says how.
 @inlinable func exchange<M: Machine>(
   _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
 ) -> UInt64? {
@@ -16,6 +16,8 @@
   let epoch = epochWord.load(UInt64.self, at: 0) &+ 1
   machine.settle()
   epochWord.store(epoch, at: 0)
+  let recorder = FlightRecorder(view)
+  recorder.exchange(machine, epoch: epoch)
 
   let offset = control.exchangeOffset(epoch: epoch, source: view.rank)
   let block = view.ownArena.advanced(byBytes: offset)
@@ -28,65 +30,82 @@
     page.store(block.load(SIMD4<UInt32>.self, at: line), at: line)
   }
   signalPeers(machine, view: view, slot: .exchange, epoch: epoch)
-  if !awaitAll(machine, view: view, slot: .exchange, epoch: epoch, operation: operation) { return nil }
-
+  let seen = awaitAll(machine, view: view, slot: .exchange, epoch: epoch, operation: operation)
+  guard let seen else { return nil }
+  recorder.enter(machine, .place, now: seen)
   let verdict = compareHeaders(machine, view, epoch: epoch)
   machine.forEach(1) { _ in operation.set(verdict) }
-  return verdict.code == StatusCode.ok.rawValue ? epoch : nil
+  if verdict.code == StatusCode.ok.rawValue { return epoch }
+  recorder.finish(machine, verdict, now: machine.now)
+  return nil
 }
 
 /// Waits until every peer has signalled `epoch` in `slot`; a peer that has not within the time allowed, or never will,
-/// becomes the operation's status.
+/// becomes the operation's status. Returns when the last one was seen, nil where one was not.
 ///
 /// A peer that departs after it has signalled is missed by nobody in this slot: what it had to do for it, it has done
 /// for all.
 @inlinable func awaitAll<M: Machine>(
   _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
-) -> Bool {
-  let deadline = machine.now &+ view.timeoutNanoseconds
+) -> UInt64? {
+  let begin = machine.now
+  var end = begin
+  let deadline = begin &+ view.timeoutNanoseconds
+  let recorder = FlightRecorder(view)
+  recorder.enter(machine, slot == .exchange ? .exchange : .completion, now: begin)
   var heard: UInt64 = 0
   while true {
     let wait = machine.await(
-      view.ownArena, count: view.rankCount &- 1, epoch: epoch, deadline: deadline, alarm: view.alarm, heard: heard
-    ) { view.control.signalOffset(slot, source: view.peer($0)) }
+      view.ownArena, count: view.rankCount &- 1, epoch: epoch, deadline: deadline, alarm: view.alarm, heard: heard,
+      offset: { view.control.signalOffset(slot, source: view.other($0)) },
+      awaited: { recorder.await(machine, peer: view.other($0)) },
+      seen: {
+        end = machine.now
+        recorder.waited(machine, peer: view.other($0), slot: slot, epoch: epoch, nanoseconds: end &- begin)
+      })
     switch wait.result {
-    case .signalled: return true
+    case .signalled: return end
     case .timedOut:
-      let missing = view.peer(wait.missing)
-      fail(machine, .timeout, rank: missing, view: view, slot: slot, epoch: epoch, operation: operation)
-      return false
+      let last = Missing(rank: view.other(wait.missing), slot: slot, epoch: epoch)
+      let missing = findMissing(machine, view: view, last)
+      fail(machine, .timeout, missing, view: view, since: begin, operation: operation)
+      return nil
     case .alarmed:
       heard = machine.hear(view.alarm)
-      if isMissed(machine, view: view, slot: slot, epoch: epoch, operation: operation) { return false }
+      let missed = missedRank(machine, view: view, slot: slot, epoch: epoch)
+      if missed < 0 { continue }
+      let missing = Missing(rank: missed, slot: slot, epoch: epoch)
+      fail(machine, .departed, missing, view: view, since: begin, operation: operation)
+      return nil
     }
   }
 }
 
-/// Whether a peer has departed without the signal. One that gave it, gave it before it departed, and the alarm came
-/// after that.
-@inlinable func isMissed<M: Machine>(
-  _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
-) -> Bool {
-  let missed = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { source in
+/// The first peer that has departed without the signal, or -1. One that gave it, gave it before it departed, and the
+/// alarm came after that.
+@inlinable func missedRank<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64) -> Int32 {
+  machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { source in
     if view.departures.load(UInt32.self, at: source) == 0 { return false }
-    let word = view.ownArena.advanced(byBytes: view.control.signalOffset(slot, source: source))
-    return word.load(UInt64.self, at: 0) < epoch
+    let offset = view.control.signalOffset(slot, source: source)
+    return !machine.isSignalled(view.ownArena, offset: offset, epoch: epoch)
   }
-  if missed < 0 { return false }
-  fail(machine, .departed, rank: missed, view: view, slot: slot, epoch: epoch, operation: operation)
-  return true
 }
 
 /// A rank is missing: the operation's status, and that of all later ones.
 @inlinable func fail<M: Machine>(
-  _ machine: M, _ code: StatusCode, rank: Int32, view: RankView, slot: SignalSlot, epoch: UInt64,
-  operation: OperationView
+  _ machine: M, _ code: StatusCode, _ missing: Missing, view: RankView, since begin: UInt64, operation: OperationView
 ) {
-  let status = OperationStatus(code, rank: Int64(rank), (Int64(slot.rawValue), Int64(truncatingIfNeeded: epoch), 0, 0))
+  let (slot, epoch) = (missing.slot, missing.epoch)
+  let details = (Int64(slot.rawValue), Int64(truncatingIfNeeded: epoch), Int64(0), Int64(0))
+  let status = OperationStatus(code, rank: Int64(missing.rank), details)
   machine.forEach(1) { _ in
     operation.set(status)
     view.failure.store(status, at: 0)
   }
+  let now = machine.now
+  let recorder = FlightRecorder(view)
+  recorder.waited(machine, peer: missing.rank, slot: slot, epoch: epoch, nanoseconds: now &- begin)
+  recorder.finish(machine, status, now: now)
 }
 
 /// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.
@@ -139,5 +158,6 @@
   guard machine.arriveLocal(view.arrivals) else { return }
   let epoch = view.ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0)
   signalPeers(machine, view: view, slot: .completion, epoch: epoch)
-  _ = awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation)
+  let seen = awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation)
+  if let seen { FlightRecorder(view).finish(machine, operation.status, now: seen) }
 }

@@ -90,6 +90,17 @@
     return offset
   }
 
+  /// One row's bytes in all columns.
+  @inlinable public var byteCountPerRow: Int64 {
+    var byteCount: Int64 = 0
+    var column: Int32 = 0
+    while column < Columns.count {
+      byteCount = byteCount &+ Int64(self[column])
+      column = column &+ 1
+    }
+    return byteCount
+  }
+
   @inlinable public func byteCount(rowCapacity: Int64) -> Int64 {
     offset(of: Columns.count, rowCapacity: rowCapacity)
   }

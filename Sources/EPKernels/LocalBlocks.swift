@@ -88,6 +88,8 @@
   @inlinable public var sentRows: Int64 { 8 }
   /// Int32 `[1]`: rows that this rank received, padding included.
   @inlinable public var rowCount: Int64 { 16 }
+  /// Int64: the same, without padding.
+  @inlinable public var receivedRows: Int64 { 24 }
 }
 
 /// A row's place at its destination.

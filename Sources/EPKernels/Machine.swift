@@ -3,9 +3,9 @@
 ///
 /// All workers of a rank run the same kernel. Kernel code is uniform across a worker: all its lanes, if it has several,
 /// take the same branches and call the same methods, and it never speaks of lanes, blocks or address spaces. Closures
-/// passed here run on single lanes: they call no methods of the machine, their results depend on their arguments alone,
-/// and stores made in them go to places that no other call of the closure touches. When a method returns, the worker
-/// sees all stores that its own lanes made in it.
+/// passed here run on single lanes: of the machine they call nothing but what stands under "Single lanes", their results
+/// depend on their arguments alone, and stores made in them go to places that no other call of the closure touches. When
+/// a method returns, the worker sees all stores that its own lanes made in it.
 public protocol Machine {
   /// This worker, in `0..<workerCount`.
   var workerIndex: Int32 { get }
@@ -88,16 +88,37 @@ public protocol Machine {
   /// Waits until `count` signal words of one arena are all at least `epoch`. Its acquire pairs with the release in
   /// `signal`. Ends without that when `deadline` (see `now`) passes first, or when `alarm` is not `heard` any more; what
   /// the words say counts more than either.
+  ///
+  /// - Parameters:
+  ///   - awaited: called, in the order of the signals, for each that is not there when its turn comes.
+  ///   - seen: called when that one is there.
   func await(
     _ arena: Address, count: Int32, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64,
-    offset: (_ index: Int32) -> Int64
+    offset: (_ index: Int32) -> Int64, awaited: (_ index: Int32) -> Void, seen: (_ index: Int32) -> Void
   ) -> Wait
 
   /// The alarm's value; what the host wrote before it raised the alarm is seen.
   func hear(_ alarm: Address) -> UInt64
 
-  /// Nanoseconds of a clock that never goes back. May differ between a worker's lanes: only for deadlines.
+  // MARK: Single lanes
+  //
+  // What these give may differ between a worker's lanes. Only what the first lane notes, and what it does in
+  // `forEach(1)`, `awaited` and `seen`, is for others.
+
+  /// Whether the signal word is at least `epoch` already; acquires as `await` does.
+  func isSignalled(_ arena: Address, offset: Int64, epoch: UInt64) -> Bool
+
+  /// Nanoseconds of a clock that never goes back, the same for all ranks of a host or a GPU.
   var now: UInt64 { get }
+
+  /// Stores a word that others may read at any time. Who sees it need not see what was noted before.
+  func note(_ word: UInt64, at address: Address)
+
+  /// As `note`; who sees it sees everything that this worker noted before.
+  func publish(_ word: UInt64, at address: Address)
+
+  /// A word that some rank notes or publishes.
+  func read(_ address: Address) -> UInt64
 }
 
 /// Where a signal goes.

@@ -47,6 +47,8 @@
     rank = rank &+ 1
   }
   handle.at(handle.layout.sentRows).store(sentRows, at: 0)
+  let receivedRows = Int64(countBefore(view, epoch: epoch, source: view.rankCount, index: view.rank))
+  handle.at(handle.layout.receivedRows).store(receivedRows, at: 0)
 }
 
 @inlinable func placeByExpert<M: Machine>(
@@ -76,9 +78,22 @@
     let before = countBefore(view, epoch: epoch, source: view.rank, index: index)
     placeChunks(key: expert, counter: index, base: groupStart &+ before, handle: handle, operation: operation)
   }
-  // At most: a slot may be without an expert.
-  let cellCount = Int64(handle.layout.chunks.tokenCount) &* Int64(handle.layout.topK)
-  handle.at(handle.layout.sentRows).store(cellCount, at: 0)
+  sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
+    exchangedCount(view, epoch: epoch, source: view.rank, index: view.rankCount &+ expert)
+  }
+  sumCounts(machine, view, into: handle.at(handle.layout.receivedRows)) { expert in
+    if view.owner(ofExpert: expert) != view.rank { return 0 }
+    return countBefore(view, epoch: epoch, source: view.rankCount, index: view.rankCount &+ expert)
+  }
+}
+
+/// The sum of `count` over all experts, as an Int64.
+@inlinable func sumCounts<M: Machine>(
+  _ machine: M, _ view: RankView, into sum: Address, count: (_ expert: Int32) -> Int32
+) {
+  machine.scan(view.expertCount, value: count) { expert, before, value in
+    if expert &+ 1 == view.expertCount { sum.store(Int64(before &+ value), at: 0) }
+  }
 }
 
 /// Bases of one key: this rank's first row there, then each chunk behind the one before.

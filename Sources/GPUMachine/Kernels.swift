@@ -24,11 +24,11 @@ public func kernelDeliverCombine(_ arguments: UnsafeRawPointer, _ counter: UInt6
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
-/// Launched once on every stream before it is used: what the driver puts off until then would have to wait for kernels
-/// that wait for this stream's.
-@_cdecl("swiftep_nothing")
-public func kernelNothing(_ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+/// Tells the time of the GPU's clock. Launched once on every stream before it is used: what the driver puts off until then
+/// would have to wait for kernels that wait for this stream's.
+@_cdecl("swiftep_tell_time")
+public func kernelTellTime(_ counter: UInt64, _ word: UInt64) {
+  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: GPUMachine().now)
 }
 
 // How many bytes each takes: for `scripts/build-kernels`.

@@ -51,10 +51,12 @@ extension GPUMachine {
     }
   }
 
+  /// Each signal is watched by a lane of its own, of the second warp and further; the first lane of the first warp keeps
+  /// the record of them in their order, by what those tell it in shared memory.
   @inline(__always)
   public func await(
     _ arena: Address, count: Int32, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64,
-    offset: (Int32) -> Int64
+    offset: (Int32) -> Int64, awaited: (Int32) -> Void, seen: (Int32) -> Void
   ) -> Wait {
     let missing = Shared.word(Shared.meetingOffset)
     let alarms = Shared.word(Shared.meetingOffset &+ 4)
@@ -62,25 +64,31 @@ extension GPUMachine {
       missing[0] = Int32.max
       alarms[0] = 0
     }
-    ptx_block_barrier()
-    var index = thread
+    forEach(count) { Shared.word(Shared.destinationsOffset)[Int($0)] = 0 }
+    if thread == 0 { keepRecord(of: count, awaited: awaited, seen: seen) }
+    var index = warp == 0 ? count : thread &- 32
     while index < count {
       let word = arena.advanced(byBytes: offset(index)).bits
       var turn: UInt32 = 0
+      var state = Watch.there
       // Pairs with the release in `signal`.
       while ptx_load_acquire(word) < epoch {
+        if turn == 0 { _ = ptx_shared_add(Watch.word(index), Watch.awaited) }
         if ptx_nanoseconds() >= deadline {
           _ = ptx_shared_min(UInt32(bitPattern: Shared.meetingOffset), UInt32(bitPattern: index))
+          state = Watch.givenUp
           break
         }
         // The alarm lies in the host's memory, far away.
         turn = turn &+ 1
         if turn & 63 == 0 && ptx_load_acquire(alarm.bits) != heard {
           _ = ptx_shared_add(UInt32(bitPattern: Shared.meetingOffset &+ 4), 1)
+          state = Watch.givenUp
           break
         }
       }
-      index = index &+ Self.threadCount
+      _ = ptx_shared_add(Watch.word(index), state)
+      index = index &+ Self.threadCount &- 32
     }
     // What the lanes have acquired is everybody's now.
     ptx_block_barrier()
@@ -88,6 +96,23 @@ extension GPUMachine {
     ptx_block_barrier()
     if firstMissing != Int32.max { return Wait(.timedOut, missing: firstMissing) }
     return Wait(alarmCount == 0 ? .signalled : .alarmed)
+  }
+
+  @inline(__always)
+  private func keepRecord(of count: Int32, awaited: (Int32) -> Void, seen: (Int32) -> Void) {
+    var index: Int32 = 0
+    while index < count {
+      var state: UInt32 = 0
+      while state == 0 { state = ptx_shared_add(Watch.word(index), 0) }
+      if state == Watch.awaited {
+        awaited(index)
+        while state == Watch.awaited { state = ptx_shared_add(Watch.word(index), 0) }
+        if state & Watch.there != 0 { seen(index) }
+      }
+      // As a CPU's worker does, which waits for one after the other.
+      if state & Watch.givenUp != 0 { return }
+      index = index &+ 1
+    }
   }
 
   @inline(__always)
@@ -107,5 +132,39 @@ extension GPUMachine {
   }
 
   @inline(__always)
+  public func isSignalled(_ arena: Address, offset: Int64, epoch: UInt64) -> Bool {
+    // Pairs with the release in `signal`.
+    ptx_load_acquire(arena.advanced(byBytes: offset).bits) >= epoch
+  }
+
+  @inline(__always)
   public var now: UInt64 { ptx_nanoseconds() }
+
+  @inline(__always)
+  public func note(_ word: UInt64, at address: Address) {
+    // Not released: so many fences would take longer than what they tell of.
+    if thread == 0 { ptx_store_relaxed(address.bits, word) }
+  }
+
+  @inline(__always)
+  public func publish(_ word: UInt64, at address: Address) {
+    // Pairs with the acquire in `read`.
+    if thread == 0 { ptx_store_release(address.bits, word) }
+  }
+
+  @inline(__always)
+  public func read(_ address: Address) -> UInt64 { ptx_load_acquire(address.bits) }
+}
+
+/// What is known of a signal while it is waited for: nothing at first, then the sum of what has been found.
+private enum Watch {
+  /// It was not there when first looked for.
+  @inline(__always) static var awaited: UInt32 { 1 }
+  @inline(__always) static var there: UInt32 { 2 }
+  @inline(__always) static var givenUp: UInt32 { 4 }
+
+  /// Of a signal: room for as many as ranks fit on a GPU.
+  @inline(__always) static func word(_ index: Int32) -> UInt32 {
+    UInt32(bitPattern: Shared.destinationsOffset &+ 4 &* index)
+  }
 }

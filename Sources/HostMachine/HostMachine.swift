@@ -13,6 +13,12 @@ package struct HostMachine: Machine {
     self.workerCount = workerCount
     self.tuning = tuning
   }
+
+  /// One worker, outside of any stream.
+  package init(spinNanoseconds: UInt64) {
+    let tuning = HostTuning(spinNanoseconds: spinNanoseconds, streamingByteCountMin: .max)
+    self.init(workerIndex: 0, workerCount: 1, tuning: tuning)
+  }
 }
 
 /// What differs between hosts and jobs, found once.
@@ -151,29 +157,31 @@ extension HostMachine {
 
   package func await(
     _ arena: Address, count: Int32, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64,
-    offset: (Int32) -> Int64
+    offset: (Int32) -> Int64, awaited: (Int32) -> Void, seen: (Int32) -> Void
   ) -> Wait {
     var index: Int32 = 0
     while index < count {
-      let word = atomic(arena.advanced(byBytes: offset(index)), UInt64.self)
-      switch wait(for: word, at: doorbell(of: arena), epoch, until: deadline, alarm: alarm, heard: heard) {
-      case .signalled: index &+= 1
-      case .timedOut: return Wait(.timedOut, missing: index)
-      case .alarmed: return Wait(.alarmed)
+      let offset = offset(index)
+      if !isSignalled(arena, offset: offset, epoch: epoch) {
+        awaited(index)
+        switch wait(arena, offset: offset, epoch: epoch, deadline: deadline, alarm: alarm, heard: heard) {
+        case .signalled: seen(index)
+        case .timedOut: return Wait(.timedOut, missing: index)
+        case .alarmed: return Wait(.alarmed)
+        }
       }
+      index &+= 1
     }
     return Wait(.signalled)
   }
 
   private func wait(
-    for word: UnsafeMutablePointer<Atomic<UInt64>>, at doorbell: Doorbell, _ epoch: UInt64, until deadline: UInt64,
-    alarm: Address, heard: UInt64
+    _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
   ) -> WaitResult {
     let alarmWord = atomic(alarm, UInt64.self)
     var result = WaitResult.timedOut
-    _ = doorbell.wait(until: deadline, spinningFor: tuning.spinNanoseconds) {
-      // Pairs with the release in `signal`.
-      if word.pointee.load(ordering: .acquiring) >= epoch {
+    _ = doorbell(of: arena).wait(until: deadline, spinningFor: tuning.spinNanoseconds) {
+      if isSignalled(arena, offset: offset, epoch: epoch) {
         result = .signalled
       } else if alarmWord.pointee.load(ordering: .relaxed) != heard {
         result = .alarmed
@@ -181,6 +189,12 @@ extension HostMachine {
       return result != .timedOut
     }
     return result
+  }
+
+  @inline(__always)
+  package func isSignalled(_ arena: Address, offset: Int64, epoch: UInt64) -> Bool {
+    // Pairs with the release in `signal`.
+    atomic(arena.advanced(byBytes: offset), UInt64.self).pointee.load(ordering: .acquiring) >= epoch
   }
 
   package func hear(_ alarm: Address) -> UInt64 {
@@ -194,7 +208,6 @@ extension HostMachine {
   private func doorbell(of arena: Address) -> Doorbell {
     Doorbell(at: arena.advanced(byBytes: ControlLayout.doorbellOffset).hostPointer)
   }
-
 }
 
 /// Ends the waits of a rank's kernels that watch `alarm` (UInt64), which sleep on the doorbell of `arena`.
@@ -208,16 +221,7 @@ package func raiseAlarm(_ alarm: Address) {
   atomic(alarm, UInt64.self).pointee.wrappingAdd(1, ordering: .sequentiallyConsistent)
 }
 
-package func storeReleasing(_ value: UInt64, in word: Address) {
-  atomic(word, UInt64.self).pointee.store(value, ordering: .releasing)
-}
-
-/// Pairs with `storeReleasing`, or with what a GPU does likewise.
-package func loadAcquiring(_ word: Address) -> UInt64 {
-  atomic(word, UInt64.self).pointee.load(ordering: .acquiring)
-}
-
-private func atomic<Word: AtomicRepresentable>(_ address: Address, _ type: Word.Type) -> UnsafeMutablePointer<
+func atomic<Word: AtomicRepresentable>(_ address: Address, _ type: Word.Type) -> UnsafeMutablePointer<
   Atomic<Word>
 > {
   // SAFETY: an atomic integer has its integer's layout; signal words, alarms and counters are used as nothing else.

@@ -62,8 +62,7 @@ final class BufferCore: Sendable {
 
   init(
     membership: Membership, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena,
-    arenas: [any SymmetricMemory],
-    timeout: Duration
+    arenas: [any SymmetricMemory], timeout: Duration
   ) throws(EPError) {
     self.membership = membership
     let group = membership.group
@@ -91,7 +90,8 @@ final class BufferCore: Sendable {
       timeoutNanoseconds: timeout.nanoseconds)
     let image = try HostMemory(byteCount: offsets.byteCount)
     Self.fill(image.base, offsets, arenas: arenas.map(\.address), owners: owners)
-    tables.write(UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(offsets.byteCount)))
+    try tables.write(UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(offsets.byteCount)))
+    try identify(membership)
     group.mesh.register(
       DepartureBoard(memory: notices, view: view, arena: arena, device: device), for: membership.key)
   }
@@ -116,6 +116,35 @@ final class BufferCore: Sendable {
       let local = at(offsets.locals).load(Int32.self, at: Int32(expert))
       at(offsets.order).store(Int32(expert), at: first + local)
     }
+  }
+
+  /// For whoever finds the arena from outside, and for this rank's flight record.
+  private func identify(_ membership: Membership) throws(EPError) {
+    guard let copier = arena.memory.copier else { return writeIdentity(to: arena.base, membership) }
+    let image = try HostMemory(byteCount: view.control.byteCount)
+    writeIdentity(to: image.base, membership)
+    try copier.write(
+      UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(view.control.byteCount)), to: arena.base)
+  }
+
+  private func writeIdentity(to arena: Address, _ membership: Membership) {
+    var identity = ArenaIdentity()
+    identity.version = ArenaIdentity.layoutVersion
+    (identity.rank, identity.rankCount, identity.expertCount) = (view.rank, view.rankCount, view.expertCount)
+    identity.generation = Int32(truncatingIfNeeded: membership.key.generation)
+    identity.buffer = Int32(truncatingIfNeeded: membership.key.index)
+    identity.process = Int64(membership.group.mesh.card.process)
+    identity.group = membership.group.members[0]
+    identity.timeoutNanoseconds = timeout.nanoseconds
+    identity.createdAt = monotonicNow()
+    let address = arena.advanced(byBytes: ControlLayout.identityOffset)
+    address.store(identity, at: 0)
+    for rank in 0..<rankCount {
+      FlightRecorder(view, arena: arena).note(
+        HostMachine.host, process: membership.group.process(ofRank: rank) ?? 0, ofPeer: Int32(rank))
+    }
+    // The first word, and the last to be written.
+    HostMachine.host.publish(ArenaIdentity.magicNumber, at: address)
   }
 
   deinit {

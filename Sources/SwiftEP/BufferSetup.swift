@@ -1,6 +1,7 @@
 import Arena
 import EPKernels
 import Glibc
+import HostFacts
 import HostMachine
 
 /// The creation of one rank's buffer. In three gathers, so that what goes wrong anywhere is the same error everywhere:
@@ -23,7 +24,7 @@ struct BufferSetup {
     _ = try gather(0) { contribution throws(EPError) in
       try checkArguments()
       contribution.terms = terms
-      contribution.memory = try machine.memoryNeed(plan.byteCount)
+      contribution.memory = try machine.memoryNeed(plan, group)
       return nil
     } checkingAll: { all throws(EPError) in
       try compare(all)
@@ -41,8 +42,8 @@ struct BufferSetup {
     var core: BufferCore?
     _ = try gather(2) { _ throws(EPError) in
       core = try BufferCore(
-        membership: Membership(group: group, key: key, timeout: timeout), plan: plan, device: device, arena: arena,
-        arenas: try attach(parcels, own: arena.memory, to: device), timeout: timeout)
+        membership: Membership(group: group, key: key, timeout: timeout, arena: arena), plan: plan, device: device,
+        arena: arena, arenas: try attach(parcels, own: arena.memory, to: device), timeout: timeout)
       return nil
     }
     return core!

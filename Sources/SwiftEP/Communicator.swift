@@ -21,7 +21,7 @@ public struct Communicator: Sendable {
   ///
   /// - Throws: `invalidArgument` unless `rankCount` is positive.
   public static func threads(rankCount: Int) throws(EPError) -> [Communicator] {
-    try check(rankCount: rankCount)
+    try check(rankCount: rankCount, atMost: rankCountMax)
     return try Group.threads(rankCount: rankCount).map { Communicator(group: $0) }
   }
 
@@ -31,6 +31,8 @@ public struct Communicator: Sendable {
   /// user, one boot of one host, and one network namespace.
   ///
   /// - Parameters:
+  ///   - rank: this process's, in `0..<rankCount`.
+  ///   - rankCount: at most 65536.
   ///   - timeout: how long each other process is waited for, once `allGather` has returned.
   ///   - allGather: the caller's way of telling bytes to all ranks: is called once, with at most 1 KiB, and returns
   ///     what each rank passed, in rank order. What it passes is a secret of the ranks': whoever reads it can connect
@@ -40,18 +42,23 @@ public struct Communicator: Sendable {
   public static func processes(
     rank: Int, rankCount: Int, timeout: Duration = .seconds(100), allGather: ([UInt8]) throws -> [[UInt8]]
   ) throws(EPError) -> Communicator {
-    try check(rankCount: rankCount)
-    guard (0..<rankCount).contains(rank) else {
-      throw .invalidArgument(rank: rank, argument: "rank", expected: "one of 0..<\(rankCount)", found: "\(rank)")
-    }
+    try check(rank: rank, of: rankCount, atMost: rankCountMax)
     return Communicator(
       group: try Group.processes(
         rank: rank, rankCount: rankCount, timeout: timeout, meeting: nil, allGather: allGather))
   }
 
-  private static func check(rankCount: Int) throws(EPError) {
-    if (1...1 << 16).contains(rankCount) { return }
-    let expected = rankCount < 1 ? "at least 1" : "at most 65536"
+  private static let rankCountMax = 1 << 16
+
+  static func check(rank: Int, of rankCount: Int, atMost rankCountMax: Int) throws(EPError) {
+    try check(rankCount: rankCount, atMost: rankCountMax)
+    if (0..<rankCount).contains(rank) { return }
+    throw .invalidArgument(rank: rank, argument: "rank", expected: "one of 0..<\(rankCount)", found: "\(rank)")
+  }
+
+  private static func check(rankCount: Int, atMost rankCountMax: Int) throws(EPError) {
+    if (1...rankCountMax).contains(rankCount) { return }
+    let expected = rankCount < 1 ? "at least 1" : "at most \(rankCountMax)"
     throw .invalidArgument(rank: -1, argument: "rankCount", expected: expected, found: "\(rankCount)")
   }
 }

@@ -13,7 +13,7 @@ public enum Routing: Sendable {
 }
 
 /// How large the tensors are that a dispatch returns.
-public enum Sizing: Sendable {
+public enum Sizing: Codable, Sendable {
   /// As large as what arrives. The call returns when the counts are known.
   case exact
   /// For all tokens of all ranks, or as many as the plan allows. An asynchronous call waits for nothing; counts stay in

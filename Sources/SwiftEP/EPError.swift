@@ -11,7 +11,8 @@ public indirect enum EPError: Error, Equatable, Codable, Sendable {
   /// `rank` did not reach `step`. The buffer that reports this is lost. All ranks that are still there name the same
   /// rank; it may be the caller's own.
   case rankMissing(rank: Int, step: Step, because: Absence)
-  /// The arena of `rank` can hold no more. Bytes.
+  /// The arena of `rank` can hold no more; or, when a buffer is created, `rank` and those that share a limit with it
+  /// would need more together than can be had. Bytes.
   case outOfMemory(rank: Int, neededByteCount: Int64, availableByteCount: Int64)
   /// An earlier operation of this buffer failed in a way that leaves peers' writes possible; the buffer can only be
   /// closed.
@@ -63,7 +64,7 @@ extension EPError: CustomStringConvertible {
     case .rankMissing(let rank, let step, let absence):
       return "rank \(rank) did not reach step '\(step.rawValue)': \(absence)"
     case .outOfMemory(let rank, let needed, let available):
-      return "the arena of rank \(rank) needs \(needed) bytes, \(available) can be had"
+      return "rank \(rank) needs memory of \(needed) bytes, \(available) can be had"
     case .bufferLost(let cause): return "the buffer was lost earlier: \(cause)"
     case .bufferClosed: return "the buffer is closed"
     case .rendezvousFailed(let why): return "rendezvous failed: \(why)"

@@ -1,4 +1,5 @@
 import EPKernels
+import HostMachine
 
 extension ExpertBuffer {
   /// Brings rows back to their tokens' owners and sums them: the inverse, and the gradient, of the dispatch that made
@@ -65,7 +66,7 @@ private struct CombineCall {
       core, chunkCount: 0)
     let resources = pending.makeResources(
       [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
-    core.queueWaits(options.after, isUrgent: options.isAsynchronous)
+    core.queueWaits(options.after, of: .combine, isUrgent: options.isAsynchronous)
 
     var header = makeHeader()
     var staged: (rows: Address, weights: Address) = (.null, .null)
@@ -194,14 +195,18 @@ extension BufferCore {
   }
 
   /// Queues waits for the events that this buffer's own order does not imply.
-  func queueWaits(_ events: [Event], isUrgent: Bool) {
+  func queueWaits(_ events: [Event], of operation: Operation, isUrgent: Bool) {
     for event in events where !event.isOf(self) {
       let view = view
+      // A GPU's arena is not the host's to write to: there, records begin with the operation itself.
+      let recorder = arena.memory.copier == nil ? FlightRecorder(view) : nil
       device.enqueueWait(isUrgent: isUrgent) {
+        recorder?.awaitInput(HostMachine.host, view: view, operation: operation.rawValue)
         if event.wait(atMost: view.timeoutNanoseconds) { return }
         // What this rank was to send never became ready: it is itself the missing one.
-        view.failure.store(
-          OperationStatus(.timeout, rank: Int64(view.rank), (StatusCode.inputSlot, 0, 0, 0)), at: 0)
+        let status = OperationStatus(.timeout, rank: Int64(view.rank), (StatusCode.inputSlot, 0, 0, 0))
+        view.failure.store(status, at: 0)
+        recorder?.finish(HostMachine.host, status, now: HostMachine.host.now)
       }
     }
   }

@@ -52,7 +52,7 @@ private struct DispatchCall {
     let pending = try PendingOperation(
       core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0)
     let resources = pending.makeResources([x, scales as any Sendable, sidecars, routing, handle, core.arenas])
-    core.queueWaits(options.after, isUrgent: options.isAsynchronous)
+    core.queueWaits(options.after, of: operation, isUrgent: options.isAsynchronous)
 
     var arguments = makeArguments(handle, pending)
     var missingByteCount: Int64?

@@ -101,6 +101,11 @@ extension ExpertBuffer {
     /// Bytes of all parts.
     public var byteCount: Int64 { parts.reduce(0) { $0 + $1.byteCount } }
 
+    /// With the page tables of a process that maps so many arenas: 8 bytes for each 4096.
+    package func systemByteCount(mappedArenaCount: Int) -> Int64 {
+      byteCount + Int64(mappedArenaCount) * arenaByteCount / 512
+    }
+
     /// An arena's results, outputs and staging each; more than any host's memory, and far from overflowing anything.
     private static let arenaByteCountLimit: Int64 = 1 << 44
     /// Address space is not without end either.

@@ -63,7 +63,7 @@ public final class ExpertBuffer: Sendable {
     if core.device.reaches(tensor) { return tensor }
     let storage = try core.device.makeLocalMemory(byteCount: Int64(tensor.byteCount))
     let copy = Tensor(dtype: tensor.dtype, shape: tensor.shape, storage: storage, byteOffset: 0)
-    tensor.withUnsafeBytes { source in copy.storage.write(source) }
+    try tensor.withUnsafeBytes { source throws(EPError) in try copy.storage.write(source) }
     return copy
   }
 

@@ -49,7 +49,7 @@ public struct JobShape: Equatable, Sendable {
 }
 
 /// How received rows are ordered.
-public enum RowLayout: String, CaseIterable, Sendable {
+public enum RowLayout: String, CaseIterable, Codable, Sendable {
   /// One row a token, by source rank, then token.
   case bySource = "source"
   /// One row per token and expert, grouped by local expert; inside a group by source rank, then token.
@@ -57,7 +57,7 @@ public enum RowLayout: String, CaseIterable, Sendable {
 }
 
 /// How the scales of FP8 rows are stored, one for each 128 channels (the last block of a row may be shorter).
-public enum ScaleFormat: String, CaseIterable, Sendable {
+public enum ScaleFormat: String, CaseIterable, Codable, Sendable {
   /// Float `[rows, ceil(hidden / 128)]`.
   case float
   /// Powers of two as biased 8-bit exponents, packed by four: Int32 `[rows, ceil(hidden / 512)]`, the lowest byte

@@ -1,7 +1,5 @@
-import CPlatform
 import CUDADriver
-import EPKernels
-import Glibc
+import HostFacts
 import HostMachine
 
 /// What a rank's operations run on.
@@ -23,7 +21,7 @@ extension Machine {
   /// Workers of one rank where the caller says nothing: its share of the cores, or of the GPU's multiprocessors.
   func workerCount(rankCount: Int) throws(EPError) -> Int {
     switch self {
-    case .cpu: max(1, Int(swiftep_usable_core_count()) / rankCount)
+    case .cpu: max(1, usableCoreCount() / rankCount)
     case .cuda(let gpu): max(1, try GPUHost.shared(gpu).gpu.multiprocessorCount / rankCount)
     }
   }
@@ -54,16 +52,19 @@ extension Machine {
     }
   }
 
-  func memoryNeed(_ byteCount: Int64) throws(EPError) -> MemoryNeed {
+  func memoryNeed(_ plan: ExpertBuffer.Plan, _ group: Group) throws(EPError) -> MemoryNeed {
     switch self {
-    case .cpu: return MemoryNeed(neededByteCount: byteCount, availableByteCount: nil, domain: "host")
+    case .cpu:
+      // Threads share what is mapped.
+      let needed = plan.systemByteCount(mappedArenaCount: group.isOfProcesses ? group.rankCount : 1)
+      return MemoryNeed(neededByteCount: needed, limits: FileTree.host.memoryLimits)
     case .cuda(let index):
       let gpu = try GPUHost.shared(index).gpu
       do throws(DriverError) {
-        return MemoryNeed(
-          neededByteCount: byteCount, availableByteCount: Int64(try gpu.freeByteCount()), domain: "GPU \(index)")
+        let free = MemoryNeed.Domain(name: "GPU \(index)", availableByteCount: Int64(try gpu.freeByteCount()))
+        return MemoryNeed(neededByteCount: plan.byteCount, domains: [free])
       } catch {
-        throw EPError(error, rank: -1)
+        throw EPError(error, rank: group.rank)
       }
     }
   }
@@ -71,10 +72,9 @@ extension Machine {
   func makeDevice(rank: Int, rankCount: Int, workerCount: Int) throws(EPError) -> any Device {
     switch self {
     case .cpu:
-      let coreCount = Int(swiftep_usable_core_count())
       return try HostDevice(
         rank: rank, workerCount: workerCount,
-        tuning: HostTuning(threadCount: rankCount * workerCount, coreCount: coreCount))
+        tuning: HostTuning(threadCount: rankCount * workerCount, coreCount: usableCoreCount()))
     case .cuda(let gpu): return try CUDADevice(rank: rank, on: try GPUHost.shared(gpu), workerCount: workerCount)
     }
   }

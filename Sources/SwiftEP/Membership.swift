@@ -6,13 +6,16 @@ final class Membership: Sendable {
   let group: Group
   let key: BufferKey
   private let timeout: Duration
+  /// Where this rank's flight record is.
+  private let arena: RankArena
   /// Why peers may still write to this rank's arena though it has given up on them.
   private let cause = Guarded<EPError?>(nil)
 
-  init(group: Group, key: BufferKey, timeout: Duration) {
+  init(group: Group, key: BufferKey, timeout: Duration, arena: RankArena) {
     self.group = group
     self.key = key
     self.timeout = timeout
+    self.arena = arena
   }
 
   var lossCause: EPError? { cause.withLock { $0 } }
@@ -21,15 +24,16 @@ final class Membership: Sendable {
   func close() { group.mesh.tell(.closed, of: key) }
 
   /// A rank is missing, says a kernel, and so the buffer is lost: all others are told, since they would wait for this
-  /// one in vain. Returns the first cause.
+  /// one in vain. The first time, what led to it is printed. Returns the first cause.
   @discardableResult
   func lose(to status: OperationStatus) -> EPError {
     let found = error(from: status)
-    let first = cause.withLock { cause in
-      cause = cause ?? found
-      return cause!
+    let (first, isNew) = cause.withLock { cause in
+      defer { cause = cause ?? found }
+      return (cause ?? found, cause == nil)
     }
     group.mesh.tell(.lost(first), of: key)
+    if isNew, let record = try? FlightRecord(of: arena) { record.print(becauseOf: first) }
     return first
   }
 

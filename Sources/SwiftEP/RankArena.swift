@@ -6,6 +6,7 @@ import HostMachine
 package final class RankArena: Sendable {
   package let memory: any SymmetricMemory
   package let byteCountMax: Int64
+  package let controlByteCount: Int64
   private let rank: Int
   private let quarantined = Guarded<[any Sendable]>([])
   private let holes: Guarded<HoleList>
@@ -16,6 +17,7 @@ package final class RankArena: Sendable {
   package init(rank: Int, memory: any SymmetricMemory, controlByteCount: Int64) {
     self.rank = rank
     self.memory = memory
+    self.controlByteCount = controlByteCount
     byteCountMax = memory.reservedByteCount
     var holes = HoleList()
     holes.give(controlByteCount..<memory.byteCount)

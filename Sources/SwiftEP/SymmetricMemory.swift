@@ -13,6 +13,8 @@ package protocol SymmetricMemory: AnyObject, Sendable {
   var descriptor: Descriptor? { get }
   /// How the host reads and writes it; nil where it does so itself.
   var copier: (any MemoryCopier)? { get }
+  /// What to add to the times that kernels note in it, to have the host's.
+  var clockOffset: UInt64 { get }
   /// Called by the owning rank only.
   func extend(to byteCount: Int64) throws(EPError)
 }
@@ -20,6 +22,7 @@ package protocol SymmetricMemory: AnyObject, Sendable {
 extension ArenaMemory: SymmetricMemory {
   package var address: Address { Address(base) }
   package var copier: (any MemoryCopier)? { nil }
+  package var clockOffset: UInt64 { 0 }
 
   package func extend(to byteCount: Int64) throws(EPError) {
     do throws(SystemCallError) { try grow(to: byteCount) } catch {
@@ -28,8 +31,9 @@ extension ArenaMemory: SymmetricMemory {
   }
 }
 
-/// How the host reads and writes memory that is not its own. Both return when the bytes are there.
+/// How the host reads and writes memory that is not its own. Both return when the bytes are there, and throw `driver`
+/// where the memory is lost.
 package protocol MemoryCopier: Sendable {
-  func read(_ source: Address, into target: UnsafeMutableRawBufferPointer)
-  func write(_ source: UnsafeRawBufferPointer, to target: Address)
+  func read(_ source: Address, into target: UnsafeMutableRawBufferPointer) throws(EPError)
+  func write(_ source: UnsafeRawBufferPointer, to target: Address) throws(EPError)
 }

@@ -3,7 +3,7 @@ import Glibc
 import HostMachine
 
 /// Element types.
-public enum DType: Int, CaseIterable, Sendable {
+public enum DType: Int, CaseIterable, Codable, Sendable {
   case bf16, fp16, fp32
   /// OCP FP8 E4M3: no infinities, the largest finite value is 448.
   case fp8E4M3
@@ -20,8 +20,8 @@ public enum DType: Int, CaseIterable, Sendable {
   }
 }
 
-/// A dense row-major array, in host memory or a GPU's: a reference to storage, as in other frameworks. Copying a tensor copies the
-/// reference.
+/// A dense row-major array, in host memory or a GPU's: a reference to storage, as in other frameworks. Copying a tensor
+/// copies the reference.
 ///
 /// Reading and writing the elements is not synchronized; an operation that was given a tensor uses it until its event
 /// is complete.
@@ -101,6 +101,9 @@ public struct Tensor: Sendable {
 
   /// The bytes, in row-major order: a copy of them where the tensor lies in a GPU's memory. The pointer is valid only
   /// during the call.
+  ///
+  /// - Throws: what `body` throws; of a GPU that is lost `EPError.driver`, where `body` may throw an `EPError`. Where it
+  ///   may not, all bits are ones: no number in any floating point format, and -1.
   public func withUnsafeBytes<Result, Failure: Error>(
     _ body: (UnsafeRawBufferPointer) throws(Failure) -> Result
   ) throws(Failure) -> Result {
@@ -109,7 +112,7 @@ public struct Tensor: Sendable {
     }
     let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 64)
     defer { copy.deallocate() }
-    copier.read(address, into: copy)
+    try read(by: copier, into: copy, Failure.self)
     return try body(UnsafeRawBufferPointer(copy))
   }
 
@@ -122,9 +125,21 @@ public struct Tensor: Sendable {
     }
     let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: byteCount, alignment: 64)
     defer { copy.deallocate() }
-    copier.read(address, into: copy)
-    defer { copier.write(UnsafeRawBufferPointer(copy), to: address) }
+    try read(by: copier, into: copy, Failure.self)
+    // Of a GPU that is lost, there is nothing to be written back to; every call says so.
+    defer { try? copier.write(UnsafeRawBufferPointer(copy), to: address) }
     return try body(copy)
+  }
+
+  private func read<Failure: Error>(
+    by copier: any MemoryCopier, into copy: UnsafeMutableRawBufferPointer, _: Failure.Type
+  ) throws(Failure) {
+    do throws(EPError) {
+      try copier.read(address, into: copy)
+    } catch {
+      if let failure = error as? Failure { throw failure }
+      copy.initializeMemory(as: UInt8.self, repeating: 0xff)
+    }
   }
 
   /// A copy of the elements.
@@ -147,8 +162,8 @@ extension TensorStorage {
   package var copier: (any MemoryCopier)? { nil }
 
   /// Writes the first bytes.
-  func write(_ bytes: UnsafeRawBufferPointer) {
-    if let copier { return copier.write(bytes, to: base) }
+  func write(_ bytes: UnsafeRawBufferPointer) throws(EPError) {
+    if let copier { return try copier.write(bytes, to: base) }
     if let source = bytes.baseAddress { base.hostPointer.copyMemory(from: source, byteCount: bytes.count) }
   }
 }

@@ -1,19 +1,25 @@
+import SwiftEP
+
 struct Command: Sendable {
   let name: String
   let summary: String
+  /// What stands for the words that are no flags, in `--help`; nil: there are none.
+  var operands: String?
   let flags: [Flag]
+  /// What stands for the words behind `--` in `--help`; nil: the command takes none.
+  var trailing: String?
   /// Printed behind the flags in `--help`.
   var notes = ""
   let body: @Sendable (Arguments) throws -> Void
 
   var help: String {
     let rows = flags.map { flag in
-      ["--\(flag.name)" + (flag.placeholder.map { " \($0)" } ?? ""), flag.help]
+      [flag.spelling + (flag.placeholder.map { " \($0)" } ?? ""), flag.help]
     }
     return """
       swiftep \(name): \(summary)
 
-      usage: swiftep \(name) [--FLAG VALUE]...
+      usage: swiftep \(name)\(operands.map { " \($0)" } ?? "") [--FLAG VALUE]...\(trailing.map { " -- \($0)" } ?? "")
 
       \(alignedColumns(rows + [["--help", "print this"]], indentation: 2))
       \(notes.isEmpty ? "" : "\n\(notes)\n")
@@ -24,6 +30,7 @@ struct Command: Sendable {
 }
 
 struct Flag: Sendable {
+  /// One letter, or a word.
   let name: String
   /// What stands for the value in `--help`; nil: the flag takes none.
   let placeholder: String?
@@ -34,33 +41,59 @@ struct Flag: Sendable {
     self.placeholder = placeholder
     self.help = help
   }
+
+  /// As on a command line.
+  var spelling: String { Self.spelling(of: name) }
+
+  static func spelling(of name: String) -> String { (name.count == 1 ? "-" : "--") + name }
 }
 
-/// The flags of one command line: `--name value` or `--name=value`, each at most once.
+/// The flags of one command line: `--name value` or `--name=value`, each at most once; the other words, where the
+/// command takes any; and what follows `--`.
 struct Arguments {
   private var values: [String: String] = [:]
+  private(set) var operands: [String] = []
+  /// The words behind `--`; at least one where the command takes any.
+  private(set) var trailing: [String] = []
 
-  init(parsing words: [String], flags: [Flag]) throws(UsageError) {
+  /// - Parameter trailing: what the words behind `--` are; nil: none are taken.
+  init(
+    parsing words: [String], flags: [Flag], takesOperands: Bool = false, trailing: String? = nil
+  ) throws(UsageError) {
     var rest = words[...]
     while let word = rest.popFirst() {
-      guard word.hasPrefix("--") else { throw UsageError("argument", expected: "a flag (--name)", found: "'\(word)'") }
-      let parts = word.dropFirst(2).split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-      let name = String(parts[0])
-      guard let flag = flags.first(where: { $0.name == name }) else {
-        let known = flags.map { "--\($0.name)" }.joined(separator: ", ")
-        throw UsageError("flag", expected: "one of \(known)", found: "--\(name)")
+      if takesOperands && !word.hasPrefix("--") && !flags.contains(where: { $0.spelling == word }) {
+        operands.append(word)
+        continue
       }
-      if values[name] != nil { throw UsageError("--\(name)", expected: "the flag once", found: "it twice") }
+      if word == "--" && trailing != nil {
+        self.trailing = Array(rest)
+        break
+      }
+      guard word.hasPrefix("-") && word.count > 1 else {
+        let expected = "a flag (--name)" + (trailing.map { ", or -- before \($0)" } ?? "")
+        throw UsageError("argument", expected: expected, found: "'\(word)'")
+      }
+      let parts = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      guard let flag = flags.first(where: { $0.spelling == parts[0] }) else {
+        let known = flags.map(\.spelling).joined(separator: ", ")
+        throw UsageError("flag", expected: "one of \(known)", found: String(parts[0]))
+      }
+      let (name, spelling) = (flag.name, flag.spelling)
+      if values[name] != nil { throw UsageError(spelling, expected: "the flag once", found: "it twice") }
       if let placeholder = flag.placeholder {
         let value = parts.count == 2 ? String(parts[1]) : rest.popFirst()
         guard let value, parts.count == 2 || !value.hasPrefix("--") else {
-          throw UsageError("--\(name)", expected: "a value (\(placeholder))", found: value.map { "'\($0)'" } ?? "none")
+          throw UsageError(spelling, expected: "a value (\(placeholder))", found: value.map { "'\($0)'" } ?? "none")
         }
         values[name] = value
       } else {
-        if parts.count == 2 { throw UsageError("--\(name)", expected: "no value", found: "'\(parts[1])'") }
+        if parts.count == 2 { throw UsageError(spelling, expected: "no value", found: "'\(parts[1])'") }
         values[name] = ""
       }
+    }
+    if let trailing, self.trailing.isEmpty {
+      throw UsageError("argument", expected: "-- \(trailing)", found: "none")
     }
   }
 
@@ -72,7 +105,7 @@ struct Arguments {
     guard let text = values[name] else { return nil }
     guard let value = Int(text), range.contains(value) else {
       let expected = "an integer of \(range.lowerBound) to \(range.upperBound)"
-      throw UsageError("--\(name)", expected: expected, found: "'\(text)'")
+      throw UsageError(Flag.spelling(of: name), expected: expected, found: "'\(text)'")
     }
     return value
   }
@@ -85,7 +118,7 @@ struct Arguments {
     guard let text = values[name] else { return value }
     guard let value = Double(text), range.contains(value) else {
       let expected = "a number of \(range.lowerBound) to \(range.upperBound)"
-      throw UsageError("--\(name)", expected: expected, found: "'\(text)'")
+      throw UsageError(Flag.spelling(of: name), expected: expected, found: "'\(text)'")
     }
     return value
   }
@@ -93,7 +126,7 @@ struct Arguments {
   func seed(_ name: String, default value: UInt64) throws(UsageError) -> UInt64 {
     guard let text = values[name] else { return value }
     guard let value = UInt64(text) else {
-      throw UsageError("--\(name)", expected: "an integer of 0 to \(UInt64.max)", found: "'\(text)'")
+      throw UsageError(Flag.spelling(of: name), expected: "an integer of 0 to \(UInt64.max)", found: "'\(text)'")
     }
     return value
   }
@@ -104,7 +137,7 @@ struct Arguments {
     guard let text = values[name] else { return nil }
     guard let value = Value(rawValue: text) else {
       let known = Value.allCases.map(\.rawValue).joined(separator: ", ")
-      throw UsageError("--\(name)", expected: "one of \(known)", found: "'\(text)'")
+      throw UsageError(Flag.spelling(of: name), expected: "one of \(known)", found: "'\(text)'")
     }
     return value
   }
@@ -119,9 +152,4 @@ func alignedColumns(_ rows: [[String]], indentation: Int) -> String {
     let first = row[0].padding(to: width)
     return margin + first + "  " + row[1].split(separator: "\n").joined(separator: hanging)
   }.joined(separator: "\n")
-}
-
-extension String {
-  func padding(to width: Int) -> String { self + String(repeating: " ", count: Swift.max(0, width - count)) }
-  func paddingLeft(to width: Int) -> String { String(repeating: " ", count: Swift.max(0, width - count)) + self }
 }

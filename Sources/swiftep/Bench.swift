@@ -1,5 +1,7 @@
 import Conformance
 import Foundation
+import Glibc
+import HostFacts
 import HostMachine
 import SwiftEP
 
@@ -11,108 +13,143 @@ final class Bench: Sendable {
   let plan: ExpertBuffer.Plan
   let workerCount: Int
   let iterationCount: Int
-  /// Dispatch's, then combine's; one for both where they move the same bytes.
-  let floors: [CopyFloor]
+  /// Whether the flight records of all timed iterations are kept.
+  let isTraced: Bool
+  /// What is copied, by rank: for dispatch, then for combine; once for both where they move the same bytes.
+  let floorSizes: [[CopyFloor.Sizes]]
   private let oracle: Oracle
   private let rankSteps: SharedStopwatch
   private let copySteps: SharedStopwatch
-  private let state: Guarded<State>
+  private let sums: SharedRows
+  private let flags: FlagRoundTrip
   private let progress: @Sendable (Int) -> Void
 
-  /// All times in nanoseconds.
-  struct Measurements: Sendable {
+  /// What one rank has measured; times, the same on all, in nanoseconds.
+  struct Measurements: Codable, Sendable {
     var dispatch: [UInt64] = []
     var combine: [UInt64] = []
     /// By floor, then by kind.
     var copies: [[CopyFloor.Kind: [UInt64]]]
+    /// Nil of one rank.
+    var flagRoundTripNanoseconds: Double?
     var residentByteCount = 0
-    var resultHash = ""
+    var resultHash: UInt64 = 0
+    /// Of the timed iterations; nil unless traced.
+    var flight: FlightRecord?
   }
 
-  private struct State: Sendable {
-    var rounds: [Round?]
-    var hashes: [UInt64]
-    /// The first.
-    var failure: (any Error)?
-    var measurements: Measurements
-  }
-
-  /// What one rank's dispatch and combine returned.
-  private struct Round: Sendable {
-    let dispatched: DispatchResult
-    let combinedRows: Tensor
-    let combined: CombineResult
+  /// How a rank's part ended, where it did not throw an `EPError`.
+  private enum Outcome: Codable, Sendable {
+    case measured(Measurements)
+    case checkFailed(String)
+    /// Another rank's failure ended it.
+    case cancelled
   }
 
   /// - Parameter progress: called by one thread with the number of iterations that are done.
   init(
     _ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int,
-    progress: @escaping @Sendable (Int) -> Void
-  ) throws(EPError) {
+    isTraced: Bool = false, progress: @escaping @Sendable (Int) -> Void
+  ) throws {
     (self.job, self.workload, self.plan) = (job, workload, plan)
     (self.workerCount, self.iterationCount, self.progress) = (workerCount, iterationCount, progress)
+    self.isTraced = isTraced
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
       layout: job.layout, expertAlignment: 1,
       quantization: job.rowType.quantization)
-    var floors = [
-      try CopyFloor(
-        CopyFloor.dispatchSizes(job, workload), sources: workload.tokens.map(\.x), workerCount: workerCount)
-    ]
-    if !job.rowType.combinesInPlace {
-      floors.append(try CopyFloor(CopyFloor.combineSizes(job, workload), workerCount: workerCount))
-    }
-    self.floors = floors
-    rankSteps = SharedStopwatch(partyCount: job.rankCount)
-    copySteps = SharedStopwatch(partyCount: job.rankCount * workerCount)
-    state = Guarded(
-      State(
-        rounds: Array(repeating: nil, count: job.rankCount), hashes: Array(repeating: 0, count: job.rankCount),
-        measurements: Measurements(copies: Array(repeating: [:], count: floors.count))))
+    let dispatchSizes = CopyFloor.dispatchSizes(job, workload)
+    floorSizes = [dispatchSizes] + (job.rowType.combinesInPlace ? [] : [CopyFloor.combineSizes(job, workload)])
+    rankSteps = try SharedStopwatch(partyCount: job.rankCount)
+    copySteps = try SharedStopwatch(partyCount: job.rankCount * workerCount)
+    sums = try SharedRows(
+      rowCounts: workload.receivedRowCounts, hidden: job.hidden, dtype: job.rowType.combinedDType)
+    flags = try FlagRoundTrip()
   }
 
+  /// All ranks' measurements, by rank.
+  ///
   /// - Throws: `CheckFailure` where a result is wrong, `EPError`.
-  func run() throws -> Measurements {
-    let communicators = try Communicator.threads(rankCount: job.rankCount)
-    let residentBefore = try residentByteCount()
-    try inParallel(job.rankCount * workerCount) { [self] party in
-      let (rank, worker) = party.quotientAndRemainder(dividingBy: workerCount)
+  func run(on fabric: some Fabric) throws -> [Measurements] {
+    let outcomes = try fabric.values(rankCount: job.rankCount, timeout: .seconds(100)) { [self] communicator in
       do {
-        if worker == 0 {
-          try runRank(rank, communicators[rank], residentBefore: residentBefore)
-        } else {
-          try helpCopying(rank: rank, worker: worker)
-        }
+        return Outcome.measured(try runRank(communicator))
       } catch {
-        fail(error)
+        // Lets all other threads out of their waits.
+        rankSteps.barrier.cancel()
+        copySteps.barrier.cancel()
+        switch error {
+        case let failure as CheckFailure: return .checkFailed(failure.what)
+        case is SpinBarrier.Cancelled: return .cancelled
+        default: throw error
+        }
       }
     }
-    return try state.withLock { state in
-      if let failure = state.failure { throw failure }
-      return state.measurements
+    return try outcomes.compactMap { outcome in
+      switch outcome {
+      case .measured(let measurements): measurements
+      case .checkFailed(let what): throw CheckFailure(what: what)
+      case .cancelled: nil
+      }
     }
-  }
-
-  /// Lets all other threads out of their waits.
-  private func fail(_ error: any Error) {
-    if !(error is SpinBarrier.Cancelled) { state.withLock { $0.failure = $0.failure ?? error } }
-    rankSteps.barrier.cancel()
-    copySteps.barrier.cancel()
   }
 
   // MARK: One rank
 
-  private func runRank(_ rank: Int, _ communicator: Communicator, residentBefore: Int) throws {
+  private func runRank(_ communicator: Communicator) throws -> Measurements {
+    let rank = communicator.rank
+    let floors = try floorSizes.enumerated().map { index, sizes throws(EPError) in
+      try CopyFloor(sizes[rank], source: index == 0 ? workload.tokens[rank].x : nil, workerCount: workerCount)
+    }
+    let measured = Guarded(Measurements(copies: Array(repeating: [:], count: floors.count)))
+    try inParallel(workerCount) { [self] worker in
+      let copies = Copies(bench: self, floors: floors, party: rank * workerCount + worker, worker: worker)
+      if worker == 0 {
+        let measurements = try runRank(communicator, copies)
+        measured.withLock { $0 = measurements }
+      } else {
+        for _ in 0...iterationCount { _ = try copies.time() }
+      }
+    }
+    return measured.withLock { $0 }
+  }
+
+  private func runRank(_ communicator: Communicator, _ copies: Copies) throws -> Measurements {
+    let rank = communicator.rank
+    try rankSteps.barrier.wait()
+    let residentBefore = residentByteCount(rank)
+    try rankSteps.barrier.wait()
     let buffer = try ExpertBuffer(communicator, plan: plan, workers: workerCount)
     defer { buffer.close() }
+    var measurements = Measurements(copies: Array(repeating: [:], count: floorSizes.count))
     // Rows that are not the received ones are the experts' to make, which takes no part in the times.
-    let expertRows = try checkOnce(rank, buffer, residentBefore: residentBefore)
+    let expertRows = try checkOnce(rank, buffer, residentBefore: residentBefore, &measurements)
+    if job.rankCount > 1 {
+      measurements.flagRoundTripNanoseconds = try rankSteps.measure(party: rank) { flags.measure(rank: rank) }.result
+    }
+    var flight: FlightLog?
     for iteration in 0...iterationCount {
       // The first is not counted.
-      try time(rank, buffer, expertRows, isCounted: iteration > 0, isLast: iteration == iterationCount)
+      try time(rank, buffer, copies, expertRows, iteration, &measurements)
+      flight?.append(buffer.flightRecord)
+      if isTraced && iteration == 0 {
+        buffer.forgetLongestWaits()
+        flight = FlightLog(after: buffer.flightRecord)
+      }
       if rank == 0 { progress(iteration) }
     }
+    measurements.flight = flight?.record
+    return measurements
   }
+
+  /// Of this rank, if it is a process; of all ranks of this process, if it is the first of them.
+  private func residentByteCount(_ rank: Int) -> Int {
+    rank == 0 || isProcess ? Int(FileTree.host.residentByteCount ?? 0) : 0
+  }
+
+  /// A rank that is a process of its own is not where the bench was made.
+  private let creator = getpid()
+  private var isProcess: Bool { getpid() != creator }
 
   private func dispatch(_ rank: Int, _ buffer: ExpertBuffer) throws(EPError) -> DispatchResult {
     var options = DispatchOptions()
@@ -133,7 +170,9 @@ final class Bench: Sendable {
   /// The first round: against the oracle, hashed, its memory measured.
   ///
   /// - Returns: combine's rows, where they are not those that dispatch returns.
-  private func checkOnce(_ rank: Int, _ buffer: ExpertBuffer, residentBefore: Int) throws -> Tensor? {
+  private func checkOnce(
+    _ rank: Int, _ buffer: ExpertBuffer, residentBefore: Int, _ measurements: inout Measurements
+  ) throws -> Tensor? {
     let dispatched = try dispatch(rank, buffer)
     var rows = dispatched.rows
     if !job.rowType.combinesInPlace {
@@ -141,90 +180,77 @@ final class Bench: Sendable {
       writeExpertRows(of: dispatched, to: rows)
     }
     let combined = try combine(rank, buffer, rows, dispatched.handle)
-    let round = Round(dispatched: dispatched, combinedRows: rows, combined: combined)
-    state.withLock { $0.rounds[rank] = round }
     try rankSteps.barrier.wait()
-    if rank == 0 {
-      let added = max(0, try residentByteCount() - residentBefore)
-      state.withLock { $0.measurements.residentByteCount = added }
-    }
+    measurements.residentByteCount = max(0, residentByteCount(rank) - residentBefore)
     try rankSteps.barrier.wait()
-    try check(round, rank)
-    let hash = Self.hash(dispatched, combined)
-    state.withLock { $0.hashes[rank] = hash }
+    sums.rows?[rank].copyBeginning(from: rows)
     try rankSteps.barrier.wait()
-    state.withLock { state in
-      state.rounds[rank] = nil
-      if rank == 0 {
-        var hash = FNVHash()
-        for rankHash in state.hashes { hash.add(rankHash) }
-        state.measurements.resultHash = hash.text
-      }
-    }
+    try check(rank, dispatched, combined)
+    try rankSteps.barrier.wait()
+    sums.release()
+    measurements.resultHash = Self.hash(dispatched, combined)
     return job.rowType.combinesInPlace ? nil : rows
   }
 
-  private func check(_ round: Round, _ rank: Int) throws {
+  private func check(_ rank: Int, _ dispatched: DispatchResult, _ combined: CombineResult) throws {
     let expected = oracle.dispatched(to: rank)
-    if let difference = difference(round.dispatched, from: expected, comparingPaddingRows: true) {
+    if let difference = difference(dispatched, from: expected, comparingPaddingRows: true) {
       throw CheckFailure(what: "dispatch, rank \(rank): \(difference)")
     }
-    let rows = state.withLock { $0.rounds.map { $0!.combinedRows } }
     let weights = job.layout == .byExpert ? workload.weights[rank] : nil
-    let sums = oracle.combined(at: rank, rows: rows, rowWeights: weights, biases: [])
-    if let difference = difference(round.combined.tokens, from: sums, named: "tokens") {
+    let sums = oracle.combined(at: rank, rows: sums.rows!, rowWeights: weights, biases: [])
+    if let difference = difference(combined.tokens, from: sums, named: "tokens") {
       throw CheckFailure(what: "combine, rank \(rank): \(difference)")
     }
   }
 
   private func time(
-    _ rank: Int, _ buffer: ExpertBuffer, _ expertRows: Tensor?, isCounted: Bool, isLast: Bool
+    _ rank: Int, _ buffer: ExpertBuffer, _ copies: Copies, _ expertRows: Tensor?, _ iteration: Int,
+    _ measurements: inout Measurements
   ) throws {
     // Lets the library's own threads, which spin a while after their work, fall asleep: they would slow the copies. Not
     // asleep itself, since a core that idles starts slowly.
     let rested = monotonicNow() + 100_000
     while monotonicNow() < rested {}
-    let copies = try timeCopies(rank: rank, worker: 0)
+    let copyTimes = try copies.time()
     let (dispatched, dispatchTime) = try rankSteps.measure(party: rank) { try dispatch(rank, buffer) }
     let (combined, combineTime) = try rankSteps.measure(party: rank) {
       try combine(rank, buffer, expertRows ?? dispatched.rows, dispatched.handle)
     }
-    if rank == 0 && isCounted {
-      state.withLock { state in
-        state.measurements.dispatch.append(dispatchTime)
-        state.measurements.combine.append(combineTime)
-        for (floor, times) in copies.enumerated() {
-          for (kind, some) in times {
-            state.measurements.copies[floor][kind, default: []].append(contentsOf: some)
-          }
-        }
+    if iteration > 0 {
+      measurements.dispatch.append(dispatchTime)
+      measurements.combine.append(combineTime)
+      for (floor, times) in copyTimes.enumerated() {
+        measurements.copies[floor].merge(times) { $0 + $1 }
       }
     }
-    if isLast && Self.hash(dispatched, combined) != state.withLock({ $0.hashes[rank] }) {
+    if iteration == iterationCount && Self.hash(dispatched, combined) != measurements.resultHash {
       throw CheckFailure(what: "rank \(rank): the last iteration's results differ from the first's")
     }
   }
 
   // MARK: Copies
 
-  /// Measures every floor; all threads of all ranks do so together. By floor, then by kind.
-  private func timeCopies(rank: Int, worker: Int) throws -> [[CopyFloor.Kind: [UInt64]]] {
-    try floors.map { floor in
-      var times: [CopyFloor.Kind: [UInt64]] = [:]
-      for _ in 0..<floor.repetitionCount {
-        for kind in CopyFloor.Kind.allCases {
-          let time = try copySteps.measure(party: rank * workerCount + worker) {
-            floor.copy(kind, rank: rank, worker: worker)
-          }
-          times[kind, default: []].append(time.nanoseconds)
-        }
-      }
-      return times
-    }
-  }
+  /// One thread's part of the floors.
+  private struct Copies {
+    let bench: Bench
+    let floors: [CopyFloor]
+    let party: Int
+    let worker: Int
 
-  private func helpCopying(rank: Int, worker: Int) throws {
-    for _ in 0...iterationCount { _ = try timeCopies(rank: rank, worker: worker) }
+    /// Measures every floor; all threads of all ranks do so together. By floor, then by kind.
+    func time() throws -> [[CopyFloor.Kind: [UInt64]]] {
+      try zip(floors, bench.floorSizes).map { floor, sizes in
+        var times: [CopyFloor.Kind: [UInt64]] = [:]
+        for _ in 0..<sizes.repetitionCount {
+          for kind in CopyFloor.Kind.allCases {
+            let time = try bench.copySteps.measure(party: party) { floor.copy(kind, worker: worker) }
+            times[kind, default: []].append(time.nanoseconds)
+          }
+        }
+        return times
+      }
+    }
   }
 
   // MARK: Results

@@ -1,9 +1,14 @@
+import Conformance
 import Foundation
+import HostFacts
 import SwiftEP
+
+/// Of `bench` and `verify`.
+let processesFlag = Flag("processes", nil, "make each rank a process of its own rather than a thread")
 
 let benchCommand = Command(
   name: "bench", summary: "dispatch and combine, checked against an oracle, then timed against a copy",
-  flags: JobSpec.flags + MachineSpec.flags + [
+  flags: JobSpec.flags + [processesFlag] + MachineSpec.flags + [
     Flag(
       "workers", "N",
       "threads, or multiprocessors, of each rank (default: cores or\nmultiprocessors / ranks, at least 1)"),
@@ -14,24 +19,36 @@ let benchCommand = Command(
     Flag("routing", "FILE.npy", "recorded experts, i4 or i8 [tokens, topK], divided over the ranks"),
     Flag("input", "FILE.npy", "recorded rows, f2, f4, u2 (BF16) or u1 [tokens, hidden], divided over\nthe ranks"),
     Flag("json", "FILE", "write the result as JSON; -: to stdout, instead of the table"),
+    Flag("trace", "FILE", "write what every rank did in the timed iterations, for Perfetto or\nchrome://tracing"),
   ],
   notes: """
-    An operation's time is from when the last rank is ready until the last rank has finished. GB/s are the
-    bytes of rows that a rank received (its own tokens' included) over the median time.
+    An operation's time is from when the last rank is ready until the last rank has finished; on a GPU from when
+    the first rank's begins, by the GPU's clock. GB/s are the bytes of rows that a rank received (its own tokens'
+    included) over the median time.
 
     The floor is (rows read once + rows written once) / the bandwidth of a copy: memcpy or streaming stores,
-    the better, by as many threads over the same sizes, measured in the same run.
+    the better, by as many threads over the same sizes, measured in the same run; on a GPU, the driver's own copy
+    of 512 MiB.
+
+    A trace has an event for each operation of each rank, with its steps, counts, and the peer that came last;
+    and the longest wait of each rank for each peer. About 2.5 KB an iteration and rank.
     """,
   body: { arguments in
     let settings = try BenchSettings(arguments)
-    let report = try settings.run()
+    let (report, flights) = try settings.run()
     if settings.jsonPath == "-" {
-      return try printDocument(try report.json())
+      try printDocument(try report.json())
+    } else {
+      let kind = settings.machine != .cpu ? "one GPU" : settings.processes ? "processes" : "threads"
+      let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
+      print("\(settings.job.summary); \(kind), \(workers), \(report.iterations) iterations\n")
+      print(report.table())
+      if settings.tracePath != nil { print("\n\(WaitMatrix(flights).table)") }
+      if let path = settings.jsonPath { try writeFile(try report.json(), path, flag: "json") }
     }
-    let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
-    print("\(settings.job.summary); \(workers), \(report.iterations) iterations\n")
-    print(report.table())
-    if let path = settings.jsonPath { try writeFile(try report.json(), path, flag: "json") }
+    if let path = settings.tracePath {
+      try writeFile(try Trace(flights, job: settings.job.summary).json(), path, flag: "trace")
+    }
   })
 
 struct BenchSettings {
@@ -42,13 +59,15 @@ struct BenchSettings {
   let seed: UInt64
   let skew: Double
   let jsonPath: String?
+  let tracePath: String?
+  let processes: Bool
   private let recorded: RecordedInput?
   private let text: TokenizedText?
 
   init(_ arguments: Arguments) throws {
     job = try JobSpec(arguments)
     machine = try MachineSpec(arguments).machine
-    var unitCount = usableCoreCount
+    var unitCount = usableCoreCount()
     if machine != .cpu { unitCount = try GPUHost.shared(0).gpu.multiprocessorCount }
     workerCount = try arguments.integer("workers", in: 1...256, default: max(1, unitCount / job.rankCount))
     let threadCountMax = 1024
@@ -61,7 +80,13 @@ struct BenchSettings {
     seed = try arguments.seed("seed", default: 1)
     skew = try arguments.real("skew", in: 0...10, default: 0)
     jsonPath = arguments.string("json")
+    processes = arguments.has("processes")
     if let jsonPath, jsonPath != "-" { try checkWritable(jsonPath, flag: "json") }
+    tracePath = arguments.string("trace")
+    if machine != .cpu && tracePath != nil {
+      throw UsageError("--trace", expected: "none with --machine cuda", found: "one")
+    }
+    if let tracePath { try checkWritable(tracePath, flag: "trace") }
     for other in ["routing", "input", "skew"] where arguments.has("text") && arguments.has(other) {
       throw UsageError("--\(other)", expected: "none with --text", found: "one")
     }
@@ -77,7 +102,8 @@ struct BenchSettings {
       try job.plan(receivedTokensMax: 0, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace))
   }
 
-  func run() throws -> BenchReport {
+  /// - Returns: what was found, and the ranks' flight records where a trace is wanted.
+  func run() throws -> (report: BenchReport, flights: [FlightRecord]) {
     let workload: Workload
     if let text {
       workload = try .text(job, text, seed: seed)
@@ -90,13 +116,14 @@ struct BenchSettings {
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
     let plan = try job.plan(
       receivedTokensMax: receivedTokens, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
-    if machine != .cpu { return try runOnGPU(workload) }
+    if machine != .cpu { return (try runOnGPU(workload), []) }
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
-      progress: { status.show(bar.text($0)) })
+      isTraced: tracePath != nil, progress: { status.show(bar.text($0)) })
     defer { status.clear() }
-    return BenchReport(bench, try bench.run())
+    let all = processes ? try bench.run(on: ProcessFabric()) : try bench.run(on: ThreadFabric())
+    return (BenchReport(bench, all, processes: processes), all.compactMap(\.flight))
   }
 
   private func runOnGPU(_ workload: Workload) throws -> BenchReport {
@@ -109,7 +136,7 @@ struct BenchSettings {
   /// Inputs, what is received, copies of both, and what the oracle expects; where a token goes to as many ranks as it
   /// can.
   private func checkMemory(_ plan: ExpertBuffer.Plan) throws {
-    guard let available = availableByteCount() else { return }
+    guard let available = FileTree.host.grantableByteCount.map(Int.init) else { return }
     let rowByteCount = job.hidden * job.rowType.inputDType.byteCount
     let receivedPerToken = job.layout == .bySource ? min(job.topK, job.rankCount) : job.topK
     // A token's routing: the caller's, the gate's, the oracle's and what arrives with its rows.

@@ -1,4 +1,5 @@
 import Foundation
+import HostFacts
 import SwiftEP
 
 /// What a bench found, as JSON and as a table.
@@ -36,16 +37,24 @@ struct BenchReport: Codable, Equatable {
   var copyKind: String
   var plannedBytesPerRank: Int64
   var residentBytes: Int
+  /// Whether each rank is a process.
+  var processes: Bool
+  /// From a signal of rank 0 to rank 1's answer; nil of one rank.
+  var flagRoundTripNanoseconds: Double?
 
-  init(_ bench: Bench, _ measurements: Bench.Measurements) {
+  init(_ bench: Bench, _ all: [Bench.Measurements], processes: Bool) {
+    let measurements = all[0]
     let job = bench.job
     (ranks, tokens, hidden) = (job.rankCount, job.tokensPerRank, job.hidden)
     (topK, experts, dtype) = (job.topK, job.expertCount, job.rowType.rawValue)
     (workersPerRank, layout, iterations) = (bench.workerCount, job.layout.rawValue, bench.iterationCount)
-    (resultHash, residentBytes) = (measurements.resultHash, measurements.residentByteCount)
+    var hash = FNVHash()
+    for rank in all { hash.add(rank.resultHash) }
+    (resultHash, residentBytes) = (hash.text, all.reduce(0) { $0 + $1.residentByteCount })
+    (self.processes, flagRoundTripNanoseconds) = (processes, measurements.flagRoundTripNanoseconds)
     plannedBytesPerRank = bench.plan.byteCount
-    (processor, cores) = (processorName(), usableCoreCount)
-    let copies = zip(bench.floors, measurements.copies).map { floor, times in CopyBandwidth(floor, times) }
+    (processor, cores) = (FileTree.host.processorName, usableCoreCount())
+    let copies = zip(bench.floorSizes, measurements.copies).map { sizes, times in CopyBandwidth(sizes, times) }
     (copyGigabytesPerSecond, copyKind) = (copies[0].bytesPerNanosecond, copies[0].kind.rawValue)
     let dispatchSizes = CopyFloor.dispatchSizes(job, bench.workload)
     let combineSizes = CopyFloor.combineSizes(job, bench.workload)
@@ -66,6 +75,7 @@ struct BenchReport: Codable, Equatable {
     (topK, experts, dtype) = (job.topK, job.expertCount, job.rowType.rawValue)
     (workersPerRank, layout, iterations) = (bench.workerCount, job.layout.rawValue, bench.iterationCount)
     (resultHash, residentBytes) = (measurements.resultHash, measurements.takenByteCount)
+    processes = false
     plannedBytesPerRank = bench.plan.byteCount
     (processor, cores) = (bench.gpuName, bench.multiprocessorCount)
     (copyGigabytesPerSecond, copyKind) = (measurements.copyBytesPerNanosecond, "the driver's")
@@ -105,6 +115,7 @@ struct BenchReport: Codable, Equatable {
     return """
       \(table)
 
+      \(flagRoundTripNanoseconds.map { "flag: \($0.rounded(toPlaces: 0)) ns from rank 0 to rank 1 and back\n" } ?? "")\
       copy: \(copyGigabytesPerSecond.rounded(toPlaces: 2)) GB/s read and written (\(copyKind))
       memory: \(plannedBytesPerRank.grouped) bytes planned a rank, \(planned.grouped) in all; \
       \(residentBytes.grouped) became resident (\(residentRatio.rounded(toPlaces: 2)) of the plan)
@@ -140,11 +151,11 @@ private struct CopyBandwidth {
     self.bytesPerNanosecond = bytesPerNanosecond
   }
 
-  init(_ floor: CopyFloor, _ times: [CopyFloor.Kind: [UInt64]]) {
+  init(_ sizes: [CopyFloor.Sizes], _ times: [CopyFloor.Kind: [UInt64]]) {
     let medians = CopyFloor.Kind.allCases.map { (kind: $0, time: (times[$0] ?? []).median) }
     let best = medians.min { $0.time < $1.time }!
     kind = best.kind
-    bytesPerNanosecond = best.time == 0 ? 0 : Double(floor.movedByteCount) / best.time
+    bytesPerNanosecond = best.time == 0 ? 0 : Double(sizes.movedByteCount) / best.time
   }
 }
 

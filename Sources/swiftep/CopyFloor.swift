@@ -4,10 +4,10 @@ import SwiftEP
 
 /// How fast this host copies, with the threads and the sizes of an operation: what an operation is measured against.
 ///
-/// Each rank copies from its tokens, or a buffer as large as what the operation reads there, to one as large as what it
-/// writes; the smaller of the two is gone through again until the larger is done.
+/// One rank's part: it copies from its tokens, or a buffer as large as what the operation reads there, to one as large as
+/// what it writes; the smaller of the two is gone through again until the larger is done.
 final class CopyFloor: @unchecked Sendable {
-  enum Kind: String, CaseIterable, Sendable {
+  enum Kind: String, CaseIterable, Codable, CodingKeyRepresentable, Sendable {
     /// `memcpy`.
     case cached
     /// Stores that go around the caches.
@@ -29,42 +29,30 @@ final class CopyFloor: @unchecked Sendable {
     }
   }
 
-  private let sizes: [Sizes]
+  private let size: Sizes
   private let workerCount: Int
-  private let sources: [Tensor]
-  let destinations: [Tensor]
+  private let source: Tensor
+  let destination: Tensor
 
-  /// Allocates and touches the buffers of all ranks.
+  /// Allocates and touches the buffers.
   ///
-  /// - Parameter sources: of the sizes that are read, one a rank; nil: buffers of their own.
-  init(_ sizes: [Sizes], sources: [Tensor]? = nil, workerCount: Int) throws(EPError) {
-    self.sizes = sizes
+  /// - Parameter source: of the size that is read; nil: a buffer of its own.
+  init(_ size: Sizes, source: Tensor? = nil, workerCount: Int) throws(EPError) {
+    self.size = size
     self.workerCount = workerCount
-    self.sources = if let sources { sources } else { try Self.makeBuffers(sizes.map(\.readByteCount)) }
-    destinations = try Self.makeBuffers(sizes.map(\.writtenByteCount))
+    self.source = if let source { source } else { try Tensor(zeros: [size.readByteCount], .uint8) }
+    destination = try Tensor(zeros: [size.writtenByteCount], .uint8)
   }
 
-  private static func makeBuffers(_ byteCounts: [Int]) throws(EPError) -> [Tensor] {
-    try byteCounts.map { byteCount throws(EPError) in try Tensor(zeros: [byteCount], .uint8) }
-  }
-
-  /// Bytes read and written by all ranks in one copy.
-  var movedByteCount: Int { 2 * sizes.reduce(0) { $0 + $1.copiedByteCount } }
-
-  /// Copies per iteration. One, as an operation runs once: repeated, they would find in the caches what an operation
-  /// does not. Only those that take little longer than a clock's and a barrier's noise are repeated.
-  var repetitionCount: Int { min(16, max(1, (256 << 10) / max(1, movedByteCount))) }
-
-  /// One worker's part of a rank's copy.
-  func copy(_ kind: Kind, rank: Int, worker: Int) {
-    let size = sizes[rank]
+  /// One worker's part of the copy.
+  func copy(_ kind: Kind, worker: Int) {
     let lineCount = size.copiedByteCount / 16
     var position = 16 * (lineCount * worker / workerCount)
     let end = 16 * (lineCount * (worker + 1) / workerCount)
     // SAFETY: pieces end where the smaller buffer does, and workers' parts do not overlap in the larger; in the smaller
     // they may, where equal zero bytes are written.
-    sources[rank].withUnsafeBytes { source in
-      destinations[rank].withUnsafeMutableBytes { destination in
+    source.withUnsafeBytes { source in
+      destination.withUnsafeMutableBytes { destination in
         while position < end {
           let from = position % size.readByteCount
           let to = position % size.writtenByteCount
@@ -82,6 +70,15 @@ final class CopyFloor: @unchecked Sendable {
     }
     if kind == .streaming { swiftep_store_fence() }
   }
+}
+
+extension [CopyFloor.Sizes] {
+  /// Bytes read and written by all ranks in one copy.
+  var movedByteCount: Int { 2 * reduce(0) { $0 + $1.copiedByteCount } }
+
+  /// Copies per iteration. One, as an operation runs once: repeated, they would find in the caches what an operation
+  /// does not. Only those that take little longer than a clock's and a barrier's noise are repeated.
+  var repetitionCount: Int { Swift.min(16, Swift.max(1, (256 << 10) / Swift.max(1, movedByteCount))) }
 }
 
 extension CopyFloor {

@@ -47,7 +47,7 @@ final class GPUBench: Sendable {
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
       layout: job.layout, expertAlignment: 1, quantization: job.rowType.quantization)
-    barrier = SpinBarrier(partyCount: job.rankCount)
+    barrier = try SpinBarrier(partyCount: job.rankCount)
     state = Guarded(
       State(
         combinedRows: Array(repeating: nil, count: job.rankCount), starts: Array(repeating: nil, count: job.rankCount),
@@ -68,7 +68,8 @@ final class GPUBench: Sendable {
         try runRank(rank, communicators[rank], freeBefore: freeBefore)
       } catch {
         if !(error is SpinBarrier.Cancelled) {
-          printError("rank \(rank): \(error)"); state.withLock { $0.failure = $0.failure ?? error }
+          printError("rank \(rank): \(error)")
+          state.withLock { $0.failure = $0.failure ?? error }
         }
         barrier.cancel()
         // The driver compares as in a cycle: this is ahead of every opening.

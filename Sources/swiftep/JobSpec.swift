@@ -41,7 +41,7 @@ struct JobSpec: Equatable, Sendable {
   var layout: RowLayout
 
   static let flags = [
-    Flag("ranks", "N", "ranks, each a thread of this process (default 2)"),
+    Flag("ranks", "N", "ranks (default 2)"),
     Flag("tokens", "N", "tokens of each rank (default 4096)"),
     Flag("hidden", "N", "elements of a row (default 7168)"),
     Flag("top-k", "N", "experts of a token (default 8)"),

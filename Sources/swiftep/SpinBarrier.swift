@@ -1,50 +1,50 @@
+import Arena
 import CPlatform
 import Glibc
 import HostMachine
 import Synchronization
 
-/// Where threads wait for each other: spinning first, since all that are on time should start within a microsecond;
+/// Where ranks and their threads, of one process or several, wait for each other: spinning first, since all that are on time should start within a microsecond;
 /// then yielding, since there may be more threads than cores; then asleep.
 final class SpinBarrier: @unchecked Sendable {
   struct Cancelled: Error {}
 
   let partyCount: Int
-  private let arrived = Atomic<Int>(0)
-  private let isCancelled = Atomic<Bool>(false)
+  private let memory: SharedRegion
   /// Rounds completed; what sleepers sleep on.
   private let round: UnsafeMutablePointer<Atomic<UInt32>>
-  private let releasedAt = Atomic<UInt64>(0)
+  private let arrived: UnsafeMutablePointer<Atomic<UInt64>>
+  private let isCancelled: UnsafeMutablePointer<Atomic<UInt64>>
+  private let releasedAt: UnsafeMutablePointer<Atomic<UInt64>>
 
-  init(partyCount: Int) {
+  init(partyCount: Int) throws(SystemCallError) {
     self.partyCount = partyCount
-    round = .allocate(capacity: 1)
-    round.initialize(to: Atomic(0))
-  }
-
-  deinit {
-    round.deinitialize(count: 1)
-    round.deallocate()
+    memory = try SharedRegion(byteCount: 256)
+    round = memory.atomic(UInt32.self, at: 0)
+    arrived = memory.atomic(UInt64.self, at: 64)
+    isCancelled = memory.atomic(UInt64.self, at: 128)
+    releasedAt = memory.atomic(UInt64.self, at: 192)
   }
 
   /// Returns once all parties have come: the time, in nanoseconds, at which the last came.
   @discardableResult func wait() throws(Cancelled) -> UInt64 {
     let current = round.pointee.load(ordering: .acquiring)
-    if arrived.wrappingAdd(1, ordering: .acquiringAndReleasing).newValue == partyCount {
-      arrived.store(0, ordering: .relaxed)
-      releasedAt.store(monotonicNow(), ordering: .relaxed)
+    if arrived.pointee.wrappingAdd(1, ordering: .acquiringAndReleasing).newValue == UInt64(partyCount) {
+      arrived.pointee.store(0, ordering: .relaxed)
+      releasedAt.pointee.store(monotonicNow(), ordering: .relaxed)
       // Releases what all parties stored before they came.
       round.pointee.wrappingAdd(1, ordering: .acquiringAndReleasing)
       _ = swiftep_futex_wake(round, Int32.max)
     } else {
       waitForNextRound(after: current)
     }
-    if isCancelled.load(ordering: .acquiring) { throw Cancelled() }
-    return releasedAt.load(ordering: .relaxed)
+    if isCancelled.pointee.load(ordering: .acquiring) != 0 { throw Cancelled() }
+    return releasedAt.pointee.load(ordering: .relaxed)
   }
 
   /// Ends every wait, now and later, with an error.
   func cancel() {
-    isCancelled.store(true, ordering: .releasing)
+    isCancelled.pointee.store(1, ordering: .releasing)
     round.pointee.wrappingAdd(1, ordering: .acquiringAndReleasing)
     _ = swiftep_futex_wake(round, Int32.max)
   }
@@ -54,7 +54,7 @@ final class SpinBarrier: @unchecked Sendable {
     let yieldCountMax = 2_500
     var turn = 0
     while round.pointee.load(ordering: .acquiring) == current {
-      if isCancelled.load(ordering: .acquiring) { return }
+      if isCancelled.pointee.load(ordering: .acquiring) != 0 { return }
       turn += 1
       if turn < spinCountMax {
         swiftep_relax()
@@ -70,16 +70,16 @@ final class SpinBarrier: @unchecked Sendable {
 /// Times a step that several threads take at once: from when the last of them is ready until the last has finished.
 final class SharedStopwatch: @unchecked Sendable {
   let barrier: SpinBarrier
+  private let memory: SharedRegion
   /// When each party finished. Written by its party only, between two barriers; read by all after the second.
   private let finishedAt: UnsafeMutableBufferPointer<UInt64>
 
-  init(partyCount: Int) {
-    barrier = SpinBarrier(partyCount: partyCount)
-    finishedAt = .allocate(capacity: partyCount)
-    finishedAt.initialize(repeating: 0)
+  init(partyCount: Int) throws(SystemCallError) {
+    barrier = try SpinBarrier(partyCount: partyCount)
+    memory = try SharedRegion(byteCount: 8 * partyCount)
+    let times = memory.base.bindMemory(to: UInt64.self, capacity: partyCount)
+    finishedAt = UnsafeMutableBufferPointer(start: times, count: partyCount)
   }
-
-  deinit { finishedAt.deallocate() }
 
   /// All parties call this; all get the same time.
   func measure<Result>(

@@ -3,7 +3,9 @@ import SwiftEP
 
 @main
 struct Tool {
-  static let commands = [benchCommand, verifyCommand, planCommand]
+  static let commands = [
+    benchCommand, verifyCommand, planCommand, launchCommand, tokenCommand, doctorCommand, inspectCommand, chaosCommand,
+  ]
 
   static func main() {
     exit(run(Array(CommandLine.arguments.dropFirst())).rawValue)
@@ -30,8 +32,10 @@ struct Tool {
       throw UsageError("command", expected: "one of \(names)", found: "'\(name)'")
     }
     let rest = Array(words.dropFirst())
-    if rest.contains("--help") { return print(command.help, terminator: "") }
-    try command.body(try Arguments(parsing: rest, flags: command.flags))
+    if rest.prefix(while: { $0 != "--" }).contains("--help") { return print(command.help, terminator: "") }
+    try command.body(
+      try Arguments(
+        parsing: rest, flags: command.flags, takesOperands: command.operands != nil, trailing: command.trailing))
   }
 
   static var help: String {
@@ -51,16 +55,22 @@ struct Tool {
   }
 }
 
-enum ExitCode: Int32 {
-  case success = 0
-  case checkFailed = 1
-  case usage = 2
-  case runtime = 3
+struct ExitCode: Equatable, Sendable {
+  let rawValue: Int32
+
+  static let success = ExitCode(rawValue: 0)
+  static let checkFailed = ExitCode(rawValue: 1)
+  static let usage = ExitCode(rawValue: 2)
+  static let runtime = ExitCode(rawValue: 3)
+
+  private init(rawValue: Int32) { self.rawValue = rawValue }
 
   init(_ error: any Error) {
     switch error {
     case is UsageError: self = .usage
     case is CheckFailure: self = .checkFailed
+    case let failure as RankFailure: self.init(rawValue: failure.end.code)
+    case let error as ProgramError: self.init(rawValue: error.code)
     default: self = .runtime
     }
   }
@@ -96,5 +106,5 @@ struct CheckFailure: Error, CustomStringConvertible {
 }
 
 func printError(_ line: String) {
-  FileHandle.standardError.write(Data((line + "\n").utf8))
+  try? FileHandle.standardError.write(contentsOf: Data((line + "\n").utf8))
 }

@@ -1,4 +1,5 @@
 import Conformance
+import HostMachine
 import SwiftEP
 import Testing
 
@@ -102,9 +103,15 @@ extension ConformanceTests {
     @Test func aHandleOfAnotherBufferIsRefused() throws {
       let job = smallJob()
       let plan = try job.makePlan()
-      let handles = try onEachRank(plan) { buffer in try job.dispatch(on: buffer).handle }
+      let kept = Guarded<[Int: DispatchHandle]>([:])
+      // Of ranks in one process: a handle does not travel.
+      try ThreadFabric().run(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
+        let handle = try job.dispatch(on: buffer).handle
+        kept.withLock { $0[buffer.rank] = handle }
+      }
+      let handles = kept.withLock { $0 }
       let errors = try onEachRank(plan) { buffer in
-        let handle = handles[buffer.rank]
+        let handle = handles[buffer.rank]!
         let rows = try! Tensor(zeros: [handle.rowCapacity, 64], .bf16)
         let errors = [
           try error { () throws(EPError) in _ = try job.dispatch(on: buffer, handle: handle) },
@@ -124,16 +131,16 @@ extension ConformanceTests {
     @Test func aHandleOutlivesItsBuffer() throws {
       let job = smallJob(rankCount: 1)
       let plan = try job.makePlan()
-      var handle: DispatchHandle?
+      let kept = Guarded<DispatchHandle?>(nil)
       for _ in 0..<30 {
-        let old = handle
-        handle = try onEachRank(plan) { buffer in
-          if let old {
+        try ThreadFabric().run(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
+          if let old = kept.withLock({ $0 }) {
             let error = try error { () throws(EPError) in _ = try job.dispatch(on: buffer, handle: old) }
             try require(error == Self.foreign(0), "\(error)")
           }
-          return try job.dispatch(on: buffer).handle
-        }[0]
+          let handle = try job.dispatch(on: buffer).handle
+          kept.withLock { $0 = handle }
+        }
       }
     }
 

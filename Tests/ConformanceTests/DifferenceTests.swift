@@ -31,7 +31,7 @@ extension ConformanceTests {
       let wanted = job
       let tokens = (0..<wanted.rankCount).map { wanted.makeTokens(rank: $0) }
       let oracle = wanted.makeOracle()
-      _ = try onEachRank(try wanted.makePlan()) { buffer in
+      try fabric.run(plan: try wanted.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
         let rank = buffer.rank
         var options = DispatchOptions()
         (options.layout, options.quantization) = (layout, wanted.quantization)
@@ -59,10 +59,9 @@ extension ConformanceTests {
     /// Ranks that cannot be had make `verify` fail with the job.
     @Test func verifyReportsItsJob() {
       struct NoRanks: Fabric {
-        func run(
-          plan: ExpertBuffer.Plan, workers: Int, timeout: Duration,
-          _ body: @escaping @Sendable (ExpertBuffer) throws -> Void
-        ) throws { throw EPError.bufferClosed }
+        func values<Value: Codable & Sendable>(
+          rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
+        ) throws -> [Value] { throw EPError.bufferClosed }
       }
       let failure = #expect(throws: ConformanceFailure.self) {
         _ = try verify(seconds: 5, seed: 77, on: NoRanks()) { _, _ in }

@@ -75,7 +75,7 @@ extension ConformanceTests {
     }
 
     /// One rank's gradients, and its outputs.
-    private struct Gradients: Sendable {
+    fileprivate struct Gradients: Codable, Sendable {
       let output: [Float]
       let x: [Float]
       let weights: [Float]

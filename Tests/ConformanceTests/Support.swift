@@ -6,10 +6,21 @@ import Testing
 /// All suites of this target, one test at a time: each runs many threads of its own.
 @Suite(.serialized) struct ConformanceTests {}
 
-/// What kind of ranks the tests run on: `SWIFTEP_TEST_FABRIC=sockets` is the other kind. Tests that bring values of
-/// several ranks together need ranks that share memory.
-let fabric: any Fabric =
-  ProcessInfo.processInfo.environment["SWIFTEP_TEST_FABRIC"] == "sockets" ? SocketFabric() : ThreadFabric()
+/// What kind of ranks the tests run on: `SWIFTEP_TEST_FABRIC` is `threads` (the default), `sockets` (threads that reach
+/// each other as processes do) or `processes`.
+let fabric: any Fabric = {
+  // Buffers are lost here on purpose.
+  setenv("SWIFTEP_FLIGHT_RECORDER", "off", 0)
+  return switch ProcessInfo.processInfo.environment["SWIFTEP_TEST_FABRIC"] {
+  case nil, "threads": ThreadFabric()
+  case "sockets": SocketFabric()
+  case "processes": ProcessFabric(patience: .seconds(120))
+  case let other?: preconditionFailure("SWIFTEP_TEST_FABRIC: expected threads, sockets or processes, found \(other)")
+  }
+}()
+
+/// The same, but ranks are threads of this process: for tests that look at several of them at once.
+let threadFabric: any Fabric = fabric is ProcessFabric ? SocketFabric() : fabric
 
 extension Tensor {
   var bytes: [UInt8] { withUnsafeBytes { Array($0) } }
@@ -35,45 +46,11 @@ func require(_ condition: Bool, _ description: @autoclosure () -> String) throws
 }
 
 /// Makes a buffer on every rank, runs `body` with each, and returns what it returned, by rank.
-func onEachRank<Value: Sendable>(
-  _ plan: ExpertBuffer.Plan, workers: Int = 1, timeout: Duration = .seconds(30),
+func onEachRank<Value: Codable & Sendable>(
+  of fabric: any Fabric = fabric, _ plan: ExpertBuffer.Plan, workers: Int = 1, timeout: Duration = .seconds(30),
   _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
 ) throws -> [Value] {
-  let slots = Slots<Value>(count: plan.shape.rankCount)
-  try fabric.run(plan: plan, workers: workers, timeout: timeout) { buffer in
-    slots.set(try body(buffer), at: buffer.rank)
-  }
-  return slots.values
-}
-
-/// Runs `body` on `count` threads and returns what it returned, by index.
-func valuesInParallel<Value: Sendable>(
-  _ count: Int, _ body: @escaping @Sendable (Int) throws -> Value
-) throws -> [Value] {
-  let slots = Slots<Value>(count: count)
-  try inParallel(count) { index in slots.set(try body(index), at: index) }
-  return slots.values
-}
-
-/// One slot for each rank's value.
-private final class Slots<Value: Sendable>: @unchecked Sendable {
-  private let base: UnsafeMutablePointer<Value?>
-  private let count: Int
-
-  init(count: Int) {
-    self.count = count
-    base = .allocate(capacity: count)
-    base.initialize(repeating: nil, count: count)
-  }
-
-  deinit {
-    base.deinitialize(count: count)
-    base.deallocate()
-  }
-
-  /// SAFETY: each thread sets its own slot; all are read after the threads have been joined.
-  func set(_ value: Value, at index: Int) { base[index] = value }
-  var values: [Value] { (0..<count).map { base[$0]! } }
+  try fabric.values(plan: plan, workers: workers, timeout: timeout, body)
 }
 
 /// What a call throws; a `Mismatch` when it throws nothing.

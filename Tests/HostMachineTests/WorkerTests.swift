@@ -14,7 +14,10 @@ extension HostMachine {
   fileprivate func await(
     _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
   ) -> WaitResult {
-    self.await(arena, count: 1, epoch: epoch, deadline: deadline, alarm: alarm, heard: heard) { _ in offset }.result
+    self.await(
+      arena, count: 1, epoch: epoch, deadline: deadline, alarm: alarm, heard: heard, offset: { _ in offset },
+      awaited: { _ in }, seen: { _ in }
+    ).result
   }
 
   /// Without an alarm that anybody raises.
@@ -109,19 +112,27 @@ private final class Words: @unchecked Sendable {
     #expect(Set(visits) == Set(expected) && visits.count == expected.count)
   }
 
-  /// A wait for several words ends when all are there, or names the first that is not.
+  /// A wait for several words ends when all are there, or names the first that is not; it tells of those only that
+  /// were not there when their turn came.
   @Test func severalSignals() {
     let words = Words(byteCount: 4096)
     let arena = Address(words.base)
-    func wait() -> Wait {
+    var told: [String] = []
+    func wait(until deadline: UInt64 = 0) -> Wait {
       machine().await(
-        arena, count: 3, epoch: 4, deadline: 0, alarm: arena.advanced(byBytes: 2048), heard: 0
-      ) { 512 + 64 * Int64($0) }
+        arena, count: 3, epoch: 4, deadline: deadline, alarm: arena.advanced(byBytes: 2048), heard: 0,
+        offset: { 512 + 64 * Int64($0) },
+        awaited: {
+          told.append("awaited \($0)")
+          if deadline != 0 { machine().signal(arena, offset: 576, epoch: 9) }
+        },
+        seen: { told.append("seen \($0)") })
     }
     machine().signal(2, epoch: 4) { SignalWord(arena: arena, offset: 512 + 128 * Int64($0)) }
-    #expect(wait().result == .timedOut && wait().missing == 1)
-    machine().signal(arena, offset: 576, epoch: 9)
-    #expect(wait().result == .signalled)
+    let missed = wait()
+    #expect(missed.result == .timedOut && missed.missing == 1 && told == ["awaited 1"])
+    #expect(wait(until: .max).result == .signalled && told == ["awaited 1", "awaited 1", "seen 1"])
+    #expect(wait().result == .signalled && told.count == 3)
   }
 
   @Test func recordsAndFills() {

@@ -10,7 +10,7 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [52, 4, 8, 0, 5, 0, 2]), ("swiftep_deliver_dispatch", [21, 6, 3, 9, 0, 4, 0]),
+    ("swiftep_prepare_dispatch", [58, 4, 8, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [21, 6, 3, 9, 0, 4, 0]),
     ("swiftep_prepare_combine", [24, 4, 4, 4, 0, 0, 0]), ("swiftep_deliver_combine", [14, 20, 13, 19, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
@@ -19,7 +19,7 @@ import Testing
   }
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [52, 4, 8, 0, 5, 0, 2]), ("swiftep_deliver_dispatch", [21, 0, 4, 13, 0, 4, 0]),
+    ("swiftep_prepare_dispatch", [58, 4, 8, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [21, 0, 4, 13, 0, 4, 0]),
     ("swiftep_prepare_combine", [24, 0, 4, 4, 0, 0, 0]), ("swiftep_deliver_combine", [14, 0, 5, 12, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {

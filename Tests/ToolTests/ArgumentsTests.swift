@@ -22,6 +22,14 @@ import Testing
     #expect(try parse("--count", "18446744073709551615").seed("count", default: 1) == .max)
   }
 
+  @Test func otherWords() throws {
+    let arguments = try Arguments(
+      parsing: ["12", "--staged", "-3", "--count", "7", "x"], flags: Self.flags, takesOperands: true)
+    #expect(arguments.operands == ["12", "-3", "x"])
+    #expect(try arguments.integer("count", in: 0...10) == 7)
+    #expect(try parse("--staged").operands.isEmpty)
+  }
+
   @Test(arguments: [
     (["count"], "argument: expected a flag (--name), found 'count'"),
     (["--bogus", "1"], "flag: expected one of --count, --layout, --staged, found --bogus"),
@@ -55,10 +63,27 @@ import Testing
     #expect(throws: UsageError.self) { try arguments.seed("count", default: 1) }
   }
 
+  @Test func trailingWords() throws {
+    let flags = Self.flags + [Flag("n", "N", "a letter")]
+    let arguments = try Arguments(
+      parsing: ["-n", "3", "--staged", "--", "a", "--staged", "-n"], flags: flags, trailing: "WORD")
+    #expect(try arguments.integer("n", in: 0...5) == 3)
+    #expect(arguments.trailing == ["a", "--staged", "-n"])
+    #expect(throws: UsageError("-n", expected: "an integer of 4 to 5", found: "'3'")) {
+      try arguments.integer("n", in: 4...5)
+    }
+    let missing = UsageError("argument", expected: "-- WORD", found: "none")
+    for words in [[], ["--"], ["-n", "3"]] {
+      #expect(throws: missing) { try Arguments(parsing: words, flags: flags, trailing: "WORD") }
+    }
+    #expect(throws: UsageError.self) { try Arguments(parsing: ["-", "--", "a"], flags: flags, trailing: "WORD") }
+    #expect(throws: UsageError.self) { try Arguments(parsing: ["--"], flags: flags) }
+  }
+
   @Test(arguments: Tool.commands.map(\.name))
   func helpNamesEveryFlag(_ name: String) throws {
     let command = try #require(Tool.commands.first { $0.name == name })
-    for flag in command.flags { #expect(command.help.contains("--\(flag.name)")) }
+    for flag in command.flags { #expect(command.help.contains("  \(flag.spelling)")) }
     #expect(command.help.contains("exit codes"))
     #expect(Tool.help.contains(name))
     #expect(command.help.split(separator: "\n").allSatisfy { $0.count <= 120 })

@@ -65,6 +65,17 @@ enum Binary {
     #expect(try bench("--seed", "10").resultHash != first.resultHash)
   }
 
+  /// The same from processes, which share no memory but what the library shares.
+  @Test(arguments: ["bf16", "fp8"])
+  func processesGetTheSame(_ dtype: String) throws {
+    let threads = try bench("--dtype", dtype, "--layout", "expert")
+    let processes = try bench("--dtype", dtype, "--layout", "expert", "--processes")
+    #expect(processes.processes && !threads.processes)
+    #expect(processes.resultHash == threads.resultHash)
+    #expect(processes.flagRoundTripNanoseconds ?? 0 > 0)
+    #expect(processes.residentBytes > 0)
+  }
+
   @Test func textAndSkew() throws {
     let file = try TemporaryFile(Data("Some words, and some more words than that.".utf8))
     let text = try bench("--text", file.path)
@@ -118,16 +129,21 @@ enum Binary {
     }
   }
 
-  @Test(arguments: [["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"]])
+  @Test(arguments: [
+    ["--help"], ["bench", "--help"], ["verify", "--help"], ["plan", "--help"], ["launch", "--help"],
+    ["token", "--help"], ["doctor", "--help"], ["inspect", "--help"], ["chaos", "--help"],
+  ])
   func help(_ words: [String]) throws {
-    let run = try Binary.run(words)
+    let run = try Binary.run(words + ["--help"])
     #expect(run.status == 0)
     #expect(run.output.contains("usage: swiftep") && run.output.contains("exit codes"))
   }
 
+  static let commandNames = Tool.commands.map(\.name).joined(separator: ", ")
+
   static let usageErrors: [([String], String)] = [
-    ([], "command: expected one of bench, verify, plan"),
-    (["dance"], "command: expected one of bench, verify, plan, found 'dance'"),
+    ([], "command: expected one of \(commandNames) (see swiftep --help), found none"),
+    (["dance"], "command: expected one of \(commandNames), found 'dance'"),
     (["bench", "--ranks", "0"], "--ranks: expected an integer of 1 to 256, found '0'"),
     (["bench", "--tokens", "-1"], "--tokens: expected an integer of 1 to 16777216, found '-1'"),
     (["bench", "--top-k", "300"], "--top-k: expected an integer of 1 to 32, found '300'"),
@@ -147,7 +163,25 @@ enum Binary {
     (["bench", "--workers", "256", "--ranks", "8"], "--workers: expected at most 1024 workers of all ranks"),
     (["plan", "--ranks", "256", "--tokens", "16777216"], "--tokens: expected fewer rows than an Int32 counts"),
     (["plan", "--results", "0"], "--results: expected an integer of 1 to 64, found '0'"),
+    (["launch", "--", "true"], "-n: expected how many ranks to start, found none"),
+    (["launch", "-n", "0", "--", "true"], "-n: expected an integer of 1 to 65536, found '0'"),
+    (["launch", "-n", "2"], "argument: expected -- PROGRAM [ARGUMENT]..., found none"),
+    (["launch", "-n", "2", "--"], "argument: expected -- PROGRAM [ARGUMENT]..., found none"),
+    (
+      ["launch", "-n", "2", "true"],
+      "argument: expected a flag (--name), or -- before PROGRAM [ARGUMENT]..., found 'true'"
+    ),
+    (["launch", "-n", "2", "--grace", "-1", "--", "true"], "--grace: expected a number of 0.0 to 86400.0, found '-1'"),
+    (["launch", "-n", "2", "-x", "--", "true"], "flag: expected one of -n, --grace, --keep-going, --tag, found -x"),
+    (["doctor", "--ranks", "257"], "--ranks: expected an integer of 1 to 256, found '257'"),
+    (["doctor", "--json=-"], "--json: expected no value, found '-'"),
+    (["bench", "--", "true"], "flag: expected one of --ranks"),
     (["verify", "--seconds", "0"], "--seconds: expected a number of"),
+    (["inspect"], "PID: expected the number of a process, found none"),
+    (["inspect", "-1"], "PID: expected the number of a process, found '-1'"),
+    (["inspect", "99999999"], "process 99999999: expected a running process, found no such process"),
+    (["inspect", "1", "--operations", "65"], "--operations: expected an integer of 0 to 64, found '65'"),
+    (["bench", "--trace", "/nonexistent/file"], "--trace /nonexistent/file: expected a file that can be written"),
   ]
 
   @Test(arguments: usageErrors)
@@ -183,11 +217,22 @@ enum Binary {
     for part in report.parts { #expect(table.output.contains(part.bytes.grouped)) }
   }
 
-  @Test func verify() throws {
-    let run = try Binary.run(["verify", "--seconds", "1", "--seed", "1"])
+  @Test(arguments: [[], ["--processes"]])
+  func verify(_ more: [String]) throws {
+    let run = try Binary.run(["verify", "--seconds", "1", "--seed", "1"] + more)
     #expect(run.status == 0, "\(run.errors)")
     #expect(run.output.hasPrefix("seed 1\n"))
     #expect(run.output.hasSuffix("jobs passed\n"))
     #expect(!run.output.contains("\n0 jobs"))
+  }
+
+  /// On stdout alone, and another each time.
+  @Test func token() throws {
+    let runs = try (0..<2).map { _ in try Binary.run(["token"]) }
+    for run in runs {
+      #expect(run.status == 0 && run.errors.isEmpty)
+      #expect(run.output.count == 65 && run.output.hasSuffix("\n") && run.output.dropLast().allSatisfy(\.isHexDigit))
+    }
+    #expect(runs[0].output != runs[1].output)
   }
 }

@@ -9,7 +9,7 @@ import Testing
 @Suite struct SpinBarrierTests {
   @Test func nobodyRunsAhead() throws {
     let partyCount = 5
-    let barrier = SpinBarrier(partyCount: partyCount)
+    let barrier = try SpinBarrier(partyCount: partyCount)
     let arrived = Guarded(0)
     try inParallel(partyCount) { _ in
       for round in 1...200 {
@@ -22,7 +22,7 @@ import Testing
   }
 
   @Test func cancellingLetsEverybodyOut() throws {
-    let barrier = SpinBarrier(partyCount: 3)
+    let barrier = try SpinBarrier(partyCount: 3)
     try inParallel(3) { index in
       if index == 2 {
         usleep(20_000)
@@ -35,7 +35,7 @@ import Testing
   }
 
   @Test func theSlowestCounts() throws {
-    let stopwatch = SharedStopwatch(partyCount: 3)
+    let stopwatch = try SharedStopwatch(partyCount: 3)
     let times = Guarded<[UInt64]>([])
     try inParallel(3) { party in
       let time = try stopwatch.measure(party: party) { if party == 1 { usleep(30_000) } }
@@ -57,12 +57,11 @@ import Testing
       try Tensor(
         copying: (0..<size.readByteCount).map { UInt8(1 + $0 % 200) }, shape: [size.readByteCount], .uint8)
     }
-    let floor = try CopyFloor(sizes, sources: sources, workerCount: workerCount)
-    for rank in sizes.indices {
-      for worker in 0..<workerCount { floor.copy(kind, rank: rank, worker: worker) }
-    }
-    for (source, destination) in zip(sources, floor.destinations) where source.byteCount > 0 {
-      let (from, to) = (try source.elements(UInt8.self), try destination.elements(UInt8.self))
+    for (size, source) in zip(sizes, sources) {
+      let floor = try CopyFloor(size, source: source, workerCount: workerCount)
+      for worker in 0..<workerCount { floor.copy(kind, worker: worker) }
+      if source.byteCount == 0 { continue }
+      let (from, to) = (try source.elements(UInt8.self), try floor.destination.elements(UInt8.self))
       if from.count <= to.count {
         #expect(to == to.indices.map { from[$0 % from.count] })
       } else {
@@ -70,8 +69,8 @@ import Testing
         #expect(!to.contains(0))
       }
     }
-    #expect(floor.movedByteCount == 2 * (4000 + 4000 + 0 + 48))
-    #expect(floor.repetitionCount == 16)
+    #expect(sizes.movedByteCount == 2 * (4000 + 4000 + 0 + 48))
+    #expect(sizes.repetitionCount == 16)
   }
 }
 
@@ -140,8 +139,10 @@ import Testing
 
   @Test func failuresSayHowToRepeatThem() {
     let failure = ConformanceFailure(job: .random(seed: 17), rank: 1, step: "dispatch", what: "rows differ")
-    let text = failureText(failure)
+    let text = failureText(failure, processes: false)
     #expect(text.hasPrefix("rank 1, dispatch: rows differ\njob: seed 17"))
     #expect(text.hasSuffix("repeat: swiftep verify --seconds 1 --seed 17"))
+    let ofProcesses = failureText(failure, processes: true)
+    #expect(ofProcesses.hasSuffix("repeat: swiftep verify --processes --seconds 1 --seed 17"))
   }
 }

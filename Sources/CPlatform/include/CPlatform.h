@@ -6,9 +6,11 @@
 #ifndef SWIFTEP_CPLATFORM_H
 #define SWIFTEP_CPLATFORM_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 // MARK: System calls. Each returns what the system call returns; -1 means errno is set.
@@ -19,6 +21,8 @@ int swiftep_memfd_create(const char *name);
 int swiftep_seal_shrink(int descriptor);
 /// Takes the memory now rather than at the first touch.
 int swiftep_populate(void *address, size_t byte_count);
+/// Maps pages of a shared memory file that are there: touching them later is no fault.
+int swiftep_map_present(void *address, size_t byte_count);
 /// Sleeps while `*word == expected`, at most `nanoseconds`. Works between processes.
 int swiftep_futex_wait(const void *word, uint32_t expected, uint64_t nanoseconds);
 int swiftep_futex_wake(const void *word, int count);
@@ -55,11 +59,112 @@ int swiftep_make_waker(void);
 /// At most 256 bytes that nobody can guess.
 int swiftep_random(void *bytes, size_t byte_count);
 
-/// Forked children close the descriptor at once; `swiftep_close_guarded` closes it here.
-void swiftep_guard_from_forks(int descriptor);
+/// A TCP socket that listens, or that is about to be connected: it can be written to when that has come to an end, and
+/// `swiftep_connection_error` is 0 where it has succeeded. `swiftep_accept`, `swiftep_send` and `swiftep_receive` serve these too.
+int swiftep_listen_tcp(const struct sockaddr *address, socklen_t length);
+int swiftep_connect_tcp(const struct sockaddr *address, socklen_t length);
+int swiftep_connection_error(int descriptor);
+
+// MARK: Forks
+
+/// Forked children close the descriptor at once; `swiftep_close_guarded` closes it here. Returns -1 where memory for that is missing.
+int swiftep_guard_from_forks(int descriptor);
 void swiftep_close_guarded(int descriptor);
+/// Another number for the same file, close-on-exec.
+int swiftep_duplicate(int descriptor);
+/// Two connected stream sockets, close-on-exec.
+int swiftep_socket_pair(int *ends);
 /// Forked children do not have these pages.
 int swiftep_hide_from_forks(void *address, size_t byte_count);
+/// Forks a child that runs `body` and exits with its result, at once: nothing that is registered for exit runs. It is killed when the
+/// calling thread ends. Returns the child's id, or -1.
+pid_t swiftep_fork(int (*body)(void *), void *context);
+
+// MARK: Processes that a launcher starts. For a process's main thread: a child is killed when the thread that has started
+// it ends.
+
+struct swiftep_program {
+  const char *path;
+  /// The first is the program's name; the end is NULL.
+  char *const *arguments;
+  /// `NAME=value`, beside this process's environment; the end is NULL.
+  char *const *variables;
+  /// What become the program's descriptors 0, 1 and 2.
+  int input, output, errors;
+  /// Signals that the program begins with blocked.
+  const sigset_t *mask;
+  /// What `swiftep_start_keeper` has returned: takes care of the program's process group.
+  int keeper;
+};
+
+/// Starts a program, in a process group of its own, that is killed when this process ends. -1: errno is what fork or exec
+/// has left.
+pid_t swiftep_start(const struct swiftep_program *program);
+/// Close-on-exec; the end that is used here, 0 for reading or 1 for writing, does not block.
+int swiftep_pipe(int descriptors[2], int own_end);
+
+int swiftep_available_byte_count(int descriptor, int *byte_count);
+
+/// Descendants whose parent ends become children of this process.
+int swiftep_adopt_orphans(void);
+
+struct swiftep_end {
+  pid_t process;
+  /// An exit code, or a signal.
+  int code;
+  bool is_signal, dumped_core;
+};
+
+/// Takes the end of a child, or of any child for process 0. 1: there is one; 0: none has ended.
+int swiftep_reap(pid_t process, struct swiftep_end *end);
+/// Whether no child of this process, be it one that has ended, is in the group.
+bool swiftep_group_is_empty(pid_t group);
+/// Something to wait for the end of a process with; close-on-exec.
+int swiftep_open_process(pid_t process);
+
+/// Starts a process that kills the process groups in its care when this process ends, however it ends. Returns the
+/// descriptor for its orders; closing it ends the keeper.
+int swiftep_start_keeper(int group_count_max, pid_t *process);
+/// A group to take care of, or minus one to forget.
+bool swiftep_order(int keeper, pid_t order);
+
+/// From now on signals are to be read (`swiftep_next_signal`, 0: none is there) from the descriptor that this returns;
+/// those that are ignored stay so. `before` is what was blocked till then.
+int swiftep_take_signals(const int *signals, int count, sigset_t *before);
+int swiftep_next_signal(int descriptor);
+
+/// Waits for many descriptors at once; what became ready first is reported first.
+int swiftep_make_watch(void);
+int swiftep_watch(int watch, int descriptor, bool for_writing, uint64_t key);
+int swiftep_unwatch(int watch, int descriptor);
+/// The keys of what is ready; waits at most `milliseconds`, -1: without an end.
+int swiftep_await_ready(int watch, uint64_t *keys, int capacity, int milliseconds);
+
+// MARK: What the system allows, tried
+
+/// Forks a child that does nothing until it is killed; it has all descriptors that this process has.
+pid_t swiftep_start_sleeper(void);
+
+enum { SWIFTEP_GPU_COUNT_MAX = 16 };
+
+struct swiftep_gpu {
+  char name[96];
+  size_t byte_count;
+};
+
+struct swiftep_gpu_driver {
+  bool is_library_there;
+  /// As 12040 for 12.4.
+  int version;
+  int device_count;
+  struct swiftep_gpu devices[SWIFTEP_GPU_COUNT_MAX];
+  /// What is wrong; empty where nothing is.
+  char refusal[256];
+};
+
+/// Loads the GPU driver, in a process of its own: it may crash or never return. -1, ETIMEDOUT: it did not answer in time;
+/// ECHILD: it crashed.
+int swiftep_ask_gpu_driver(struct swiftep_gpu_driver *driver, int milliseconds);
 
 // MARK: Rows
 

@@ -61,6 +61,10 @@ PTX void ptx_store_release(uint64_t address, uint64_t value) {
   __asm__ volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }
 
+PTX void ptx_store_relaxed(uint64_t address, uint64_t value) {
+  __asm__ volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
 PTX uint32_t ptx_add(uint64_t address, uint32_t value) {
   uint32_t before;
   __asm__ volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(address), "r"(value) : "memory");

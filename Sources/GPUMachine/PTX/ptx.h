@@ -37,6 +37,7 @@ void ptx_fence_proxy(void);
 void ptx_fence_proxy_shared(void);
 uint64_t ptx_load_acquire(uint64_t address);
 void ptx_store_release(uint64_t address, uint64_t value);
+void ptx_store_relaxed(uint64_t address, uint64_t value);
 /// Relaxed, for this GPU; returns the value before.
 uint32_t ptx_add(uint64_t address, uint32_t value);
 void ptx_add_only(uint64_t address, uint32_t value);

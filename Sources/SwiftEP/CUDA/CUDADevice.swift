@@ -30,7 +30,7 @@ package final class CUDADevice: Device {
     do throws(DriverError) { stream = try host.takeStream() } catch { throw EPError(error, rank: rank) }
     finishedWord = try host.notices.take(64, rank: rank)
     counter = try host.pool.take(64, rank: rank)
-    host.copier.clear(counter.base, byteCount: 64)
+    try host.copier.clear(counter.base, byteCount: 64)
   }
 
   deinit {
@@ -145,7 +145,7 @@ package final class CUDADevice: Device {
   package func makeArena(byteCountMax: Int64, clearing byteCount: Int64) throws(EPError) -> any SymmetricMemory {
     let arena = try GPUArena(host, reservedByteCount: byteCountMax, rank: rank)
     try arena.extend(to: byteCount)
-    host.copier.clear(arena.address, byteCount: byteCount)
+    try host.copier.clear(arena.address, byteCount: byteCount)
     return arena
   }
 
@@ -165,7 +165,7 @@ package final class CUDADevice: Device {
 
   package func makeTensorMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
     let block = try host.pool.take(byteCount, rank: rank)
-    host.copier.clear(block.base, byteCount: byteCount)
+    try host.copier.clear(block.base, byteCount: byteCount)
     return block
   }
 

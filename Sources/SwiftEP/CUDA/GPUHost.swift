@@ -13,6 +13,8 @@ package final class GPUHost: Sendable {
   let pool: DevicePool
   /// Words that the host and the kernels both see.
   let notices: PinnedPool
+  /// The host's monotonic clock less the GPU's, in nanoseconds that wrap around.
+  let clockOffset: UInt64
   /// Streams that no rank has at present: used again rather than made anew, since a stream's first use is slow and may
   /// wait for kernels of others.
   private let idleStreams = Guarded<[CUDADriver.Stream]>([])
@@ -56,6 +58,7 @@ package final class GPUHost: Sendable {
       throw EPError(error, rank: -1)
     }
     notices = PinnedPool(gpu)
+    clockOffset = try Self.findClockOffset(module, pool, notices, copier)
     try warmUp()
   }
 }
@@ -67,11 +70,36 @@ extension GPUHost {
       let block = try pool.take(Int64(byteCount), rank: -1)
       let memory = try HostMemory(byteCount: Int64(byteCount))
       let bytes = UnsafeMutableRawBufferPointer(start: memory.base.hostPointer, count: byteCount)
-      copier.clear(block.base, byteCount: Int64(byteCount))
-      copier.write(UnsafeRawBufferPointer(bytes), to: block.base)
-      copier.read(block.base, into: bytes)
+      try copier.clear(block.base, byteCount: Int64(byteCount))
+      try copier.write(UnsafeRawBufferPointer(bytes), to: block.base)
+      try copier.read(block.base, into: bytes)
     }
-    _ = try notices.take(64, rank: -1)
+  }
+
+  /// From a few kernels that tell the time: by the one that was heard of soonest.
+  private static func findClockOffset(
+    _ module: KernelModule, _ pool: DevicePool, _ notices: PinnedPool, _ copier: GPUCopier
+  ) throws(EPError) -> UInt64 {
+    let (counter, word) = (try pool.take(64, rank: -1), try notices.take(64, rank: -1))
+    try copier.clear(counter.base, byteCount: 64)
+    var best: (offset: UInt64, doubt: UInt64) = (0, .max)
+    do throws(DriverError) {
+      let stream = try CUDADriver.Stream(module.gpu)
+      for _ in 0..<8 {
+        storeReleasing(0, in: word.base)
+        let before = monotonicNow()
+        try module.tellTime(
+          counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: word.base.bits), blockCount: 1,
+          on: stream)
+        while loadAcquiring(word.base) == 0 && monotonicNow() &- before < 100_000_000 {}
+        let doubt = monotonicNow() &- before
+        try stream.synchronize()
+        if doubt < best.doubt { best = (before &+ doubt / 2 &- loadAcquiring(word.base), doubt) }
+      }
+    } catch {
+      throw EPError(error, rank: -1)
+    }
+    return best.offset
   }
 
   func takeStream() throws(DriverError) -> CUDADriver.Stream {
@@ -81,8 +109,8 @@ extension GPUHost {
     let words = try VirtualMemory(gpu, reservedByteCount: 64)
     try words.grow(to: 64)
     try stream.fill(words.base, byteCount: 64, with: 0)
-    let end = KernelModule.End(counter: words.base, word: words.base.advanced(byBytes: 8), ticket: 1)
-    try module.launchNothing(end: end, blockCount: gpu.multiprocessorCount, on: stream)
+    try module.tellTime(
+      counter: words.base, word: words.base.advanced(byBytes: 8), blockCount: gpu.multiprocessorCount, on: stream)
     try stream.synchronize()
     return stream
   }

@@ -10,34 +10,33 @@ struct GPUCopier: MemoryCopier {
 
   init(_ stream: CUDADriver.Stream) { self.stream = Guarded(stream) }
 
-  func read(_ source: Address, into target: UnsafeMutableRawBufferPointer) {
+  func read(_ source: Address, into target: UnsafeMutableRawBufferPointer) throws(EPError) {
     guard let base = target.baseAddress, target.count > 0 else { return }
-    perform { stream throws(DriverError) in
+    try perform { stream throws(DriverError) in
       try stream.copy(from: DeviceAddress(bits: source.bits), to: base, byteCount: target.count)
     }
   }
 
-  func write(_ source: UnsafeRawBufferPointer, to target: Address) {
+  func write(_ source: UnsafeRawBufferPointer, to target: Address) throws(EPError) {
     guard let base = source.baseAddress, source.count > 0 else { return }
-    perform { stream throws(DriverError) in
+    try perform { stream throws(DriverError) in
       try stream.copy(from: base, to: DeviceAddress(bits: target.bits), byteCount: source.count)
     }
   }
 
-  func clear(_ target: Address, byteCount: Int64) {
-    perform { stream throws(DriverError) in
+  func clear(_ target: Address, byteCount: Int64) throws(EPError) {
+    try perform { stream throws(DriverError) in
       try stream.fill(DeviceAddress(bits: target.bits), byteCount: Int(byteCount), with: 0)
     }
   }
 
-  private func perform(_ body: (CUDADriver.Stream) throws(DriverError) -> Void) {
-    stream.withLock { stream in
+  private func perform(_ body: (CUDADriver.Stream) throws(DriverError) -> Void) throws(EPError) {
+    try stream.withLock { stream throws(EPError) in
       do throws(DriverError) {
         try body(stream)
         try stream.synchronize()
       } catch {
-        // The GPU is lost to this process, and what the memory held with it.
-        preconditionFailure("\(error)")
+        throw EPError(error, rank: -1)
       }
     }
   }
@@ -48,12 +47,14 @@ final class GPUArena: SymmetricMemory {
   private let memory: Guarded<VirtualMemory>
   private let gpuCopier: GPUCopier
   private let rank: Int
+  let clockOffset: UInt64
   let address: Address
   let reservedByteCount: Int64
 
   init(_ host: GPUHost, reservedByteCount: Int64, rank: Int) throws(EPError) {
     self.rank = rank
     gpuCopier = host.copier
+    clockOffset = host.clockOffset
     self.reservedByteCount = roundUpToPages(reservedByteCount)
     do throws(DriverError) {
       let memory = try VirtualMemory(host.gpu, reservedByteCount: reservedByteCount)

@@ -1,5 +1,6 @@
 import CPlatform
 import Glibc
+import HostFacts
 
 /// How a process introduces itself to those that it is to share memory with.
 struct Card: Equatable, Codable, Sendable {
@@ -22,8 +23,9 @@ struct Card: Equatable, Codable, Sendable {
   static func make(rank: Int) throws(EPError) -> Card {
     Card(
       id: try random(rank: rank), socketName: "swiftep-\(try hex(rank: rank))", secret: try hex(rank: rank),
-      version: version, bootID: readBootID(), networkNamespace: readLink("/proc/self/ns/net"), user: geteuid(),
-      processNamespace: readLink("/proc/self/ns/pid"), process: getpid())
+      version: version, bootID: FileTree.host.bootID ?? "unknown",
+      networkNamespace: FileTree.host.namespace("net") ?? "unknown", user: geteuid(),
+      processNamespace: FileTree.host.namespace("pid") ?? "unknown", process: getpid())
   }
 
   /// Throws unless a process with this card can share memory with those that have the others.
@@ -54,19 +56,5 @@ struct Card: Equatable, Codable, Sendable {
   /// 128 bits.
   private static func hex(rank: Int) throws(EPError) -> String {
     String(try random(rank: rank), radix: 16) + String(try random(rank: rank), radix: 16)
-  }
-
-  private static func readLink(_ path: String) -> String {
-    var bytes = [UInt8](repeating: 0, count: 256)
-    let count = bytes.withUnsafeMutableBytes { readlink(path, $0.baseAddress!, $0.count) }
-    return count > 0 ? String(decoding: bytes[..<count], as: UTF8.self) : "unknown"
-  }
-
-  private static func readBootID() -> String {
-    guard let file = fopen("/proc/sys/kernel/random/boot_id", "re") else { return "unknown" }
-    defer { fclose(file) }
-    var bytes = [UInt8](repeating: 0, count: 64)
-    let count = fread(&bytes, 1, bytes.count, file)
-    return String(decoding: bytes[..<count].prefix { $0 > 32 }, as: UTF8.self)
   }
 }

@@ -1,6 +1,7 @@
 import Arena
 import Glibc
 import HostMachine
+import Rendezvous
 
 /// One generation of a group, as one of its members sees it. A change of members makes a new generation, over the same
 /// connections.
@@ -28,6 +29,18 @@ package final class Group: Sendable {
   }
 
   package var rankCount: Int { members.count }
+
+  /// Rather than of threads.
+  var isOfProcesses: Bool { mesh.isListening }
+
+  /// As this process would call it; nil where that is not known.
+  func process(ofRank rank: Int) -> Int32? {
+    if !mesh.isListening { return mesh.card.process }
+    guard let card = mesh.cards(of: [members[rank]]).first, card.processNamespace == mesh.card.processNamespace else {
+      return nil
+    }
+    return card.process
+  }
 }
 
 // MARK: - Making a group
@@ -52,7 +65,8 @@ extension Group {
     let deadline = monotonicNow() &+ timeout.nanoseconds
     let open = try OpenMesh.listening(rank: rank)
     let mesh = open.mesh
-    let cards = try exchange(mesh.card, count: rankCount, allGather)
+    let participants = Participants(ranks: Array(0..<rankCount), own: rank, step: .setup, timeout: timeout)
+    let cards = try gathered(by: allGather, encode(mesh.card)!, as: Card.self, from: participants)
     guard cards[rank] == mesh.card else {
       throw .invalidArgument(
         rank: rank, argument: "allGather", expected: "bytes in rank order, this rank's at \(rank)",
@@ -71,20 +85,27 @@ extension Group {
     return group
   }
 
-  private static func exchange(
-    _ card: Card, count: Int, _ gather: ([UInt8]) throws -> [[UInt8]]
-  ) throws(EPError) -> [Card] {
-    try gathered(by: gather, encode(card)!, as: Card.self, count: count)
+  /// Who takes part in a gather, and why.
+  private struct Participants {
+    /// By index.
+    let ranks: [Int]
+    let own: Int
+    let step: EPError.Step
+    let timeout: Duration
   }
 
   private static func gathered<Value: Decodable>(
-    by gather: ([UInt8]) throws -> [[UInt8]], _ bytes: [UInt8], as type: Value.Type, count: Int
+    by gather: ([UInt8]) throws -> [[UInt8]], _ bytes: [UInt8], as type: Value.Type, from participants: Participants
   ) throws(EPError) -> [Value] {
+    let count = participants.ranks.count
     let all: [[UInt8]]
     do {
       all = try gather(bytes)
     } catch let error as EPError {
       throw error
+    } catch let error as RendezvousError {
+      throw EPError(
+        error, ranks: participants.ranks, own: participants.own, step: participants.step, timeout: participants.timeout)
     } catch {
       throw .rendezvousFailed("\(error)")
     }
@@ -132,8 +153,9 @@ extension Group {
   private func invite(to stay: [MemberID], by meeting: Meeting, timeout: Duration) throws(EPError) -> Card {
     let deadline = monotonicNow() &+ timeout.nanoseconds
     let greeting = Greeting.invitation(generation: generation, cards: mesh.cards(of: stay))
+    let participants = Participants(ranks: [rank, stay.count], own: rank, step: .regrouping, timeout: timeout)
     let answers = try Self.gathered(
-      by: { try meeting(0, $0, timeout) }, encode(greeting)!, as: Greeting.self, count: 2)
+      by: { try meeting(0, $0, timeout) }, encode(greeting)!, as: Greeting.self, from: participants)
     guard case .newcomer(let card) = answers[1] else {
       throw .rendezvousFailed("expected the card of who joins, found another invitation")
     }
@@ -150,8 +172,9 @@ extension Group {
     let deadline = monotonicNow() &+ timeout.nanoseconds
     let open = try OpenMesh.listening(rank: -1)
     let mesh = open.mesh
+    let participants = Participants(ranks: [0, -1], own: -1, step: .regrouping, timeout: timeout)
     let answers = try gathered(
-      by: { try meeting(1, $0, timeout) }, encode(Greeting.newcomer(mesh.card))!, as: Greeting.self, count: 2)
+      by: { try meeting(1, $0, timeout) }, encode(Greeting.newcomer(mesh.card))!, as: Greeting.self, from: participants)
     guard case .invitation(let generation, let cards) = answers[0], !cards.isEmpty else {
       throw .rendezvousFailed("expected a group's invitation, found another's wish to join")
     }

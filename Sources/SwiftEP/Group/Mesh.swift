@@ -60,9 +60,7 @@ final class Mesh: Sendable {
   // MARK: Connections
 
   func add(_ link: any Link, to member: MemberID) {
-    update { state in
-      if state.links[member] == nil { state.links[member] = link }
-    }
+    update { $0.add(link, to: member) }
   }
 
   /// Waits until there is a connection to the member, even one that has ended again.
@@ -86,6 +84,7 @@ final class Mesh: Sendable {
   func lose(_ member: MemberID) {
     update { state in
       guard state.exited.insert(member).inserted else { return }
+      state.unsent[member] = nil
       for key in state.boards.keys { state.note(.exited, of: member, in: key) }
       for generation in state.regroupings.keys { state.regroup(generation) { $0.hold(absent: [member]) } }
     }
@@ -253,6 +252,7 @@ final class Mesh: Sendable {
       let members = state.generations[generation]!
       let dropped = state.links.filter { !members.contains($0.key) }
       for member in dropped.keys { state.links[member] = nil }
+      state.unsent = state.unsent.filter { members.contains($0.key) }
       state.contributions = state.contributions.filter { $0.key.buffer.generation >= generation }
       state.earlyRegroupings = state.earlyRegroupings.filter { $0.key > generation }
       return Array(dropped.values)

@@ -15,6 +15,8 @@ struct MeshState {
   var regroupings: [Int: Regrouping] = [:]
   /// Of generations that this member has not entered yet.
   var earlyRegroupings: [Int: [(message: Regrouping.Message, sender: MemberID)]] = [:]
+  /// For members whose connection is on its way: a newcomer's may be taken after the decision that lets it in.
+  var unsent: [MemberID: [Parcel]] = [:]
   /// Links with something queued.
   var unflushed: [any Link] = []
 }
@@ -25,8 +27,17 @@ struct GatherKey: Hashable {
 }
 
 extension MeshState {
+  mutating func add(_ link: any Link, to member: MemberID) {
+    if links[member] != nil { return }
+    links[member] = link
+    for parcel in unsent.removeValue(forKey: member) ?? [] { send(parcel, to: member) }
+  }
+
   mutating func send(_ parcel: Parcel, to member: MemberID) {
-    guard let link = links[member] else { return }
+    guard let link = links[member] else {
+      if !exited.contains(member) { unsent[member, default: []].append(parcel) }
+      return
+    }
     link.enqueue(parcel)
     if !unflushed.contains(where: { $0 === link }) { unflushed.append(link) }
   }

@@ -118,7 +118,12 @@ final class SocketHub: @unchecked Sendable {
         _ = link.sendQueue()
         if !receive(from: link, into: &buffer, for: mesh) { gone.append(index) }
       }
-      for index in gone.reversed() { mesh.lose(links.remove(at: index).peer) }
+      for index in gone.reversed() {
+        let link = links.remove(at: index)
+        // One that made no sense lives on: it is to learn that it is lost.
+        link.close()
+        mesh.lose(link.peer)
+      }
 
       let now = monotonicNow()
       var staying: [Guest] = []

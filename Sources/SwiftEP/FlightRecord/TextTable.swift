@@ -1,15 +1,15 @@
 /// Rows of text under a title row. The first column is aligned left, the others right.
-struct TextTable: CustomStringConvertible {
+package struct TextTable: CustomStringConvertible {
   private var rows: [[String]]
 
-  init(_ titles: [String]) { rows = [titles] }
+  package init(_ titles: [String]) { rows = [titles] }
 
-  mutating func append(_ cells: [String]) {
+  package mutating func append(_ cells: [String]) {
     precondition(cells.count == rows[0].count)
     rows.append(cells)
   }
 
-  var description: String {
+  package var description: String {
     let widths = rows[0].indices.map { column in rows.map { $0[column].count }.max() ?? 0 }
     var lines = rows.map { row in
       row.enumerated().map { column, cell in
@@ -24,7 +24,7 @@ struct TextTable: CustomStringConvertible {
 
 extension BinaryInteger {
   /// With a comma between thousands.
-  var grouped: String {
+  package var grouped: String {
     let digits = String(magnitude)
     var text = self < 0 ? "-" : ""
     for (index, digit) in digits.enumerated() {
@@ -36,7 +36,7 @@ extension BinaryInteger {
 }
 
 extension Double {
-  func rounded(toPlaces places: Int) -> String {
+  package func rounded(toPlaces places: Int) -> String {
     var scale = 1.0
     for _ in 0..<places { scale *= 10 }
     let scaled = Int((magnitude * scale).rounded())
@@ -44,5 +44,12 @@ extension Double {
     if places == 0 { return whole }
     let fraction = String(scaled % Int(scale))
     return whole + "." + String(repeating: "0", count: places - fraction.count) + fraction
+  }
+}
+
+extension String {
+  package func padding(to width: Int) -> String { self + String(repeating: " ", count: Swift.max(0, width - count)) }
+  package func paddingLeft(to width: Int) -> String {
+    String(repeating: " ", count: Swift.max(0, width - count)) + self
   }
 }

@@ -1,0 +1,141 @@
+/// Notes what a rank's operations do, in its arena, where anybody who maps it can read at any time: see `FlightLayout`.
+///
+/// One worker at a time writes: the first one until the workers are counted in, then the last to arrive. Nothing is noted
+/// of operations that end at once because an earlier one has missed a rank: they would push out what explains it.
+@frozen public struct FlightRecorder {
+  public var base: Address
+  public var layout: FlightLayout
+
+  @inlinable public init(_ view: RankView) { self.init(view, arena: view.ownArena) }
+
+  /// That of the rank whose arena it is.
+  @inlinable public init(_ view: RankView, arena: Address) {
+    base = arena.advanced(byBytes: view.control.recorderOffset)
+    layout = FlightLayout(rankCount: view.rankCount)
+  }
+
+  @inlinable func at(_ offset: Int64) -> Address { base.advanced(byBytes: offset) }
+
+  @inlinable var progress: FlightProgress {
+    FlightProgress(word: at(FlightLayout.progressOffset).load(UInt64.self, at: 0))
+  }
+
+  /// The record of the operation that has begun last.
+  @inlinable var record: Address { at(layout.offset(ofRecord: progress.index)) }
+
+  @inlinable func note<M: Machine>(_ machine: M, _ field: FlightField, in record: Address, _ value: UInt64) {
+    machine.note(value, at: record.advanced(byBytes: field.offset))
+  }
+
+  // MARK: Progress
+
+  /// This rank waits for the events that its call is to wait for; the operation's record begins.
+  @inlinable public func awaitInput<M: Machine>(_ machine: M, view: RankView, operation: Int64) {
+    if !hasFailed(view) && progress.step != .input { open(machine, operation: operation, .input) }
+  }
+
+  /// The operation begins, and its record unless that has begun already.
+  @inlinable func begin<M: Machine>(
+    _ machine: M, view: RankView, operation: Int64, tokenCount: Int32, bytesPerRow: Int64
+  ) {
+    if hasFailed(view) { return }
+    if progress.step == .input {
+      enter(machine, .prepare, now: machine.now)
+    } else {
+      open(machine, operation: operation, .prepare)
+    }
+    let record = record
+    note(machine, .tokenCount, in: record, UInt64(truncatingIfNeeded: tokenCount))
+    note(machine, .bytesPerRow, in: record, UInt64(bitPattern: bytesPerRow))
+  }
+
+  @inlinable func hasFailed(_ view: RankView) -> Bool {
+    view.failure.load(OperationStatus.self, at: 0).code != StatusCode.ok.rawValue
+  }
+
+  /// Begins a record, in the place of the oldest one.
+  @inlinable func open<M: Machine>(_ machine: M, operation: Int64, _ step: FlightStep) {
+    let index = progress.index &+ 1
+    // From here on, readers leave the oldest record alone.
+    machine.publish(FlightProgress(index: index, step: .opening).word, at: at(FlightLayout.progressOffset))
+    let record = record
+    var offset: Int64 = 0
+    while offset < FlightField.byteCount {
+      machine.note(0, at: record.advanced(byBytes: offset))
+      offset = offset &+ 8
+    }
+    note(machine, .operation, in: record, UInt64(bitPattern: operation))
+    note(machine, step.beganField, in: record, machine.now)
+    machine.publish(FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
+  }
+
+  /// This rank's exchange of `epoch` begins.
+  @inlinable func exchange<M: Machine>(_ machine: M, epoch: UInt64) { note(machine, .epoch, in: record, epoch) }
+
+  /// The step before ends at `now`, and this one begins.
+  @inlinable func enter<M: Machine>(_ machine: M, _ step: FlightStep, now: UInt64) {
+    note(machine, step.beganField, in: record, now)
+    machine.note(
+      FlightProgress(index: progress.index, step: step).word, at: at(FlightLayout.progressOffset))
+  }
+
+  /// Of this rank, as both follow from an exchange; its own rows included.
+  @inlinable func count<M: Machine>(_ machine: M, rowsSent: Int64, rowsReceived: Int64) {
+    let record = record
+    note(machine, .rowsSent, in: record, UInt64(bitPattern: rowsSent))
+    note(machine, .rowsReceived, in: record, UInt64(bitPattern: rowsReceived))
+  }
+
+  /// The operation has ended, well or not.
+  @inlinable public func finish<M: Machine>(_ machine: M, _ status: OperationStatus, now: UInt64) {
+    let record = record
+    note(machine, .statusCode, in: record, UInt64(bitPattern: status.code))
+    note(machine, .statusRank, in: record, UInt64(bitPattern: status.rank))
+    note(machine, .ended, in: record, now)
+    machine.publish(
+      FlightProgress(index: progress.index, step: .idle).word, at: at(FlightLayout.progressOffset))
+  }
+
+  // MARK: Waits
+
+  /// The wait of this step is now for `peer`.
+  @inlinable func await<M: Machine>(_ machine: M, peer: Int32) {
+    let now = progress
+    machine.note(
+      FlightProgress(index: now.index, step: now.step, peer: peer).word, at: at(FlightLayout.progressOffset))
+  }
+
+  /// The wait for `peer`, which was not there when this rank began to wait, has ended after so long. Within a step, each
+  /// such wait is longer than the one before.
+  @inlinable func waited<M: Machine>(
+    _ machine: M, peer: Int32, slot: SignalSlot, epoch: UInt64, nanoseconds: UInt64
+  ) {
+    let isExchange = slot == .exchange
+    let record = record
+    note(machine, isExchange ? .exchangePeer : .completionPeer, in: record, UInt64(truncatingIfNeeded: peer))
+    note(machine, isExchange ? .exchangeWait : .completionWait, in: record, nanoseconds)
+    let longest = at(layout.offset(of: .longestWait, peer: peer))
+    if nanoseconds <= longest.load(UInt64.self, at: 0) { return }
+    // Zero while the other two change.
+    machine.note(0, at: longest)
+    machine.note(epoch, at: at(layout.offset(of: .longestWaitEpoch, peer: peer)))
+    machine.note(
+      UInt64(truncatingIfNeeded: isExchange ? FlightStep.exchange.rawValue : FlightStep.completion.rawValue),
+      at: at(layout.offset(of: .longestWaitStep, peer: peer)))
+    machine.note(nanoseconds, at: longest)
+  }
+
+  /// Forgets the longest waits. Not to be called while an operation is under way.
+  @inlinable public func forgetWaits<M: Machine>(_ machine: M) {
+    var peer: Int32 = 0
+    while peer < layout.rankCount {
+      machine.note(0, at: at(layout.offset(of: .longestWait, peer: peer)))
+      peer = peer &+ 1
+    }
+  }
+
+  /// The process of `peer`, 0 where nobody knows; written by the host before the first operation.
+  @inlinable public func note<M: Machine>(_ machine: M, process: Int32, ofPeer peer: Int32) {
+    machine.note(UInt64(truncatingIfNeeded: process), at: at(layout.offset(of: .process, peer: peer)))
+  }
+}
