@@ -80,12 +80,27 @@ int swiftep_duplicate(int descriptor) { return fcntl(descriptor, F_DUPFD_CLOEXEC
 
 int swiftep_socket_pair(int *ends) { return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends); }
 
+struct child {
+  int (*body)(void *);
+  void *context;
+};
+
+static void *run_child(void *argument) {
+  struct child *child = argument;
+  _exit(child->body(child->context));
+}
+
 pid_t swiftep_fork(int (*body)(void *), void *context) {
   pid_t parent = getpid();
-  pid_t child = fork();
-  if (child != 0) return child;
+  pid_t id = fork();
+  if (id != 0) return id;
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   // The parent may have gone before that.
   if (getppid() != parent) _exit(127);
-  _exit(body(context));
+  // Swift's runtime remembers for each thread its kernel id, which is another one here; with it, locks that two threads want are never
+  // given back. A new thread has none remembered.
+  struct child child = {.body = body, .context = context};
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, run_child, &child) == 0) pthread_join(thread, NULL);
+  _exit(127);
 }

@@ -1,3 +1,5 @@
+import Arena
+import CPlatform
 import Conformance
 import Glibc
 import HostMachine
@@ -200,6 +202,30 @@ import Testing
   }
 
   // MARK: Disturbances
+
+  /// Whose peer is gone learns it; no signal ends its process.
+  @Test func writingToWhoIsGone() throws {
+    let token = try Token.random()
+    let address = SocketAddress.loopback(port: firstPort(of: token))
+    let listener = try #require(SilentListener(at: address))
+    var connection = RawConnection(to: address)
+    #expect(connection != nil)
+    var accepted = StreamSocket(Descriptor(owning: swiftep_accept(listener.descriptor.raw)))
+    connection?.reset()
+    connection = nil
+    var progress = StreamSocket.Progress.done
+    // The first write may come before the news.
+    for _ in 0..<100 where progress != .ended {
+      accepted.enqueue([1])
+      progress = accepted.flush()
+      usleep(1000)
+    }
+    #expect(progress == .ended)
+    // The error was told once; from now on it is a broken pipe.
+    accepted.enqueue([1])
+    #expect(accepted.flush() == .ended)
+    #expect(accepted.receive() == nil)
+  }
 
   /// While one is still awaited, everybody else does all that a stranger can do.
   @Test func disturbances() throws {

@@ -268,6 +268,8 @@ struct Simulation {
 
   private mutating func noteServer(_ outcome: Result<[[UInt8]], RendezvousError>) {
     serverOutcome = outcome
+    // Who comes for the next gather must not come to this one.
+    if case .success = outcome, isListening { violations.append("the server finishes while it listens") }
     isListening = false
     for case (let connection, let index?) in connections { closeByServer(index, connection) }
     connections = [:]

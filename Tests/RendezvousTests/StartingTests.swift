@@ -72,6 +72,9 @@ import Testing
       }
       return try Self.work(with: communicator)
     }
+    for (number, result) in results.enumerated() {
+      if case .failure(let error) = result { Issue.record("process \(number): \(error)") }
+    }
     #expect(results[0] == .success([]))
     let sums = try results.dropFirst().map { try $0.get()[0] }
     #expect(Array(sums[..<2]) == [4, 8])

@@ -76,7 +76,7 @@ int swiftep_duplicate(int descriptor);
 int swiftep_socket_pair(int *ends);
 /// Forked children do not have these pages.
 int swiftep_hide_from_forks(void *address, size_t byte_count);
-/// Forks a child that runs `body` and exits with its result, at once: nothing that is registered for exit runs. It is killed when the
+/// Forks a child that runs `body`, on a thread of its own, and exits with its result, at once: nothing that is registered for exit runs. It is killed when the
 /// calling thread ends. Returns the child's id, or -1.
 pid_t swiftep_fork(int (*body)(void *), void *context);
 

@@ -57,7 +57,7 @@ package struct Chaos: ~Copyable {
   }
 
   private func failure(_ what: String) -> ChaosFailure {
-    let states = members.map { "process \($0.number) \($0.state)" }.joined(separator: "\n  ")
+    let states = members.map(\.description).joined(separator: "\n  ")
     return ChaosFailure(fault: report.faultCount, seed: settings.seed, what: "\(what)\n  \(states)")
   }
 

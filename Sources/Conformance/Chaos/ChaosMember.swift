@@ -60,3 +60,11 @@ final class ChaosMember {
     return false
   }
 }
+
+extension ChaosMember: CustomStringConvertible {
+  var description: String {
+    let place = place.map { "rank \($0.rank) of \($0.rankCount) in generation \($0.generation)" } ?? "nowhere"
+    let traits = [(isNew, "new"), (isJoining, "joining"), (piece != nil, "with a piece to gather")].filter(\.0).map(\.1)
+    return "process \(number) (\(process.id)), \(place): \(state) \(traits.joined(separator: ", "))"
+  }
+}

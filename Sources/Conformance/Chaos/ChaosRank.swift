@@ -8,6 +8,8 @@ struct ChaosRank {
   private let seed: UInt64
   private let timeout: Duration
   private var shortage: Shortage?
+  /// With others that regroup: nobody is silent then, but machines are slow at times.
+  private let patience = Duration.seconds(10)
 
   /// An order to leave, or the end of the one who gives orders.
   private struct Left: Error {}
@@ -67,7 +69,7 @@ struct ChaosRank {
   private mutating func regroup(_ communicator: Communicator) throws -> Communicator {
     while true {
       switch try nextOrder() {
-      case .shrink: return try communicator.shrink(timeout: timeout)
+      case .shrink: return try communicator.shrink(timeout: patience)
       case .admit(let generation): return try admit(to: communicator, until: generation)
       case .starve(let shortage): self.shortage = shortage
       default: throw Left()
@@ -78,7 +80,7 @@ struct ChaosRank {
   private func admit(to communicator: Communicator, until generation: Int) throws -> Communicator {
     var communicator = communicator
     while communicator.generation < generation {
-      communicator = try communicator.admit(timeout: timeout, allGather: gather).communicator
+      communicator = try communicator.admit(timeout: patience, allGather: gather).communicator
     }
     return communicator
   }

@@ -76,7 +76,9 @@ extension Group {
     mesh.know(cards)
     let group = Group(open, generation: 0, members: cards.map(\.id), meeting: meeting)
     // Later ranks connect here.
-    for (peer, card) in cards.enumerated().prefix(rank) { try mesh.connect(to: card, rank: peer, own: rank) }
+    for (peer, card) in cards.enumerated().prefix(rank) {
+      try mesh.connect(to: card, rank: peer, own: rank, generation: 0)
+    }
     for (peer, card) in cards.enumerated() where peer != rank {
       guard mesh.waitForLink(to: card.id, until: deadline) else {
         throw .rankMissing(rank: peer, step: .setup, because: .silent(timeout))
@@ -160,9 +162,9 @@ extension Group {
       throw .rendezvousFailed("expected the card of who joins, found another invitation")
     }
     try Card.check([mesh.card, card])
-    // Who joins connects here last: from now on, everybody notices its end.
-    guard mesh.waitForLink(to: card.id, until: deadline) else {
-      throw .rankMissing(rank: stay.count, step: .regrouping, because: .silent(timeout))
+    // Who joins connects here first, so that its end is noticed.
+    if let absence = mesh.waitForNewcomer(card.id, until: deadline, timeout: timeout) {
+      throw .rankMissing(rank: stay.count, step: .regrouping, because: absence)
     }
     return card
   }
@@ -180,9 +182,10 @@ extension Group {
     }
     try Card.check(cards + [mesh.card])
     mesh.know(cards)
-    for (rank, card) in cards.enumerated().reversed() {
-      try mesh.connect(to: card, rank: rank, own: cards.count)
+    for (rank, card) in cards.enumerated() {
+      try mesh.connect(to: card, rank: rank, own: cards.count, generation: generation)
     }
+    mesh.tellConnected(to: cards[0].id)
     guard let decision = mesh.waitForAdmission(to: generation, by: cards.map(\.id), until: deadline) else {
       throw .rankMissing(rank: 0, step: .regrouping, because: .silent(timeout))
     }
@@ -218,9 +221,9 @@ extension OpenMesh {
 
 extension Mesh {
   /// Connects to the process of `card`; one that is gone already is lost.
-  fileprivate func connect(to card: Card, rank: Int, own: Int) throws(EPError) {
+  fileprivate func connect(to card: Card, rank: Int, own: Int, generation: Int) throws(EPError) {
     do throws(SystemCallError) {
-      try connect(to: card)
+      try connect(to: card, of: generation)
     } catch {
       guard error.code == ECONNREFUSED || error.code == EPIPE || error.code == ECONNRESET else {
         throw .systemCall(rank: own, name: error.call, code: error.code)

@@ -59,8 +59,11 @@ final class Mesh: Sendable {
 
   // MARK: Connections
 
-  func add(_ link: any Link, to member: MemberID) {
-    update { $0.add(link, to: member) }
+  /// Returns false, and does not take the connection, where there is one already, or the group has gone on without the
+  /// member.
+  @discardableResult
+  func add(_ link: any Link, to member: MemberID, of generation: Int = 0) -> Bool {
+    update { $0.add(link, to: member, of: generation) }
   }
 
   /// Waits until there is a connection to the member, even one that has ended again.
@@ -68,12 +71,24 @@ final class Mesh: Sendable {
     wait(until: deadline) { $0.links[member].map { _ in true } } != nil
   }
 
-  func isConnected(to member: MemberID) -> Bool { state.withLock { $0.links[member] != nil } }
+  /// Waits until the newcomer is connected to all members.
+  ///
+  /// - Returns: what it is missing for, if it is.
+  func waitForNewcomer(_ member: MemberID, until deadline: UInt64, timeout: Duration) -> EPError.Absence? {
+    let outcome = wait(until: deadline) { state -> EPError.Absence?? in
+      if state.exited.contains(member) { return .exited }
+      return state.connected.contains(member) ? .some(nil) : nil
+    }
+    return outcome ?? .silent(timeout)
+  }
+
+  /// Tells `member` that this one is connected to all.
+  func tellConnected(to member: MemberID) { update { $0.send(Parcel(message: .connected), to: member) } }
 
   /// Connects to the process of `card`.
-  func connect(to card: Card) throws(SystemCallError) {
+  func connect(to card: Card, of generation: Int) throws(SystemCallError) {
     guard let hub else { preconditionFailure("threads do not connect") }
-    add(try hub.connect(to: card, as: own), to: card.id)
+    add(try hub.connect(to: card, as: own, generation: generation), to: card.id)
   }
 
   func know(_ cards: [Card]) { state.withLock { state in for card in cards { state.cards[card.id] = card } } }
@@ -97,6 +112,7 @@ final class Mesh: Sendable {
         state.contributions[GatherKey(buffer: key, step: step), default: [:]][sender] = parcel
       case .departure(let key, let departure):
         state.note(departure, of: sender, in: key)
+      case .connected: state.connected.insert(sender)
       case .regrouping(let generation, let message):
         if state.generations[generation] == nil {
           state.earlyRegroupings[generation, default: []].append((message, sender))

@@ -4,6 +4,8 @@ struct MeshState {
   var cards: [MemberID: Card] = [:]
   /// Members whose connection has ended.
   var exited: Set<MemberID> = []
+  /// Newcomers that are connected to all members.
+  var connected: Set<MemberID> = []
   /// The others go on without this member.
   var isExpelled = false
   /// Members of each generation, in rank order.
@@ -27,10 +29,14 @@ struct GatherKey: Hashable {
 }
 
 extension MeshState {
-  mutating func add(_ link: any Link, to member: MemberID) {
-    if links[member] != nil { return }
+  mutating func add(_ link: any Link, to member: MemberID, of generation: Int) -> Bool {
+    if links[member] != nil { return false }
+    // One that was to join an earlier generation, and whom the others have not waited for.
+    let latest = generations.keys.max() ?? 0
+    if generation < latest && generations[latest]?.contains(member) == false { return false }
     links[member] = link
     for parcel in unsent.removeValue(forKey: member) ?? [] { send(parcel, to: member) }
+    return true
   }
 
   mutating func send(_ parcel: Parcel, to member: MemberID) {

@@ -17,6 +17,8 @@ enum Message: Codable, Sendable {
   /// The sender takes part in this buffer's operations no more.
   case departure(BufferKey, Departure)
   case regrouping(generation: Int, Regrouping.Message)
+  /// The sender, which is to join, is connected to all members.
+  case connected
 }
 
 /// What a rank tells the others when a buffer is created.

@@ -22,6 +22,8 @@ final class SocketHub: @unchecked Sendable {
   private struct Hello: Codable {
     let secret: String
     let member: MemberID
+    /// Of the group that the member has found here.
+    let generation: Int
   }
 
   init(card: Card) throws(SystemCallError) {
@@ -47,12 +49,13 @@ final class SocketHub: @unchecked Sendable {
     self.thread = nil
   }
 
-  func connect(to card: Card, as own: MemberID) throws(SystemCallError) -> SocketLink {
+  /// - Parameter generation: of the group that the process of `card` is in.
+  func connect(to card: Card, as own: MemberID, generation: Int) throws(SystemCallError) -> SocketLink {
     let descriptor = try Descriptor("connect to an abstract socket") { swiftep_connect_abstract(card.socketName) }
     var peerUser: UInt32 = 0
     try systemCall("getsockopt(SO_PEERCRED)") { swiftep_peer_user(descriptor.raw, &peerUser) }
     if peerUser != user { throw SystemCallError(call: "connect to a process of another user", code: EPERM) }
-    let hello = encode(Hello(secret: card.secret, member: own))!
+    let hello = encode(Hello(secret: card.secret, member: own, generation: generation))!
     try systemCall("sendmsg") { Int32(truncatingIfNeeded: swiftep_send(descriptor.raw, hello, hello.count, -1)) }
     let link = makeLink(to: card.id, descriptor)
     state.withLock { $0.newLinks.append(link) }
@@ -152,17 +155,16 @@ final class SocketHub: @unchecked Sendable {
     }
   }
 
-  /// The guest's connection, if it is this user's and knows the secret.
+  /// The guest's connection, if it is this user's, knows the secret, and does not come too late.
   private func greet(_ guest: Guest, _ buffer: inout [UInt8], for mesh: Mesh) -> SocketLink? {
     var (attachment, isCut): (Int32, Bool) = (-1, false)
     let count = swiftep_receive(guest.descriptor.raw, &buffer, buffer.count, &attachment, &isCut)
     if attachment >= 0 { Glibc.close(attachment) }
-    guard count > 0, !isCut, let hello = decode(Hello.self, from: buffer[..<count]), hello.secret == secret,
-      !mesh.isConnected(to: hello.member)
-    else { return nil }
+    guard count > 0, !isCut, let hello = decode(Hello.self, from: buffer[..<count]), hello.secret == secret else {
+      return nil
+    }
     let link = makeLink(to: hello.member, guest.descriptor)
-    mesh.add(link, to: hello.member)
-    return link
+    return mesh.add(link, to: hello.member, of: hello.generation) ? link : nil
   }
 
   /// Returns false where the system allows no more descriptors now.
