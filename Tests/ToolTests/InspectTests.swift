@@ -180,7 +180,8 @@ private struct StrangeArena {
   static let all = [
     StrangeArena(complaint: "expected an arena of this library, found a file that can shrink", isSealed: false),
     StrangeArena(
-      complaint: "expected an arena of this library, found a file that can shrink, or is empty", byteCount: 0),
+      // One that is only being made.
+      complaint: "expected one with an ExpertBuffer, found none in it", byteCount: 0),
     StrangeArena(complaint: "expected an arena of this library, found 100 bytes", byteCount: 100),
     StrangeArena(complaint: "expected an arena of this library, found other bytes (1234)", words: [8: 0x1234]),
     // A buffer that is only being made.

@@ -15,7 +15,9 @@ extension FlightRecord {
     var seen: Set<UInt64> = []
     for descriptor in try folder.arenaDescriptors() {
       // Ranks that are threads of one process can have descriptors of each other's for a moment.
-      guard let file = try folder.open(descriptor), seen.insert(try folder.fileNumber(file)).inserted else { continue }
+      guard let file = try folder.open(descriptor), seen.insert(UInt64(try folder.status(file).st_ino)).inserted else {
+        continue
+      }
       if let record = try folder.read(file, as: descriptor) { records.append(record) }
     }
     return records.sorted {
@@ -57,20 +59,21 @@ private struct ProcessFolder {
     }
   }
 
-  func fileNumber(_ file: Descriptor) throws(EPError) -> UInt64 {
+  func status(_ file: Descriptor) throws(EPError) -> stat {
     var status = stat()
     if fstat(file.raw, &status) != 0 { throw error("fstat", code: errno) }
-    return UInt64(status.st_ino)
+    return status
   }
 
   /// Nil where the buffer is only being made.
   func read(_ file: Descriptor, as name: String) throws(EPError) -> FlightRecord? {
+    if try status(file).st_size == 0 { return nil }
     let view: ArenaView
     do throws(SystemCallError) {
       view = try ArenaView(of: file)
     } catch {
-      throw error.code == EPERM || error.code == EINVAL
-        ? unlike("a file that can shrink, or is empty", name) : self.error(error.call, code: error.code)
+      throw error.code == EPERM
+        ? unlike("a file that can shrink", name) : self.error(error.call, code: error.code)
     }
     let base = Address(view.base)
     guard view.byteCount >= ControlLayout.identityOffset + ArenaIdentity.byteCount else {
