@@ -1,5 +1,14 @@
-/* A buffer's operations, as ranks see each other in them: a model of Sources/EPKernels (exchange, place, complete,
- * awaitAll), of the calls around them (dispatch, combine), and of what becomes of memory (RankArena, OperationResources).
+/* A buffer's operations, as ranks see each other in them, and what becomes of memory. It mirrors, by these names:
+ *
+ *   Sources/EPKernels/Exchange.swift: exchange, awaitAll, missedRank, fail, compareHeaders, complete
+ *   Sources/EPKernels/Placement.swift: place, countBefore, fitOutputs
+ *   Sources/EPKernels/Dispatch.swift: prepareDispatch, deliverDispatch
+ *   Sources/EPKernels/Combine.swift: prepareCombine, deliverCombine
+ *   Sources/SwiftEP/ExpertBuffer+Dispatch.swift: run, offerBlock, deliver
+ *   Sources/SwiftEP/ExpertBuffer+Combine.swift: run
+ *   Sources/SwiftEP/RankArena.swift: take, takeLargest, trim, give, quarantine
+ *   Sources/SwiftEP/Event.swift: OperationResources, deinit, retained
+ *   Sources/SwiftEP/Membership.swift: lose, close
  *
  * An arena is an array of cells of one row each. A cell holds a tag: which exchange's row, from which source. A rank has
  * one worker, whose every access to memory that others touch is a step of its own: so a rank may stop anywhere, while

@@ -1,6 +1,9 @@
-/* How the members of a generation agree on the next one: a model of Sources/SwiftEP/Group/Regrouping.swift, and of what
- * Mesh.swift and MeshState.swift do around it. Sets of members are bit masks. What a member does under its lock is one
- * atomic step; what it sends then goes link by link, and it can die in between.
+/* How the members of a generation agree on the next one. Sets of members are bit masks. What a member does under its
+ * lock is one atomic step; what it sends then goes link by link, and it can die in between. It mirrors, by these names:
+ *
+ *   Sources/SwiftEP/Group/Regrouping.swift: begin, hold, receive, decide, isReady, laggards, report, adopt
+ *   Sources/SwiftEP/Group/MeshState.swift: send, note, suspect, regroup
+ *   Sources/SwiftEP/Group/Mesh.swift: lose, receive, tell, regroup, leaveBehind
  *
  * A link keeps order and loses nothing but what its sender had not yet sent when it died. That is the system's promise
  * for a socket: what has been sent lies in the receiver's buffer. It may lie there for ever so long: a member may stop
