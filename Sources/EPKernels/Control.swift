@@ -17,7 +17,7 @@
   public var firstPlaces: Address
   /// `OperationStatus` of the first operation that missed a rank: later ones then end at once.
   public var failure: Address
-  /// UInt32 `[rankCount]`: not zero for a rank that takes part no more. Written by the host while kernels run.
+  /// UInt64 `[rankCount]`: not zero for a rank that takes part no more. Noted by the host while kernels run.
   public var departures: Address
   /// UInt64: grows after each change of `departures`, and ends waits.
   public var alarm: Address

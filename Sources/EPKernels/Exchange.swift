@@ -85,7 +85,7 @@
 /// alarm came after that.
 @inlinable func missedRank<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64) -> Int32 {
   machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { source in
-    if view.departures.load(UInt32.self, at: source) == 0 { return false }
+    if machine.read(view.departures.advanced(byBytes: 8 &* Int64(source))) == 0 { return false }
     let offset = view.control.signalOffset(slot, source: source)
     return !machine.isSignalled(view.ownArena, offset: offset, epoch: epoch)
   }

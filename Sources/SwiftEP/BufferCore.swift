@@ -33,7 +33,7 @@ struct NoticeOffsets {
   let departures = OperationStatus.byteCount + 64
   let byteCount: Int64
 
-  init(rankCount: Int) { byteCount = departures + alignUp(4 * Int64(rankCount), to: 64) }
+  init(rankCount: Int) { byteCount = departures + alignUp(8 * Int64(rankCount), to: 64) }
 }
 
 /// What the operations of one buffer share.

@@ -1,4 +1,5 @@
 import EPKernels
+import HostMachine
 
 /// Where a buffer's kernels see which ranks take part no more: written by whoever learns it, while kernels wait.
 final class DepartureBoard: Sendable {
@@ -9,7 +10,7 @@ final class DepartureBoard: Sendable {
   private let device: any Device
 
   /// - Parameters:
-  ///   - memory: keeps `departures` (UInt32 `[rankCount]`) and `alarm` (UInt64) alive.
+  ///   - memory: keeps `departures` (UInt64 `[rankCount]`) and `alarm` (UInt64) alive.
   ///   - arena: on whose doorbell kernels sleep.
   init(memory: any TensorStorage, view: RankView, arena: RankArena, device: any Device) {
     self.memory = memory
@@ -21,7 +22,7 @@ final class DepartureBoard: Sendable {
 
   /// To be called once a rank at most, by one thread at a time.
   func note(rank: Int) {
-    departures.store(1 as UInt32, at: Int32(rank))
+    HostMachine.host.note(1, at: departures.advanced(byBytes: 8 * Int64(rank)))
     device.raise(alarm, arena: arena.base)
   }
 }

@@ -1,3 +1,4 @@
+import Glibc
 import HostMachine
 
 /// A connection between two threads' meshes.
@@ -16,6 +17,18 @@ final class MemoryLink: Link {
   init(from own: MemberID, to peer: Mesh) {
     self.own = own
     queue = Guarded(Queue(peer: peer))
+  }
+
+  /// The other direction; nil once its end has been delivered or the peer is gone.
+  var opposite: MemoryLink? { queue.withLock { $0.peer }?.memoryLink(to: own) }
+
+  /// Returns false when the deadline passes before what was queued has been handled.
+  func waitUntilDelivered(until deadline: UInt64) -> Bool {
+    while queue.withLock({ $0.isDelivering || !$0.parcels.isEmpty }) {
+      if monotonicNow() >= deadline { return false }
+      usleep(50)
+    }
+    return true
   }
 
   func enqueue(_ parcel: Parcel) { queue.withLock { $0.parcels.append(parcel) } }

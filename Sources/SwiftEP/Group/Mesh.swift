@@ -214,6 +214,16 @@ final class Mesh: Sendable {
 
   // MARK: Regrouping
 
+  /// Waits until everything is handled that had been sent to this member when it was called. Returns false where that
+  /// did not happen in time.
+  private func settle(until deadline: UInt64) -> Bool {
+    if let hub { return hub.settle(until: deadline) }
+    let links = state.withLock { $0.links.values.compactMap { $0 as? MemoryLink } }
+    return links.allSatisfy { $0.opposite?.waitUntilDelivered(until: deadline) ?? true }
+  }
+
+  func memoryLink(to member: MemberID) -> MemoryLink? { state.withLock { $0.links[member] as? MemoryLink } }
+
   /// Agrees with the other members on the next generation, and enters it. Collective.
   ///
   /// - Parameter invite: finds somebody new; called on one member, when all have agreed on who is still there. The
@@ -225,26 +235,24 @@ final class Mesh: Sendable {
     let patience = timeout.nanoseconds &* (invite == nil ? 1 : 2)
     update { state in state.regroup(generation) { $0.begin() } }
     while true {
-      let progress = wait(until: monotonicNow() &+ patience) { state -> Regrouping? in
+      let progress = wait(until: monotonicNow() &+ patience) { state -> (isExpelled: Bool, regrouping: Regrouping)? in
         let regrouping = state.regroupings[generation]!
-        return regrouping.decision != nil || regrouping.isReady ? regrouping : nil
-      }
-      if let decision = progress?.decision {
-        if decision.members.contains(own) { return decision }
-        break
+        let goesOn = state.isExpelled || regrouping.decision != nil || regrouping.isReady
+        return goesOn ? (state.isExpelled, regrouping) : nil
       }
       if let progress {
+        if progress.isExpelled { break }
+        if let decision = progress.regrouping.decision { return decision }
         var (newcomer, refusal): (Card?, EPError?)
         if let invite {
-          do { newcomer = try invite(progress.present) } catch { refusal = error }
+          do { newcomer = try invite(progress.regrouping.present) } catch { refusal = error }
         }
+        guard settle(until: monotonicNow() &+ patience) else { break }
         update { state in state.regroup(generation) { $0.decide(newcomer: newcomer, refusal: refusal) } }
       } else {
-        let isSuspected = update { state in
-          state.regroup(generation) { $0.hold(absent: $0.laggards) }
-          return state.regroupings[generation]!.isSuspected
-        }
-        if isSuspected { break }
+        // A member that was stopped itself finds answers now, not silence.
+        guard settle(until: monotonicNow() &+ patience) else { break }
+        update { state in state.regroup(generation) { $0.losePatience() } }
       }
     }
     let rank = state.withLock { $0.generations[generation]!.firstIndex(of: own)! }

@@ -7,8 +7,9 @@
 /// passes it on to all others before it acts on it, so that it reaches all even when the leader dies.
 ///
 /// A member that may be alive can be held absent in error. So having reported a set is a promise: a member takes no
-/// decision from one in that set. Two decisions would need members that promised both. The one held absent finds
-/// itself in others' sets and is out, in every later generation too.
+/// decision from one in that set. The one held absent finds itself in others' sets and is out, in every later generation
+/// too, even if it holds those others absent itself. What has been sent lies at its receiver, and before a member
+/// decides it reads what lies there: so of two that hold each other absent, one at least learns it before it decides.
 ///
 /// `Model/regrouping.pml` is a model of this.
 struct Regrouping: Sendable {
@@ -30,7 +31,7 @@ struct Regrouping: Sendable {
   let members: [MemberID]
   private(set) var absent: Set<MemberID> = []
   private(set) var decision: Decision?
-  /// Others have decided to go on without this member.
+  /// Others go on without this member, or would if they could: they hold it absent, or have decided so.
   private(set) var isExpelled = false
   private var hasBegun = false
   private var reported: Set<MemberID>?
@@ -54,14 +55,21 @@ struct Regrouping: Sendable {
 
   mutating func hold(absent more: Set<MemberID>) {
     absent.formUnion(more.intersection(members))
+    if decision == nil && absent.contains(own) { isExpelled = true }
     report()
+  }
+
+  /// Nothing has come for too long.
+  mutating func losePatience() {
+    if decision == nil && !isExpelled && !isReady { hold(absent: laggards) }
   }
 
   mutating func receive(_ message: Message, from sender: MemberID) {
     guard members.contains(sender) else { return }
     switch message {
     case .report(let set):
-      if absent.contains(sender) && sender != own { return }
+      if decision == nil && set.contains(own) { isExpelled = true }
+      if absent.contains(sender) { return }
       reports[sender] = set
       if let decision {
         outbox.append((sender, .decision(decision)))
@@ -75,7 +83,8 @@ struct Regrouping: Sendable {
     }
   }
 
-  /// Decides, as the leader, if nothing has changed since `isReady` was asked.
+  /// Decides, as the leader, if nothing has changed since `isReady` was asked. By now, this member must have read what
+  /// had been sent to it since then.
   mutating func decide(newcomer: Card?, refusal: EPError?) {
     guard isReady else { return }
     adopt(Decision(members: members.filter { !absent.contains($0) }, newcomer: newcomer, refusal: refusal))
@@ -90,12 +99,9 @@ struct Regrouping: Sendable {
 
   /// Whether this member is to decide now.
   var isReady: Bool {
-    guard hasBegun && decision == nil, present.first == own else { return false }
+    guard hasBegun && decision == nil && !isExpelled, present.first == own else { return false }
     return present.allSatisfy { $0 == own || reports[$0] == absent }
   }
-
-  /// Somebody holds this member to be absent: if it stays is the others' to decide.
-  var isSuspected: Bool { absent.contains(own) }
 
   /// The members that keep this one waiting.
   var laggards: Set<MemberID> {

@@ -16,7 +16,15 @@ final class SocketHub: @unchecked Sendable {
     /// Made by `connect`, for the thread to take over.
     var newLinks: [SocketLink] = []
     var isClosing = false
+    /// How often the thread has begun to look at all connections, and how often it was done.
+    var roundsBegun: UInt64 = 0
+    var roundsDone: UInt64 = 0
+    /// The round that somebody waits for.
+    var roundAwaited: UInt64 = 0
   }
+
+  /// Rung after every round that somebody waits for.
+  private let roundBell = SharedBell()
 
   /// The first message of a connection.
   private struct Hello: Codable {
@@ -47,6 +55,23 @@ final class SocketHub: @unchecked Sendable {
     wake()
     pthread_join(thread, nil)
     self.thread = nil
+  }
+
+  /// Waits until everything is handled that lay in the connections when it was called. Returns false where that did not
+  /// happen in time.
+  func settle(until deadline: UInt64) -> Bool {
+    let round = state.withLock { state in
+      state.roundAwaited = state.roundsBegun + 1
+      return state.roundAwaited
+    }
+    wake()
+    var isDone = false
+    _ = roundBell.wait(until: deadline, spinningFor: 0) {
+      let (done, isClosing) = state.withLock { ($0.roundsDone, $0.isClosing) }
+      isDone = done >= round
+      return isDone || isClosing
+    }
+    return isDone
   }
 
   /// - Parameter generation: of the group that the process of `card` is in.
@@ -93,9 +118,10 @@ final class SocketHub: @unchecked Sendable {
     var canAccept = true
     var buffer = [UInt8](repeating: 0, count: SocketLink.messageByteCountMax)
     while true {
-      let (newLinks, isClosing) = state.withLock { state in
+      let (newLinks, isClosing, isAwaited) = state.withLock { state in
         defer { state.newLinks = [] }
-        return (state.newLinks, state.isClosing)
+        state.roundsBegun += 1
+        return (state.newLinks, state.isClosing, state.roundAwaited >= state.roundsBegun)
       }
       if isClosing { return }
       links += newLinks
@@ -108,7 +134,7 @@ final class SocketHub: @unchecked Sendable {
         pollfd(fd: link.descriptor.raw, events: Int16(hasBacklog ? POLLIN | POLLOUT : POLLIN), revents: 0)
       }
       let isRetrying = !canAccept || !guests.isEmpty || backlogs.contains(true)
-      _ = poll(&polled, nfds_t(polled.count), isRetrying ? Self.retryMilliseconds : -1)
+      _ = poll(&polled, nfds_t(polled.count), isAwaited ? 0 : isRetrying ? Self.retryMilliseconds : -1)
 
       if polled[0].revents != 0 {
         var count: UInt64 = 0
@@ -139,6 +165,8 @@ final class SocketHub: @unchecked Sendable {
       }
       guests = staying
       canAccept = !isReady[1] || acceptGuests(&guests, now: now)
+      state.withLock { $0.roundsDone = $0.roundsBegun }
+      if isAwaited { roundBell.ring() }
     }
   }
 
