@@ -55,7 +55,7 @@ struct Regrouping: Sendable {
 
   mutating func hold(absent more: Set<MemberID>) {
     absent.formUnion(more.intersection(members))
-    if decision == nil && absent.contains(own) { isExpelled = true }
+    if absent.contains(own) { isExpelled = true }
     report()
   }
 
@@ -68,7 +68,7 @@ struct Regrouping: Sendable {
     guard members.contains(sender) else { return }
     switch message {
     case .report(let set):
-      if decision == nil && set.contains(own) { isExpelled = true }
+      if set.contains(own) { isExpelled = true }
       if absent.contains(sender) { return }
       reports[sender] = set
       if let decision {

@@ -1,0 +1,58 @@
+import Conformance
+import Glibc
+import HostMachine
+import Testing
+
+@testable import SwiftEP
+
+@Suite struct MeshTests {
+  enum Kind: CaseIterable { case threads, sockets }
+
+  /// Two members wait for each other in vain at the same moment. Each could go on alone; both must not.
+  @Test(arguments: Kind.allCases) func twoThatHoldEachOtherAbsentDoNotBothGoOn(_ kind: Kind) throws {
+    var random = SplitMix64(seed: 1)
+    var aloneCount = 0
+    for attempt in 0..<200 {
+      let groups = try makePair(kind)
+      let delays = [random.pick(0...60), random.pick(0...60)]
+      let goOn = both { rank in
+        let start = monotonicNow() + UInt64(delays[rank]) * 1000
+        while monotonicNow() < start {}
+        let cause = EPError.rankMissing(rank: 1 - rank, step: .exchange, because: .silent(.seconds(1)))
+        groups[rank].mesh.tell(.lost(cause), of: BufferKey(generation: 0, index: 0))
+        return (try? groups[rank].shrink(timeout: .seconds(20))) != nil
+      }
+      #expect(goOn != [true, true], "attempt \(attempt)")
+      if goOn.contains(true) { aloneCount += 1 }
+    }
+    #expect(aloneCount > 0)
+  }
+
+  private func makePair(_ kind: Kind) throws -> [Group] {
+    if kind == .threads { return try Group.threads(rankCount: 2) }
+    let passed = Guarded<[Int: [UInt8]]>([:])
+    let bell = SharedBell()
+    let groups = both { rank in
+      try? Group.processes(rank: rank, rankCount: 2, timeout: .seconds(20), meeting: nil) { bytes in
+        passed.withLock { $0[rank] = bytes }
+        bell.ring()
+        _ = bell.wait(until: monotonicNow() + 20_000_000_000, spinningFor: 0) { passed.withLock { $0.count == 2 } }
+        return passed.withLock { passed in (0..<2).compactMap { passed[$0] } }
+      }
+    }
+    return try groups.map { try #require($0) }
+  }
+
+  /// What `body` returns on each of two threads.
+  private func both<Value: Sendable>(_ body: @escaping @Sendable (Int) -> Value) -> [Value] {
+    let results = Guarded<[Int: Value]>([:])
+    let threads = (0..<2).map { rank in
+      startThread {
+        let result = body(rank)
+        results.withLock { $0[rank] = result }
+      }!
+    }
+    for thread in threads { pthread_join(thread, nil) }
+    return results.withLock { [$0[0]!, $0[1]!] }
+  }
+}
