@@ -30,13 +30,23 @@ import Testing
     for index in 0..<3 { state.send(parcel(index), to: 7) }
     state.send(parcel(9), to: 8)
     #expect(state.unflushed.isEmpty)
-    state.add(link, to: 7)
+    #expect(state.add(link, to: 7, of: 0))
     state.send(parcel(3), to: 7)
     #expect(link.departures.map(\.index) == [0, 1, 2, 3])
     #expect(state.unflushed.count == 1)
     // Once, even if the connection is taken twice.
-    state.add(Recorder(), to: 7)
+    #expect(!state.add(Recorder(), to: 7, of: 0))
     #expect(link.departures.count == 4)
+  }
+
+  /// One whom the group has gone on without comes too late; a newcomer of the latest generation does not.
+  @Test func whoComesTooLate() {
+    var state = MeshState()
+    state.enter(0, members: [1, 2], own: 1)
+    state.enter(1, members: [1, 3], own: 1)
+    #expect(!state.add(Recorder(), to: 7, of: 0))
+    #expect(state.add(Recorder(), to: 7, of: 1))
+    #expect(state.add(Recorder(), to: 3, of: 0))
   }
 
   @Test func nothingIsKeptForOneThatIsGone() {
@@ -57,7 +67,7 @@ import Testing
     }
     #expect(state.generations[1] == [1, newcomer.id])
     let link = Recorder()
-    state.add(link, to: newcomer.id)
+    #expect(state.add(link, to: newcomer.id, of: 0))
     let decisions = link.parcels.withLock { parcels in
       parcels.compactMap { parcel -> Regrouping.Decision? in
         if case .regrouping(0, .decision(let decision)) = parcel.message { return decision }
