@@ -30,12 +30,14 @@ import Testing
     for index in 0..<3 { state.send(parcel(index), to: 7) }
     state.send(parcel(9), to: 8)
     #expect(state.unflushed.isEmpty)
-    #expect(state.add(link, to: 7, of: 0))
+    let isTaken1 = state.add(link, to: 7, of: 0)
+    #expect(isTaken1)
     state.send(parcel(3), to: 7)
     #expect(link.departures.map(\.index) == [0, 1, 2, 3])
     #expect(state.unflushed.count == 1)
     // Once, even if the connection is taken twice.
-    #expect(!state.add(Recorder(), to: 7, of: 0))
+    let isTaken2 = state.add(Recorder(), to: 7, of: 0)
+    #expect(!isTaken2)
     #expect(link.departures.count == 4)
   }
 
@@ -44,9 +46,12 @@ import Testing
     var state = MeshState()
     state.enter(0, members: [1, 2], own: 1)
     state.enter(1, members: [1, 3], own: 1)
-    #expect(!state.add(Recorder(), to: 7, of: 0))
-    #expect(state.add(Recorder(), to: 7, of: 1))
-    #expect(state.add(Recorder(), to: 3, of: 0))
+    let isTaken3 = state.add(Recorder(), to: 7, of: 0)
+    #expect(!isTaken3)
+    let isTaken4 = state.add(Recorder(), to: 7, of: 1)
+    #expect(isTaken4)
+    let isTaken5 = state.add(Recorder(), to: 3, of: 0)
+    #expect(isTaken5)
   }
 
   @Test func nothingIsKeptForOneThatIsGone() {
@@ -67,7 +72,8 @@ import Testing
     }
     #expect(state.generations[1] == [1, newcomer.id])
     let link = Recorder()
-    #expect(state.add(link, to: newcomer.id, of: 0))
+    let isTaken6 = state.add(link, to: newcomer.id, of: 0)
+    #expect(isTaken6)
     let decisions = link.parcels.withLock { parcels in
       parcels.compactMap { parcel -> Regrouping.Decision? in
         if case .regrouping(0, .decision(let decision)) = parcel.message { return decision }
