@@ -43,7 +43,9 @@ let package = Package(
     .testTarget(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
-    .testTarget(name: "GroupTests", dependencies: ["Conformance", "HostMachine", "SwiftEP"], swiftSettings: strict),
+    .testTarget(
+      name: "GroupTests", dependencies: ["Arena", "Conformance", "CPlatform", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .testTarget(
       name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),

@@ -128,7 +128,6 @@ inline handle() {
       :: else ->
         reports[from] = set;
         if
-        :: decision != 0 -> queue(DECISION, decision, bit(from))
         :: decision == 0 && SPREADING -> hold(set)
         :: else
         fi

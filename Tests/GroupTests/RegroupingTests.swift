@@ -13,7 +13,7 @@ import Testing
         continue
       }
       let members = schedule.members
-      let remaining = members.filter { !$0.isGone }
+      let remaining = members.filter { !$0.isGone && !$0.isStopped }
       for member in remaining {
         #expect(member.decision != nil, "seed \(seed): \(member.regrouping.own) has stopped without a decision")
         #expect(member.decision == remaining[0].decision, "seed \(seed): two decisions")

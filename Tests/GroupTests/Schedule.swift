@@ -2,7 +2,7 @@ import Conformance
 
 @testable import SwiftEP
 
-/// One way in which a regrouping may go: members that die, doubt each other and are slow, at moments that a seed
+/// One way in which a regrouping may go: members that die, stop, doubt each other and are slow, at moments that a seed
 /// chooses. Connections keep order, and what has been sent arrives, as late as it may.
 struct Schedule {
   enum Mail {
@@ -15,6 +15,9 @@ struct Schedule {
   struct Member {
     var regrouping: Regrouping
     var isMortal = false
+    /// Stops at some moment, without an end of its connections.
+    var isStopping = false
+    var isStopped = false
     var doubts = 0
     var accusations = 0
     var hasBegun = false
@@ -33,10 +36,12 @@ struct Schedule {
   enum Intention { case decide, losePatience }
 
   var members: [Member]
-  /// Whom somebody has doubted, or who has died.
+  /// Whom somebody has doubted too early, and who has died or stopped.
   var doubted: Set<Int> = []
   private var mail: [[[Mail]]]
   private var random: SplitMix64
+  /// Connections whose messages are read late.
+  private var slow: Set<Int> = []
 
   init(seed: Int) {
     random = SplitMix64(seed: UInt64(seed))
@@ -44,26 +49,31 @@ struct Schedule {
     let ids = (0..<count).map { MemberID(100 + $0) }
     members = ids.map { Member(regrouping: Regrouping(own: $0, members: ids)) }
     mail = Array(repeating: Array(repeating: [], count: count), count: count)
-    let (death, doubt, accusation) = (random.fraction() / 2, random.fraction() / 2, random.fraction() / 3)
+    let stop = random.chance(0.3) ? 0.3 : 0
+    let (death, doubt, accusation) = (random.fraction() / 2, random.fraction(), random.fraction() / 3)
+    let slowness = random.fraction()
+    for connection in 0..<count * count where random.chance(slowness) { slow.insert(connection) }
     for index in members.indices {
       members[index].isMortal = random.chance(death)
+      members[index].isStopping = random.chance(stop)
       members[index].doubts = random.chance(doubt) ? 1 : 0
       members[index].accusations = random.chance(accusation) ? 1 : 0
     }
   }
 
-  /// Returns false when it does not come to an end.
+  /// Until nothing moves any more. Returns false when it does not come to that.
   mutating func run() -> Bool {
     for _ in 0..<20_000 {
       let steps = possibleSteps()
-      if !steps.isEmpty {
-        take(random.pick(steps))
+      if steps.isEmpty {
+        // Really: somebody's patience ends. It must hit none that still moves.
+        guard let index = members.indices.first(where: { isWaiting($0) }) else { return true }
+        members[index].regrouping.losePatience()
+        flush(index)
         continue
       }
-      // Nothing moves any more: really, somebody's patience ends.
-      let waiting = members.indices.filter { isWaiting($0) }
-      if waiting.isEmpty { return true }
-      losePatience(random.pick(waiting))
+      let fast = steps.filter { !isSlow($0) }
+      take(random.pick(fast.isEmpty || random.chance(0.02) ? steps : fast))
     }
     return false
   }
@@ -71,19 +81,27 @@ struct Schedule {
   // MARK: Steps
 
   private enum Step {
-    case send(Int), read(Int, from: Int), begin(Int), doubt(Int), accuse(Int), decide(Int), goOn(Int), die(Int)
+    case send(Int), read(Int, from: Int), begin(Int), doubt(Int), accuse(Int), decide(Int), goOn(Int), die(Int), stop(
+      Int)
   }
 
   private func isWaiting(_ index: Int) -> Bool {
     let member = members[index]
-    return !member.isGone && member.hasBegun && member.regrouping.decision == nil && !member.regrouping.isExpelled
+    let isUndecided = member.regrouping.decision == nil && !member.regrouping.isExpelled
+    return !member.isGone && !member.isStopped && member.hasBegun && isUndecided
+  }
+
+  private func isSlow(_ step: Step) -> Bool {
+    if case .read(let index, let source) = step { return slow.contains(source * members.count + index) }
+    return false
   }
 
   private func possibleSteps() -> [Step] {
     var steps: [Step] = []
-    for (index, member) in members.enumerated() where !member.isGone {
+    for (index, member) in members.enumerated() where !member.isGone && !member.isStopped {
       let regrouping = member.regrouping
       if member.isMortal && random(index) { steps.append(.die(index)) }
+      if member.isStopping && random(index) { steps.append(.stop(index)) }
       if !member.pending.isEmpty {
         steps.append(.send(index))
         continue
@@ -132,6 +150,9 @@ struct Schedule {
       for other in members.indices where other != index { send(.accusation(id(accused)), from: index, to: other) }
     case .decide(let index): settle(index, before: .decide)
     case .goOn(let index): goOn(index)
+    case .stop(let index):
+      members[index].isStopped = true
+      doubted.insert(index)
     case .die(let index):
       members[index].pending = []
       doubted.insert(index)

@@ -71,11 +71,7 @@ struct Regrouping: Sendable {
       if set.contains(own) { isExpelled = true }
       if absent.contains(sender) { return }
       reports[sender] = set
-      if let decision {
-        outbox.append((sender, .decision(decision)))
-      } else {
-        hold(absent: set)
-      }
+      if decision == nil { hold(absent: set) }
     case .decision(let decision):
       if reported?.contains(sender) == true { return }
       if !decision.members.contains(own) { isExpelled = true }

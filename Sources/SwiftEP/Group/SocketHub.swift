@@ -172,11 +172,17 @@ final class SocketHub: @unchecked Sendable {
 
   /// Hands on what has come; returns false when the connection has ended or makes no sense.
   private func receive(from link: SocketLink, into buffer: inout [UInt8], for mesh: Mesh) -> Bool {
+    var wasReset = false
     while true {
       var (attachment, isCut): (Int32, Bool) = (-1, false)
       let count = swiftep_receive(link.descriptor.raw, &buffer, buffer.count, &attachment, &isCut)
       if count < 0 && errno == EINTR { continue }
       if count < 0 && errno == EAGAIN { return true }
+      // The other end was closed with messages unread. Its own last ones lie here all the same.
+      if count < 0 && errno == ECONNRESET && !wasReset {
+        wasReset = true
+        continue
+      }
       let file = attachment >= 0 ? Descriptor(owning: attachment) : nil
       guard count > 0, !isCut, let message = decode(Message.self, from: buffer[..<count]) else { return false }
       mesh.receive(Parcel(message: message, file: file), from: link.peer)
