@@ -37,10 +37,6 @@ import Testing
 
   /// The end of a connection comes behind what was sent before it, even where the sender had not read everything.
   @Test func lastWordsAreHeard() throws {
-    struct Hello: Codable {
-      let secret: String
-      let member: MemberID
-    }
     for _ in 0..<100 {
       let card = try Card.make(rank: 0)
       let open = OpenMesh(Mesh(card: card, hub: try SocketHub(card: card)))
@@ -50,8 +46,8 @@ import Testing
       func send(_ bytes: [UInt8]) {
         #expect(swiftep_send(connection!.raw, bytes, bytes.count, -1) == bytes.count)
       }
-      send(encode(Hello(secret: card.secret, member: guest))!)
-      #expect(open.mesh.waitForLink(to: guest, until: monotonicNow() + 20_000_000_000))
+      send(encode(SocketHub.Hello(secret: card.secret, member: guest, generation: 0))!)
+      try #require(open.mesh.waitForLink(to: guest, until: monotonicNow() + 20_000_000_000))
       // Nobody reads this.
       open.mesh.tell(.closed, of: BufferKey(generation: 0, index: 0))
       send(encode(Message.regrouping(generation: 0, .report(absent: [card.id])))!)

@@ -27,7 +27,7 @@ final class SocketHub: @unchecked Sendable {
   private let roundBell = SharedBell()
 
   /// The first message of a connection.
-  private struct Hello: Codable {
+  struct Hello: Codable {
     let secret: String
     let member: MemberID
     /// Of the group that the member has found here.

@@ -39,8 +39,9 @@ import Testing
     #expect(run.output == "[0] one\n[0] two\n")
   }
 
-  /// Descriptors, blocked and ignored signals are those of the shell that the launcher was started by.
-  @Test(arguments: ["grep -E ^Sig(Blk|Ign) /proc/self/status", "ls /proc/self/fd"], [[], ["--tag"]])
+  /// Descriptors, blocked and ignored signals are those of the shell that the launcher was started by. Of the signals, the
+  /// first 32: the next one is the C library's own, which it sets as soon as there is a second thread.
+  @Test(arguments: [#"grep -oP ^Sig(Blk|Ign):\s*.{8}\K.* /proc/self/status"#, "ls /proc/self/fd"], [[], ["--tag"]])
   func nothingLeaks(_ command: String, _ flags: [String]) throws {
     let words = command.split(separator: " ").map(String.init)
     let shell = Process()
@@ -312,7 +313,7 @@ import Testing
   /// A file that may not be as large as an arena is an error like others: the system's own answer is SIGXFSZ.
   @Test func aLimitOfFileSizesIsAnError() throws {
     let job = try LaunchedJob(
-      ["-n", "1"], script: "ulimit -f 100; exec \(Binary.url.path) bench --tokens 1024 --hidden 256 --iterations 1")
+      ["-n", "1"], script: "ulimit -f 1000; exec \(Binary.url.path) bench --tokens 1024 --hidden 256 --iterations 1")
     let run = try job.end()
     #expect(run.status == 3)
     #expect(run.errors.contains("ftruncate of rank 0 failed: File too large\n"), "\(run.errors)")
