@@ -29,9 +29,6 @@
 #ifndef SILENT
 #define SILENT 0   /* ... that live, but do not call `shrink` until nothing else moves */
 #endif
-#ifndef HEARD
-#define HEARD 0    /* members whose first report, of nobody, all have read when the model begins */
-#endif
 #ifndef DEPTH
 #define DEPTH 8    /* messages that a link may hold */
 #endif
@@ -52,12 +49,7 @@
 #ifndef NAMED_IS_OUT
 #define NAMED_IS_OUT 1 /* who is reported absent by anybody goes no further, even with a decision */
 #endif
-#ifndef SPREADING
-#define SPREADING 1    /* what one holds absent, all come to hold */
-#endif
-#ifndef PATIENCE
-#define PATIENCE 1     /* who is silent for too long is held absent */
-#endif
+
 #define bit(x) (1 << (x))
 #define ALL ((1 << N) - 1)
 #define NOTHING 255
@@ -67,6 +59,8 @@ mtype = { REPORT, DECISION, ACCUSATION, END };
 
 chan link[N * N] = [DEPTH] of { mtype, byte };
 #define from_to(from, to) link[(from) * N + (to)]
+
+byte silent; /* who does not call `shrink` at once */
 
 /* What is checked, not what anybody knows. Each member writes its own, and all is read when nothing moves any more. */
 local byte final[N];    /* the decision with which a member has gone on; NOTHING: it is dead, or out */
@@ -128,7 +122,7 @@ inline handle() {
       :: else ->
         reports[from] = set;
         if
-        :: decision == 0 && SPREADING -> hold(set)
+        :: decision == 0 -> hold(set)
         :: else
         fi
       fi
@@ -227,11 +221,13 @@ inline findLaggards() {
   to = 0
 }
 
-inline losePatience() {
+/* Where it is not too early, nobody is hit who moves. */
+inline losePatience(isEarly) {
   settle();
   if
   :: atomic { decision == 0 && !out && !isReady ->
       findLaggards();
+      assert(isEarly || (laggards & ~silent) == 0);
       doubted[me] = doubted[me] | laggards;
       hold(laggards);
       laggards = 0
@@ -262,13 +258,9 @@ proctype member(byte me; bool isMortal; bool isSilent; byte doubts; byte accusat
 #endif
   atomic {
     do
-    :: to < N -> reports[to] = (has(HEARD, to) -> 0 : NOTHING); to++
+    :: to < N -> reports[to] = NOTHING; to++
     :: else -> to = 0; break
-    od;
-    if
-    :: has(HEARD, me) -> begun = true; reported = 0
-    :: else
-    fi
+    od
   };
 
   do
@@ -308,8 +300,8 @@ proctype member(byte me; bool isMortal; bool isSilent; byte doubts; byte accusat
     fi
 
   /* Mesh.regroup: nothing has come for too long. */
-  :: atomic { doubts > 0 && begun && decision == 0 && !out && !isReady -> doubts-- }; losePatience()
-  :: PATIENCE && timeout && begun && decision == 0 && !out && !isReady -> losePatience()
+  :: atomic { doubts > 0 && begun && decision == 0 && !out && !isReady -> doubts-- }; losePatience(true)
+  :: timeout && begun && decision == 0 && !out && !isReady -> losePatience(false)
 
   /* ... or this member is to decide. */
   :: isReady ->
@@ -377,7 +369,7 @@ inline choose(set, these) {
 }
 
 init {
-  byte mortal, doubters, silent, accusers, x, y;
+  byte mortal, doubters, accusers, x, y;
   atomic {
     choose(mortal, MORTAL);
     choose(doubters, DOUBTER);
