@@ -11,8 +11,8 @@ package final class KernelModule: @unchecked Sendable {
   package enum Kernel: String, CaseIterable, Sendable {
     case prepareDispatch = "swiftep_prepare_dispatch"
     case deliverDispatch = "swiftep_deliver_dispatch"
-    case prepareCombine = "swiftep_prepare_combine"
-    case deliverCombine = "swiftep_deliver_combine"
+    case dispatch = "swiftep_dispatch"
+    case combine = "swiftep_combine"
     case tellTime = "swiftep_tell_time"
   }
 
@@ -79,11 +79,13 @@ package final class KernelModule: @unchecked Sendable {
   }
 
   /// How a launch tells the host that it is over: its last block stores the ticket into the word, having counted blocks
-  /// in a UInt32 of the GPU's memory, zero at first.
+  /// in a UInt32 of the GPU's memory, zero at first. Where the word's address is 0, it does not.
   package struct End: Sendable {
     let counter: UInt64
     let word: UInt64
     let ticket: UInt64
+
+    package static let untold = End(counter: DeviceAddress(bits: 0), word: DeviceAddress(bits: 0), ticket: 0)
 
     package init(counter: DeviceAddress, word: DeviceAddress, ticket: UInt64) {
       (self.counter, self.word, self.ticket) = (counter.bits, word.bits, ticket)

@@ -49,18 +49,33 @@
   }
 }
 
+@inlinable public func combine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let isPrepared = inTurn(machine, view: arguments.view, operation: arguments.operation) {
+    prepareCombine(machine, arguments)
+  }
+  if isPrepared { deliverCombine(machine, arguments) }
+}
+
 /// First half of a combine: rows outside the arena are staged into it; then the exchange, which says that this rank's
-/// rows are ready.
-@inlinable public func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+/// rows are ready. Returns true on the worker that has ended it.
+@inlinable func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
+  let (view, handle) = (arguments.view, arguments.handle)
   if machine.workerIndex == 0 {
     FlightRecorder(view).begin(
       machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
       bytesPerRow: arguments.byteCountPerRow)
   }
   if arguments.header.fault == 0 { stage(machine, arguments) }
-  guard machine.arriveLocal(view.arrivals) else { return }
+  guard machine.arriveLocal(view.arrivals) else { return false }
+  findRows(machine, arguments)
+  if !arguments.operation.isOK { arguments.operation.tell(machine) }
+  return true
+}
 
+/// The part of one worker alone: where every rank's rows lie.
+@inlinable func findRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  operation.resetCounter(machine)
   let epoch = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
     if arguments.header.fault == 0 { identify(handle, in: block) }
   }
@@ -104,7 +119,7 @@
 }
 
 /// Second half: each token's owner reads the rows where they lie, sums them, and then tells their owners that it has.
-@inlinable public func deliverCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+@inlinable func deliverCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   guard operation.isOK else { return }
   let rowByteCount = Int64(arguments.rowByteCount)
@@ -112,7 +127,7 @@
   let job = ReduceJob(
     output: arguments.output, rowCount: handle.layout.chunks.tokenCount, elementCount: arguments.elementsPerRow,
     slotCount: handle.layout.slotCount, format: arguments.format, isWeighted: !rowWeights.isNull,
-    biases: arguments.biases)
+    biases: arguments.biases, counter: operation.counter)
   machine.reduceRows(job) { token, slot in
     let place = handle.place(token: token, slot: slot, view)
     if place.rank < 0 { return .none }

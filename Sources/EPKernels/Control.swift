@@ -15,8 +15,11 @@
   public var expertOrder: Address
   /// Int32 `[rankCount + 1]`: where each rank's experts begin in `expertOrder`, and where the last rank's end.
   public var firstPlaces: Address
-  /// `OperationStatus` of the first operation that missed a rank: later ones then end at once.
+  /// `OperationStatus` of the first operation that missed a rank: later ones then end at once. In this rank's own memory.
   public var failure: Address
+  /// `OperationStatus`: the same, where the host is the first to know, in memory that both reach. Null where it cannot be:
+  /// for a GPU, the host's memory is far away.
+  public var hostFailure: Address
   /// UInt64 `[rankCount]`: not zero for a rank that takes part no more. Noted by the host while kernels run.
   public var departures: Address
   /// UInt64: grows after each change of `departures`, and ends waits.
@@ -28,8 +31,8 @@
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
-    expertLocal: Address, expertOrder: Address, firstPlaces: Address, failure: Address, departures: Address,
-    alarm: Address, arrivals: Address, timeoutNanoseconds: UInt64
+    expertLocal: Address, expertOrder: Address, firstPlaces: Address, failure: Address, hostFailure: Address,
+    departures: Address, alarm: Address, arrivals: Address, timeoutNanoseconds: UInt64
   ) {
     self.rank = rank
     self.rankCount = rankCount
@@ -41,6 +44,7 @@
     self.expertOrder = expertOrder
     self.firstPlaces = firstPlaces
     self.failure = failure
+    self.hostFailure = hostFailure
     self.departures = departures
     self.alarm = alarm
     self.arrivals = arrivals
@@ -78,7 +82,7 @@
 
 /// The first bytes of every arena: what peers write to coordinate. Sizes and offsets come from here alone.
 ///
-///     doorbell, identity | own epoch | signal words [slot][source] | exchange pages [epoch parity][source] | recorder
+///     doorbell, identity | own epoch, own turn | signal words [slot][source] | exchange pages [epoch parity][source] | recorder
 @frozen public struct ControlLayout {
   public var rankCount: Int32
   public var expertCount: Int32
@@ -94,6 +98,9 @@
   @inlinable public static var identityOffset: Int64 { 64 }
   /// UInt64: exchanges that this rank has begun. Only its own kernels touch it.
   @inlinable public static var epochOffset: Int64 { 128 }
+  /// UInt64: how often this rank's workers have been let go on, all of them, behind what one of them did alone. Only its
+  /// own kernels touch it.
+  @inlinable static var turnOffset: Int64 { 192 }
   @inlinable static var signalsOffset: Int64 { 256 }
   /// A cache line a word, so that one source's store disturbs no other.
   @inlinable static var signalStride: Int64 { 64 }
@@ -148,7 +155,7 @@
   /// "SwiftEP" and a zero, as bytes.
   @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
   /// To be raised with every change to the place or the meaning of a control word.
-  @inlinable public static var layoutVersion: Int32 { 1 }
+  @inlinable public static var layoutVersion: Int32 { 2 }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 
@@ -232,6 +239,17 @@
     self.code = code.rawValue
     self.rank = rank
     self.details = details
+  }
+  /// - Parameter earlier: what this rank's buffer was lost to; `neededByteCount` is its code.
+  @inlinable init(failedBefore earlier: OperationStatus) {
+    self.init(.failedBefore, rank: earlier.rank, earlier.details)
+    neededByteCount = earlier.code
+  }
+  /// What `failedBefore` tells of.
+  @inlinable public var earlier: OperationStatus {
+    var earlier = self
+    (earlier.code, earlier.neededByteCount) = (neededByteCount, 0)
+    return earlier
   }
   @inlinable public static var byteCount: Int64 { 64 }
 }

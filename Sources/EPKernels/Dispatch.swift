@@ -48,11 +48,20 @@
   }
 }
 
+/// A whole dispatch, for outputs of the worst case: no host has to know the counts in between.
+@inlinable public func dispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let isPrepared = inTurn(machine, view: arguments.view, operation: arguments.operation) {
+    prepareDispatch(machine, arguments)
+  }
+  if isPrepared { deliverDispatch(machine, arguments) }
+}
+
 /// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
-/// has moved.
-@inlinable public func prepareDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+/// has moved. Returns true on the worker that has ended it.
+@inlinable public func prepareDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  if machine.workerIndex == 0 {
+  // The first worker has the most to do.
+  if machine.workerIndex &+ 1 == machine.workerCount {
     FlightRecorder(view).begin(
       machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
       bytesPerRow: arguments.columns.byteCountPerRow)
@@ -66,8 +75,17 @@
       chunk = chunk &+ machine.workerCount
     }
   }
-  guard machine.arriveLocal(view.arrivals) else { return }
+  guard machine.arriveLocal(view.arrivals) else { return false }
+  agree(machine, arguments, isLaidOut: isLaidOut)
+  // With exact sizing the host waits for it; what has failed ends here.
+  if arguments.header.sizing == 0 || !operation.isOK { operation.tell(machine) }
+  return true
+}
 
+/// The part of one worker alone: what all ranks tell each other, and what follows from it.
+@inlinable func agree<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isLaidOut: Bool) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  operation.resetCounter(machine)
   let epoch = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
     if isLaidOut && !reportFault(machine, in: block, handle: handle, operation: operation) {
       sumCounters(machine, into: block, handle: handle, operation: operation)
@@ -121,13 +139,10 @@
 ) {
   let counts = block.advanced(byBytes: ExchangeHeader.byteCount)
   machine.forEach(operation.layout.counterCount) { index in
-    var sum: Int32 = 0
-    var chunk: Int32 = 0
-    while chunk < handle.layout.chunks.chunkCount {
-      sum = sum &+ operation.counters(ofChunk: chunk).load(Int32.self, at: index)
-      chunk = chunk &+ 1
+    let total = sum(over: handle.layout.chunks.chunkCount) {
+      operation.counters(ofChunk: $0).load(Int32.self, at: index)
     }
-    counts.store(sum, at: index)
+    counts.store(total, at: index)
   }
 }
 
@@ -141,22 +156,25 @@
   let job = ScatterJob(
     source: arguments.source(ofColumn: Columns.rows), rowCount: handle.layout.chunks.tokenCount,
     rowByteCount: arguments.sourceRowByteCount, slotCount: handle.layout.slotCount, transform: arguments.transform,
-    writtenByteCount: handle.at(handle.layout.sentRows).load(Int64.self, at: 0) &* rowWidth)
-  machine.scatterRows(job) { token, slot in
-    let place = handle.place(token: token, slot: slot, view)
-    if place.rank < 0 { return .none }
-    let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowWidth)
-    if !quantizes { return RowTarget(row: row, scales: .null) }
-    let scales = operation.column(Columns.scales, atRank: place.rank)
-    return RowTarget(row: row, scales: scales.advanced(byBytes: Int64(place.row) &* scaleWidth))
-  }
-  let slotCount = handle.layout.slotCount
-  let cellCount = handle.layout.chunks.tokenCount &* slotCount
-  machine.shareOut(cellCount) { cell in
-    let (token, slot) = (cell / slotCount, cell % slotCount)
-    let place = handle.place(token: token, slot: slot, view)
-    if place.rank >= 0 { writeMetadata(arguments, token: token, slot: slot, place: place) }
-  }
+    writtenByteCount: handle.at(handle.layout.sentRows).load(Int64.self, at: 0) &* rowWidth, counter: operation.counter)
+  let expertCount = arguments.columns[Columns.indices] / max(1, arguments.routing.indexByteCount)
+  machine.scatterRows(
+    job,
+    route: { token, slot in
+      let place = handle.place(token: token, slot: slot, view)
+      if place.rank < 0 { return .none }
+      let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowWidth)
+      if !quantizes { return RowTarget(row: row, scales: .null) }
+      let scales = operation.column(Columns.scales, atRank: place.rank)
+      return RowTarget(row: row, scales: scales.advanced(byBytes: Int64(place.row) &* scaleWidth))
+    },
+    labelCount: max(1, expertCount),
+    label: { token, slot in RowLabel(arguments, token: token, slot: slot) },
+    write: { label, part in
+      if label.rank < 0 { return }
+      if part == 0 { label.writeOrigin(arguments) }
+      if part < expertCount { label.writeExpert(arguments, part) }
+    })
   copyColumns(machine, arguments)
   markPadding(machine, arguments)
   complete(machine, view: view, operation: operation)
@@ -185,41 +203,47 @@
   }
 }
 
-/// What a row says of itself: where it came from, its local experts and weights.
-@inlinable func writeMetadata(_ arguments: DispatchArguments, token: Int32, slot: Int32, place: Place) {
-  let (view, operation, routing) = (arguments.view, arguments.operation, arguments.routing)
-  let row = place.row
-  let origins = operation.column(Columns.origins, atRank: place.rank)
-    .advanced(byBytes: 8 &* Int64(row))
-  origins.store(view.rank, at: 0)
-  origins.store(token, at: 1)
+/// What a row says of itself where it arrives: where it came from, its local experts and weights.
+@frozen @usableFromInline struct RowLabel {
+  /// -1: there is no such row.
+  @usableFromInline let rank: Int32
+  @usableFromInline let token: Int32
+  /// By source a row keeps all top-k slots; by expert it has one.
+  @usableFromInline let firstSlot: Int32
+  @usableFromInline let origin: Address
+  @usableFromInline let indices: Address
+  @usableFromInline let weights: Address
 
-  let indexWidth = arguments.columns[Columns.indices]
-  if indexWidth == 0 { return }
-  let weightWidth = arguments.columns[Columns.weights]
-  let indices = operation.column(Columns.indices, atRank: place.rank)
-    .advanced(byBytes: Int64(row) &* Int64(indexWidth))
-  let weights = operation.column(Columns.weights, atRank: place.rank)
-    .advanced(byBytes: Int64(row) &* Int64(weightWidth))
-  // By source a row keeps all top-k slots; by expert it has one.
-  let bySource = arguments.handle.layout.layout == .bySource
-  let firstSlot = bySource ? 0 : slot
-  let count = bySource ? routing.topK : 1
-  var index: Int32 = 0
-  while index < count {
+  @inlinable init(_ arguments: DispatchArguments, token: Int32, slot: Int32) {
+    let place = arguments.handle.place(token: token, slot: slot, arguments.view)
+    let (rank, row, columns) = (max(0, place.rank), Int64(place.row), arguments.columns)
+    let at = { (column: Int32) in
+      arguments.operation.column(column, atRank: rank).advanced(byBytes: row &* Int64(columns[column]))
+    }
+    self.rank = place.rank
+    self.token = token
+    firstSlot = arguments.handle.layout.layout == .bySource ? 0 : slot
+    (origin, indices, weights) = (at(Columns.origins), at(Columns.indices), at(Columns.weights))
+  }
+
+  @inlinable func writeOrigin(_ arguments: DispatchArguments) {
+    origin.store(arguments.view.rank, at: 0)
+    origin.store(token, at: 1)
+  }
+
+  @inlinable func writeExpert(_ arguments: DispatchArguments, _ index: Int32) {
+    let (view, routing) = (arguments.view, arguments.routing)
     let expert = routing.expert(token: token, slot: firstSlot &+ index)
-    let isLocal = expert >= 0 && view.owner(ofExpert: expert) == place.rank
+    let isLocal = expert >= 0 && view.owner(ofExpert: expert) == rank
     let local = isLocal ? view.localIndex(ofExpert: expert) : -1
     if routing.indexByteCount == 8 {
       indices.store(Int64(local), at: index)
     } else {
       indices.store(local, at: index)
     }
-    if weightWidth != 0 {
-      let weight = routing.weights.load(Float.self, at: token &* routing.topK &+ firstSlot &+ index)
-      weights.store(isLocal ? weight : 0, at: index)
-    }
-    index = index &+ 1
+    if arguments.columns[Columns.weights] == 0 { return }
+    let weight = routing.weights.load(Float.self, at: token &* routing.topK &+ firstSlot &+ index)
+    weights.store(isLocal ? weight : 0, at: index)
   }
 }
 

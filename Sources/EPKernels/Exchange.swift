@@ -6,9 +6,11 @@
 @inlinable func exchange<M: Machine>(
   _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
 ) -> UInt64? {
-  let earlier = view.failure.load(OperationStatus.self, at: 0)
-  if earlier.code != StatusCode.ok.rawValue {
-    machine.forEach(1) { _ in operation.set(OperationStatus(.failedBefore, rank: earlier.rank, earlier.details)) }
+  if let earlier = earlierFailure(view) {
+    machine.forEach(1) { _ in
+      view.failure.store(earlier, at: 0)
+      operation.set(OperationStatus(failedBefore: earlier))
+    }
     return nil
   }
   let control = view.control
@@ -38,6 +40,46 @@
   if verdict.code == StatusCode.ok.rawValue { return epoch }
   recorder.finish(machine, verdict, now: machine.now)
   return nil
+}
+
+/// What an earlier operation failed with, or the call before this one.
+@inlinable func earlierFailure(_ view: RankView) -> OperationStatus? {
+  let earlier = view.failure.load(OperationStatus.self, at: 0)
+  if earlier.code != StatusCode.ok.rawValue { return earlier }
+  if view.hostFailure.isNull { return nil }
+  let told = view.hostFailure.load(OperationStatus.self, at: 0)
+  return told.code == StatusCode.ok.rawValue ? nil : told
+}
+
+/// Runs `first` on all workers; one of them ends it alone, to which it returns true. The others wait for that one, and
+/// see all that it saw. Returns false where it does not come: not all of this rank's workers run.
+@inlinable func inTurn<M: Machine>(
+  _ machine: M, view: RankView, operation: OperationView, _ first: () -> Bool
+) -> Bool {
+  let arena = view.ownArena
+  // Nobody lets anybody go on before all have come this far.
+  let turn = arena.advanced(byBytes: ControlLayout.turnOffset).load(UInt64.self, at: 0) &+ 1
+  let begin = machine.now
+  if first() {
+    machine.signal(1, epoch: turn) { _ in SignalWord(arena: arena, offset: ControlLayout.turnOffset) }
+    return true
+  }
+  // The one waits for the peers, and that long for none.
+  let deadline = begin &+ 2 &* view.timeoutNanoseconds
+  var heard: UInt64 = 0
+  while true {
+    let wait = machine.await(
+      arena, count: 1, epoch: turn, deadline: deadline, alarm: view.alarm, heard: heard,
+      offset: { _ in ControlLayout.turnOffset }, awaited: { _ in }, seen: { _ in })
+    switch wait.result {
+    case .signalled: return true
+    case .alarmed: heard = machine.hear(view.alarm)
+    case .timedOut:
+      let missing = Missing(rank: view.rank, slot: .exchange, epoch: turn)
+      fail(machine, .timeout, missing, view: view, since: begin, operation: operation)
+      return false
+    }
+  }
 }
 
 /// Waits until every peer has signalled `epoch` in `slot`; a peer that has not within the time allowed, or never will,
@@ -102,6 +144,7 @@
     operation.set(status)
     view.failure.store(status, at: 0)
   }
+  operation.tell(machine)
   let now = machine.now
   let recorder = FlightRecorder(view)
   recorder.waited(machine, peer: missing.rank, slot: slot, epoch: epoch, nanoseconds: now &- begin)
@@ -159,5 +202,7 @@
   let epoch = view.ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0)
   signalPeers(machine, view: view, slot: .completion, epoch: epoch)
   let seen = awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation)
-  if let seen { FlightRecorder(view).finish(machine, operation.status, now: seen) }
+  guard let seen else { return }
+  FlightRecorder(view).finish(machine, operation.status, now: seen)
+  operation.tell(machine)
 }

@@ -1,6 +1,6 @@
 /// Notes what a rank's operations do, in its arena, where anybody who maps it can read at any time: see `FlightLayout`.
 ///
-/// One worker at a time writes: the first one until the workers are counted in, then the last to arrive. Nothing is noted
+/// One worker at a time writes: one of them until the workers are counted in, then the last to arrive. Nothing is noted
 /// of operations that end at once because an earlier one has missed a rank: they would push out what explains it.
 @frozen public struct FlightRecorder {
   public var base: Address
@@ -50,7 +50,7 @@
   }
 
   @inlinable func hasFailed(_ view: RankView) -> Bool {
-    view.failure.load(OperationStatus.self, at: 0).code != StatusCode.ok.rawValue
+    earlierFailure(view) != nil
   }
 
   /// Begins a record, in the place of the oldest one.

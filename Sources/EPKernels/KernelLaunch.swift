@@ -2,15 +2,15 @@
 @frozen public enum KernelLaunch: Sendable {
   case prepareDispatch(DispatchArguments)
   case deliverDispatch(DispatchArguments)
-  case prepareCombine(CombineArguments)
-  case deliverCombine(CombineArguments)
+  case dispatch(DispatchArguments)
+  case combine(CombineArguments)
 
   @inlinable public func run<M: Machine>(on machine: M) {
     switch self {
-    case .prepareDispatch(let arguments): EPKernels.prepareDispatch(machine, arguments)
+    case .prepareDispatch(let arguments): _ = EPKernels.prepareDispatch(machine, arguments)
     case .deliverDispatch(let arguments): EPKernels.deliverDispatch(machine, arguments)
-    case .prepareCombine(let arguments): EPKernels.prepareCombine(machine, arguments)
-    case .deliverCombine(let arguments): EPKernels.deliverCombine(machine, arguments)
+    case .dispatch(let arguments): EPKernels.dispatch(machine, arguments)
+    case .combine(let arguments): EPKernels.combine(machine, arguments)
     }
   }
 }

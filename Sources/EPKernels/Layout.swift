@@ -36,16 +36,27 @@
   @inlinable func fault(token: Int32, expertCount: Int32) -> (fault: InputFault, slot: Int32)? {
     // One bit for each remainder modulo 64: experts whose bits differ are different.
     var seen: UInt64 = 0
+    let last = topK &- 1
     var slot: Int32 = 0
-    while slot < topK {
-      let expert = rawExpert(token: token, slot: slot)
-      if expert < -1 || expert >= Int64(expertCount) { return (.expertOutOfRange, slot) }
-      if expert >= 0 {
-        let bit: UInt64 = 1 &<< UInt64(truncatingIfNeeded: expert & 63)
-        if seen & bit != 0 && isNamed(expert, by: token, before: slot) { return (.duplicateExpert, slot) }
-        seen |= bit
+    while slot <= last {
+      // Four at a time, so that no load waits for another.
+      let (a, b) = (rawExpert(token: token, slot: slot), rawExpert(token: token, slot: min(last, slot &+ 1)))
+      let c = rawExpert(token: token, slot: min(last, slot &+ 2))
+      let d = rawExpert(token: token, slot: min(last, slot &+ 3))
+      var group: Int32 = 0
+      while group < 4 && slot &+ group <= last {
+        let expert = group < 2 ? (group == 0 ? a : b) : (group == 2 ? c : d)
+        if expert < -1 || expert >= Int64(expertCount) { return (.expertOutOfRange, slot &+ group) }
+        if expert >= 0 {
+          let bit: UInt64 = 1 &<< UInt64(truncatingIfNeeded: expert & 63)
+          if seen & bit != 0 && isNamed(expert, by: token, before: slot &+ group) {
+            return (.duplicateExpert, slot &+ group)
+          }
+          seen |= bit
+        }
+        group = group &+ 1
       }
-      slot = slot &+ 1
+      slot = slot &+ 4
     }
     return nil
   }
@@ -72,16 +83,23 @@
       }
       return members
     }
+    let last = topK &- 1
     var slot: Int32 = 0
-    while slot < topK {
-      let expert = expert(token: token, slot: slot)
-      if expert >= 0 {
-        let rank = view.owner(ofExpert: expert) &- firstRank
-        if rank >= 0 && rank < 64 { members |= 1 &<< UInt64(truncatingIfNeeded: rank) }
-      }
-      slot = slot &+ 1
+    while slot <= last {
+      // Four at a time, so that no load waits for another.
+      members |= member(token: token, slot: slot, firstRank: firstRank, view)
+      members |= member(token: token, slot: min(last, slot &+ 1), firstRank: firstRank, view)
+      members |= member(token: token, slot: min(last, slot &+ 2), firstRank: firstRank, view)
+      members |= member(token: token, slot: min(last, slot &+ 3), firstRank: firstRank, view)
+      slot = slot &+ 4
     }
     return members
+  }
+
+  @inlinable func member(token: Int32, slot: Int32, firstRank: Int32, _ view: RankView) -> UInt64 {
+    let expert = expert(token: token, slot: slot)
+    let rank = view.owner(ofExpert: max(0, expert)) &- firstRank
+    return expert >= 0 && rank >= 0 && rank < 64 ? 1 &<< UInt64(truncatingIfNeeded: rank) : 0
   }
 }
 

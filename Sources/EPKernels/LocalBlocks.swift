@@ -145,8 +145,10 @@
 
   /// `OperationStatus`.
   @inlinable public var status: Int64 { 0 }
+  /// UInt32: `ScatterJob.counter`, `ReduceJob.counter`.
+  @inlinable var counter: Int64 { 64 }
   /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
-  @inlinable public var columns: Int64 { 64 }
+  @inlinable public var columns: Int64 { 128 }
   /// `InputFault` and its details, Int64 `[chunkCount, 4]`.
   @inlinable public var faults: Int64 { columns &+ 8 &* Int64(rankCount) &* Int64(Columns.count) }
   /// Int32 `[chunkCount, rankCount + expertCount]`: tokens per rank and per expert.
@@ -175,10 +177,11 @@
   @inlinable public var status: OperationStatus { at(layout.status).load(OperationStatus.self, at: 0) }
   /// As the host reads it.
   @inlinable public var reported: OperationStatus { report.load(OperationStatus.self, at: 0) }
-  @inlinable public func set(_ status: OperationStatus) {
-    at(layout.status).store(status, at: 0)
-    report.store(status, at: 0)
-  }
+  @inlinable public func set(_ status: OperationStatus) { at(layout.status).store(status, at: 0) }
+  /// Lets the host know the status. Once, when it will not change any more: the host's memory may be far away.
+  @inlinable func tell<M: Machine>(_ machine: M) { machine.forEach(1) { _ in report.store(status, at: 0) } }
+  @inlinable var counter: Address { at(layout.counter) }
+  @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }
   @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
 
   @inlinable func column(_ column: Int32, atRank rank: Int32) -> Address {

@@ -55,10 +55,17 @@ public protocol Machine {
 
   // MARK: Rows
 
-  /// Copies every row of `job` to each of its destinations, shared out over all workers.
+  /// Copies every row of `job` to each of its destinations, and labels it there; shared out over all workers.
   ///
   /// When this worker's part of it returns, its stores are ordered before its next `arriveLocal` or `signal`.
-  func scatterRows(_ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget)
+  ///
+  /// - Parameters:
+  ///   - labelCount: what is written beside each row and slot, in so many parts.
+  ///   - label: what the parts of one row and slot have in common; made once for all of them, or for each.
+  ///   - write: called once for each row, slot and part.
+  func scatterRows<Label>(
+    _ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget, labelCount: Int32,
+    label: (_ row: Int32, _ slot: Int32) -> Label, write: (Label, _ part: Int32) -> Void)
 
   /// Sums, for every output row of `job`, the source rows of its slots in slot order, then the biases: accumulated in
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
@@ -121,6 +128,13 @@ public protocol Machine {
   func read(_ address: Address) -> UInt64
 }
 
+extension Machine {
+  /// Rows without labels.
+  @inlinable public func scatterRows(_ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget) {
+    scatterRows(job, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
+  }
+}
+
 /// Where a signal goes.
 @frozen public struct SignalWord {
   public var arena: Address
@@ -175,10 +189,13 @@ public protocol Machine {
   /// Bytes that all workers of this rank together will write: lets a machine choose between cached and streaming
   /// stores.
   public var writtenByteCount: Int64
+  /// UInt32 in this rank's own memory, zero at first, by which workers may count what they have begun; null where there
+  /// is none.
+  public var counter: Address
 
   @inlinable public init(
     source: Address, rowCount: Int32, rowByteCount: Int32, slotCount: Int32, transform: RowTransform,
-    writtenByteCount: Int64
+    writtenByteCount: Int64, counter: Address = .null
   ) {
     self.source = source
     self.rowCount = rowCount
@@ -186,6 +203,7 @@ public protocol Machine {
     self.slotCount = slotCount
     self.transform = transform
     self.writtenByteCount = writtenByteCount
+    self.counter = counter
   }
 }
 
@@ -218,10 +236,12 @@ public protocol Machine {
   public var isWeighted: Bool
   /// Tensors of the output's shape that are added last, in this order; null when absent.
   public var biases: (Address, Address)
+  /// As `ScatterJob.counter`.
+  public var counter: Address
 
   @inlinable public init(
     output: Address, rowCount: Int32, elementCount: Int32, slotCount: Int32, format: RowFormat, isWeighted: Bool,
-    biases: (Address, Address)
+    biases: (Address, Address), counter: Address = .null
   ) {
     self.output = output
     self.rowCount = rowCount
@@ -230,6 +250,7 @@ public protocol Machine {
     self.format = format
     self.isWeighted = isWeighted
     self.biases = biases
+    self.counter = counter
   }
 }
 

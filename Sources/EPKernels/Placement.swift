@@ -40,13 +40,8 @@
       key: rank, counter: rank, base: countBefore(view, epoch: epoch, source: view.rank, index: rank), handle: handle,
       operation: operation)
   }
-  var sentRows: Int64 = 0
-  var rank: Int32 = 0
-  while rank < view.rankCount {
-    sentRows = sentRows &+ Int64(exchangedCount(view, epoch: epoch, source: view.rank, index: rank))
-    rank = rank &+ 1
-  }
-  handle.at(handle.layout.sentRows).store(sentRows, at: 0)
+  let sentRows = sum(over: view.rankCount) { exchangedCount(view, epoch: epoch, source: view.rank, index: $0) }
+  handle.at(handle.layout.sentRows).store(Int64(sentRows), at: 0)
   let receivedRows = Int64(countBefore(view, epoch: epoch, source: view.rankCount, index: view.rank))
   handle.at(handle.layout.receivedRows).store(receivedRows, at: 0)
 }
@@ -119,11 +114,20 @@
 
 /// The exchanged counts of all sources before `source`, summed.
 @inlinable func countBefore(_ view: RankView, epoch: UInt64, source: Int32, index: Int32) -> Int32 {
+  sum(over: source) { exchangedCount(view, epoch: epoch, source: $0, index: index) }
+}
+
+/// The sum of the values of `0..<count`; a value is asked for more than once, and counts once.
+@inlinable func sum(over count: Int32, _ value: (_ index: Int32) -> Int32) -> Int32 {
   var sum: Int32 = 0
-  var earlier: Int32 = 0
-  while earlier < source {
-    sum = sum &+ exchangedCount(view, epoch: epoch, source: earlier, index: index)
-    earlier = earlier &+ 1
+  var index: Int32 = 0
+  while index < count {
+    // Four at a time, so that no load waits for another.
+    let last = count &- 1
+    let (a, b) = (value(index), value(min(last, index &+ 1)))
+    let (c, d) = (value(min(last, index &+ 2)), value(min(last, index &+ 3)))
+    sum = sum &+ a &+ (index < last ? b : 0) &+ (index &+ 1 < last ? c : 0) &+ (index &+ 2 < last ? d : 0)
+    index = index &+ 4
   }
   return sum
 }

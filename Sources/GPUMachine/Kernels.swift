@@ -2,7 +2,7 @@
 
 @_cdecl("swiftep_prepare_dispatch")
 public func kernelPrepareDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  prepareDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
+  _ = prepareDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
@@ -12,15 +12,15 @@ public func kernelDeliverDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
-@_cdecl("swiftep_prepare_combine")
-public func kernelPrepareCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  prepareCombine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
+@_cdecl("swiftep_dispatch")
+public func kernelDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  dispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
-@_cdecl("swiftep_deliver_combine")
-public func kernelDeliverCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  deliverCombine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
+@_cdecl("swiftep_combine")
+public func kernelCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  combine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 

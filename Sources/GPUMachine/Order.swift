@@ -30,9 +30,10 @@ extension GPUMachine {
     return isLast
   }
 
-  /// The end of every kernel: the last block tells the host, in a word that it watches.
+  /// The end of every kernel: the last block tells the host, in a word that it watches; null where it watches none.
   @inline(__always)
   func leave(_ counter: Address, word: Address, ticket: UInt64) {
+    if word.isNull { return }
     ptx_block_barrier()
     if thread == 0 && countIn(counter) { ptx_store_release(word.bits, ticket) }
   }
@@ -74,14 +75,16 @@ extension GPUMachine {
       // Pairs with the release in `signal`.
       while ptx_load_acquire(word) < epoch {
         if turn == 0 { _ = ptx_shared_add(Watch.word(index), Watch.awaited) }
+        turn = turn &+ 1
+        // The clock is one for the whole GPU, and the alarm lies in the host's memory: who asks for them often holds up
+        // everybody.
+        if turn & 255 != 0 { continue }
         if ptx_nanoseconds() >= deadline {
           _ = ptx_shared_min(UInt32(bitPattern: Shared.meetingOffset), UInt32(bitPattern: index))
           state = Watch.givenUp
           break
         }
-        // The alarm lies in the host's memory, far away.
-        turn = turn &+ 1
-        if turn & 63 == 0 && ptx_load_acquire(alarm.bits) != heard {
+        if ptx_load_acquire(alarm.bits) != heard {
           _ = ptx_shared_add(UInt32(bitPattern: Shared.meetingOffset &+ 4), 1)
           state = Watch.givenUp
           break

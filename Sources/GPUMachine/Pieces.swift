@@ -1,46 +1,25 @@
 import PTX
 
-/// Rows cut into equal pieces, all but the last of a row, and divided over all warps of all workers: each warp has
-/// neighbours, so that it finds out once where a row goes.
+/// Rows cut into equal pieces, all but the last of a row.
 struct Pieces {
   let rowByteCount: Int32
   let pieceByteCount: Int32
   let piecesPerRow: Int32
-  /// This warp's.
-  let first: Int32
-  let end: Int32
+  /// Of all rows.
+  let count: Int32
 
   /// - Parameter granule: bytes that pieces are multiples of, except for the last of a row.
   @inline(__always)
-  init(_ machine: GPUMachine, rowCount: Int32, rowByteCount: Int32, pieceByteCountMax: Int32, granule: Int32) {
+  init(rowCount: Int32, rowByteCount: Int32, pieceByteCountMax: Int32, granule: Int32) {
     self.rowByteCount = rowByteCount
     let wanted = max(1, (rowByteCount &+ pieceByteCountMax &- 1) / pieceByteCountMax)
     let even = (rowByteCount &+ wanted &- 1) / wanted
     pieceByteCount = max(granule, (even &+ granule &- 1) / granule &* granule)
     piecesPerRow = (rowByteCount &+ pieceByteCount &- 1) / pieceByteCount
-    let count = Int64(rowCount) &* Int64(piecesPerRow)
-    // Neighbours in the order of workers, so that few pieces are spread over all multiprocessors.
-    let warps = Int64(machine.workerCount &* GPUMachine.warpCount)
-    let index = Int64(machine.warp &* machine.workerCount &+ machine.workerIndex)
-    first = Int32(truncatingIfNeeded: count &* index / warps)
-    end = Int32(truncatingIfNeeded: count &* (index &+ 1) / warps)
-  }
-
-  /// This warp's first piece.
-  @inline(__always) var start: Piece {
-    Piece(index: first, row: first / piecesPerRow, offset: first % piecesPerRow &* pieceByteCount)
+    count = rowCount &* piecesPerRow
   }
 
   @inline(__always) func byteCount(of piece: Piece) -> Int32 { min(pieceByteCount, rowByteCount &- piece.offset) }
-
-  @inline(__always) func step(_ piece: inout Piece) {
-    piece.index = piece.index &+ 1
-    piece.offset = piece.offset &+ pieceByteCount
-    if piece.offset >= rowByteCount {
-      piece.offset = 0
-      piece.row = piece.row &+ 1
-    }
-  }
 }
 
 /// One of them, as a place in rows: to go to the next takes no division.
@@ -49,6 +28,91 @@ struct Piece {
   var row: Int32
   /// Bytes into the row.
   var offset: Int32
+}
+
+/// Which pieces a warp takes: runs of neighbours, so that it finds out once where a row goes. Where there are many, warps
+/// take one run after the other as they get done with them, since some are faster than others; a warp then keeps in its
+/// lanes which ones it has taken last.
+struct Runs {
+  /// Runs that a warp can look ahead from the oldest one that it still works on.
+  @inline(__always) static var aheadMax: Int32 { 31 }
+
+  private let pieceCount: Int32
+  private let runLength: Int32
+  private let counter: Address
+  /// Without a counter: the one run.
+  private let first: Int32
+  private let end: Int32
+  private let warpCount: UInt32
+  private var takenCount: Int32 = 0
+  /// Lane `l`: where the last run began whose number is `l` modulo 32.
+  private var starts: Int32 = 0
+  /// Lane 0: the run to be taken next.
+  private var next: UInt32
+
+  @inline(__always)
+  init(_ machine: GPUMachine, _ pieces: Pieces, runLength: Int32, counter: Address) {
+    pieceCount = pieces.count
+    self.runLength = runLength
+    // Neighbours in the order of workers, so that few pieces are spread over all multiprocessors.
+    let warps = Int64(machine.workerCount &* GPUMachine.warpCount)
+    let index = Int64(machine.warp &* machine.workerCount &+ machine.workerIndex)
+    let isShort = Int64(pieces.count) < 4 &* warps &* Int64(runLength)
+    self.counter = isShort ? .null : counter
+    first = Int32(truncatingIfNeeded: Int64(pieces.count) &* index / warps)
+    end = Int32(truncatingIfNeeded: Int64(pieces.count) &* (index &+ 1) / warps)
+    warpCount = UInt32(truncatingIfNeeded: warps)
+    next = UInt32(truncatingIfNeeded: index)
+  }
+
+  /// Pieces of this warp's run number `number`; empty behind the last.
+  @inline(__always)
+  mutating func run(_ number: Int32, _ machine: GPUMachine) -> (first: Int32, end: Int32) {
+    if counter.isNull { return number == 0 ? (first, end) : (pieceCount, pieceCount) }
+    if number == takenCount {
+      takenCount = takenCount &+ 1
+      let run = ptx_shuffle(next, 0)
+      let start = min(Int64(pieceCount), Int64(run) &* Int64(runLength))
+      if machine.lane == number & 31 { starts = Int32(truncatingIfNeeded: start) }
+      // Asked for now, needed a run later.
+      if machine.lane == 0 { next = ptx_take(counter.bits) &+ warpCount }
+    }
+    let start = Int32(bitPattern: ptx_shuffle(UInt32(bitPattern: starts), UInt32(bitPattern: number & 31)))
+    return (start, min(pieceCount, start &+ runLength))
+  }
+}
+
+/// A way over a warp's pieces.
+struct Walk {
+  private(set) var piece = Piece(index: 0, row: 0, offset: 0)
+  private(set) var run: Int32 = -1
+  private var end: Int32 = 0
+
+  @inline(__always)
+  init(_ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs) { goToNextRun(machine, pieces, &runs) }
+
+  /// Behind the last piece.
+  @inline(__always) var isOver: Bool { piece.index >= end }
+
+  @inline(__always)
+  mutating func step(_ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs) {
+    piece.index = piece.index &+ 1
+    if piece.index == end { return goToNextRun(machine, pieces, &runs) }
+    piece.offset = piece.offset &+ pieces.pieceByteCount
+    if piece.offset >= pieces.rowByteCount {
+      piece.offset = 0
+      piece.row = piece.row &+ 1
+    }
+  }
+
+  @inline(__always)
+  private mutating func goToNextRun(_ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs) {
+    run = run &+ 1
+    let (first, end) = runs.run(run, machine)
+    self.end = end
+    piece = Piece(
+      index: first, row: first / pieces.piecesPerRow, offset: first % pieces.piecesPerRow &* pieces.pieceByteCount)
+  }
 }
 
 extension GPUMachine {

@@ -45,26 +45,33 @@ extension GPUMachine {
   private func reduceVectors<Format: SumFormat>(
     _ job: ReduceJob, _ format: Format.Type, _ rowByteCount: Int32, _ source: (Int32, Int32) -> RowSource
   ) {
-    let pieces = Pieces(
-      self, rowCount: job.rowCount, rowByteCount: rowByteCount, pieceByteCountMax: 2048, granule: 16)
-    if pieces.first == pieces.end { return }
+    let pieces = Pieces(rowCount: job.rowCount, rowByteCount: rowByteCount, pieceByteCountMax: 2048, granule: 16)
+    var runs = Runs(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
+    let start = Walk(self, pieces, &runs)
+    if start.isOver { return }
     #if BULK_COPIES
       let stages = Stages(self, count: 6)
       stages.open()
-      var ahead = TermCursor(pieces, slotCount: job.slotCount)
+      var ahead = TermCursor(start, slotCount: job.slotCount)
       var (issued, used) = (Int32(0), Int32(0))
-      while issued < stages.count && ahead.advance(self, pieces, source) {
-        stages.load(issued, from: ahead.address(self), pieces.byteCount(of: ahead.piece))
+      while issued < stages.count &- 1 && ahead.advance(self, pieces, &runs, through: Runs.aheadMax, source) {
+        stages.load(issued, from: ahead.address(self), pieces.byteCount(of: ahead.walk.piece))
         issued = issued &+ 1
       }
     #endif
-    var terms = TermCursor(pieces, slotCount: job.slotCount)
-    while terms.piece.index < pieces.end {
-      let piece = terms.piece
+    var terms = TermCursor(start, slotCount: job.slotCount)
+    while !terms.walk.isOver {
+      let piece = terms.walk.piece
       let byteCount = pieces.byteCount(of: piece)
       var sums = PieceSums()
-      while terms.advanceInPiece(self, pieces, source) {
+      while terms.advanceInPiece(self, pieces, &runs, source) {
         #if BULK_COPIES
+          // Into the stage that was read last. Where this warp had to wait with looking ahead, it is this term's.
+          let lastRun = terms.walk.run &+ Runs.aheadMax
+          if ahead.advance(self, pieces, &runs, through: lastRun, source) {
+            stages.load(issued, from: ahead.address(self), pieces.byteCount(of: ahead.walk.piece))
+            issued = issued &+ 1
+          }
           let stage = stages.offset(of: used)
           stages.wait(for: used)
           if job.isWeighted {
@@ -75,10 +82,6 @@ extension GPUMachine {
           used = used &+ 1
           // All lanes have read the stage.
           ptx_warp_barrier()
-          if ahead.advance(self, pieces, source) {
-            stages.load(issued, from: ahead.address(self), pieces.byteCount(of: ahead.piece))
-            issued = issued &+ 1
-          }
         #else
           let row = terms.address(self)
           sums.add(format, weight: terms.weight(self), lane: lane, byteCount) { row.vector(at: $0) }
@@ -136,7 +139,7 @@ private struct PieceSums {
 /// Walks over the terms of a warp's pieces: piece by piece, in the order of slots. All lanes find the sources of 32
 /// slots at once, and keep them while pieces of one row follow each other.
 private struct TermCursor {
-  private(set) var piece: Piece
+  private(set) var walk: Walk
   private let slotCount: Int32
   private var firstSlot: Int32 = -32
   private var knownRow: Int32 = -1
@@ -145,39 +148,40 @@ private struct TermCursor {
   private var left = LaneSlots()
   private var lane: Int32 = 0
 
-  @inline(__always) init(_ pieces: Pieces, slotCount: Int32) {
-    piece = pieces.start
+  @inline(__always) init(_ walk: Walk, slotCount: Int32) {
+    self.walk = walk
     self.slotCount = slotCount
   }
 
-  /// Goes to the next term of all pieces; false behind the last.
+  /// Goes to the next term of all pieces; false behind the last, and behind the run `lastRun`.
   @inline(__always)
   mutating func advance(
-    _ machine: GPUMachine, _ pieces: Pieces, _ source: (Int32, Int32) -> RowSource
+    _ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs, through lastRun: Int32,
+    _ source: (Int32, Int32) -> RowSource
   ) -> Bool {
-    while piece.index < pieces.end {
-      if advanceInPiece(machine, pieces, source) { return true }
+    while !walk.isOver && walk.run <= lastRun {
+      if advanceInPiece(machine, pieces, &runs, source) { return true }
     }
     return false
   }
 
-  /// Goes to the next term of `piece`. Behind its last, goes before the next piece's first and returns false.
+  /// Goes to the next term of the walk's piece. Behind its last, goes before the next piece's first and returns false.
   @inline(__always)
   mutating func advanceInPiece(
-    _ machine: GPUMachine, _ pieces: Pieces, _ source: (Int32, Int32) -> RowSource
+    _ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs, _ source: (Int32, Int32) -> RowSource
   ) -> Bool {
     while left.present == 0 {
       firstSlot = firstSlot &+ 32
       if firstSlot >= slotCount {
         firstSlot = -32
-        pieces.step(&piece)
+        walk.step(machine, pieces, &runs)
         return false
       }
-      if piece.row != knownRow || slotCount > 32 {
+      if walk.piece.row != knownRow || slotCount > 32 {
         let slot = firstSlot &+ machine.lane
-        own = slot < slotCount ? source(piece.row, slot) : .none
+        own = slot < slotCount ? source(walk.piece.row, slot) : .none
         present = ptx_ballot(own.row.isNull ? 0 : 1)
-        knownRow = piece.row
+        knownRow = walk.piece.row
       }
       left = LaneSlots(present: present)
     }
@@ -186,7 +190,7 @@ private struct TermCursor {
   }
 
   @inline(__always) func address(_ machine: GPUMachine) -> Address {
-    machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(piece.offset))
+    machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(walk.piece.offset))
   }
 
   @inline(__always) func weight(_ machine: GPUMachine) -> Float { machine.shuffle(own.weight, from: lane) }

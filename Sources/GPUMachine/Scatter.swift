@@ -2,26 +2,32 @@ import PTX
 
 extension GPUMachine {
   @inline(__always)
-  public func scatterRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
+  public func scatterRows<Label>(
+    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32, label: (Int32, Int32) -> Label,
+    write: (Label, Int32) -> Void
+  ) {
     let quantizes = job.transform != .copy
     let pieces = Pieces(
-      self, rowCount: job.rowCount, rowByteCount: job.rowByteCount, pieceByteCountMax: 4096,
+      rowCount: job.rowCount, rowByteCount: job.rowByteCount, pieceByteCountMax: 4096,
       granule: quantizes ? 2 &* channelsPerScale : 16)
-    if pieces.first == pieces.end { return }
-    var piece = pieces.start
+    var runs = Runs(self, pieces, runLength: 2, counter: job.counter)
+    var walk = Walk(self, pieces, &runs)
+    if walk.isOver { return }
     #if BULK_COPIES
       let stages = Stages(self, count: 3)
       stages.open()
-      var ahead = piece
-      while ahead.index < min(pieces.end, pieces.first &+ 2) {
-        stages.load(ahead.index &- pieces.first, from: source(of: job, ahead), pieces.byteCount(of: ahead))
-        pieces.step(&ahead)
+      var ahead = walk
+      var (issued, use) = (Int32(0), Int32(0))
+      while issued < 2 && !ahead.isOver {
+        stages.load(issued, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
+        issued = issued &+ 1
+        ahead.step(self, pieces, &runs)
       }
     #endif
     var targets = Targets(slotCount: job.slotCount)
-    while piece.index < pieces.end {
+    while !walk.isOver {
+      let piece = walk.piece
       #if BULK_COPIES
-        let use = piece.index &- pieces.first
         let content = PieceContent(stage: stages.offset(of: use))
         stages.wait(for: use)
         if quantizes { quantize(content, job, &targets, pieces, piece, route) }
@@ -34,12 +40,14 @@ extension GPUMachine {
           }
         }
         if lane == 0 { ptx_bulk_commit() }
-        if ahead.index < pieces.end {
+        if !ahead.isOver {
           // Its stage is that of the piece before this one, whose stores must have read it.
           if lane == 0 { ptx_bulk_wait_read_but_one() }
-          stages.load(ahead.index &- pieces.first, from: source(of: job, ahead), pieces.byteCount(of: ahead))
-          pieces.step(&ahead)
+          stages.load(issued, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
+          issued = issued &+ 1
+          ahead.step(self, pieces, &runs)
         }
+        use = use &+ 1
       #else
         let content = PieceContent(source: source(of: job, piece))
         if quantizes {
@@ -48,7 +56,15 @@ extension GPUMachine {
           copy(content, pieces, piece, &targets, route)
         }
       #endif
-      pieces.step(&piece)
+      // Meanwhile, rows are on their way.
+      if piece.offset == 0 {
+        var part = lane
+        while part < job.slotCount &* labelCount {
+          write(label(piece.row, part / labelCount), part % labelCount)
+          part = part &+ 32
+        }
+      }
+      walk.step(self, pieces, &runs)
     }
     #if BULK_COPIES
       // Done, not only read: what follows tells others of the rows.

@@ -4,7 +4,20 @@ import EPKernels
 /// The loops over rows. A *piece* is part of a row: rows are cut when there are too few of them to keep all workers
 /// busy.
 extension HostMachine {
-  package func scatterRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
+  @inline(__always)
+  package func scatterRows<Label>(
+    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32, label: (Int32, Int32) -> Label,
+    write: (Label, Int32) -> Void
+  ) {
+    moveRows(job, route: route)
+    if labelCount == 0 { return }
+    shareOut(job.rowCount * job.slotCount) { cell in
+      let label = label(cell / job.slotCount, cell % job.slotCount)
+      forEach(labelCount) { write(label, $0) }
+    }
+  }
+
+  private func moveRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
     let streams = job.writtenByteCount >= tuning.streamingByteCountMin
     if job.transform == .copy {
       let pieces = Pieces(rowCount: job.rowCount, rowSize: job.rowByteCount, granule: 64, workerCount: workerCount)

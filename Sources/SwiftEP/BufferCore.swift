@@ -5,11 +5,13 @@ import HostMachine
 /// Tells one buffer's handles from another's: alive as long as a handle, so that no later buffer has the same.
 final class BufferIdentity: Sendable {}
 
-/// Where a rank's tables lie in one piece of its own memory: where workers count themselves in, arenas, then experts'
+/// Where a rank's tables lie in one piece of its own memory: where workers count themselves in, what it failed with, arenas, then experts'
 /// owners, local indices and order.
 struct TableOffsets {
   let arrivals: Int64 = 0
-  let arenas: Int64 = 64
+  /// `RankView.failure`.
+  let failure: Int64 = 64
+  let arenas: Int64 = 128
   let owners: Int64
   let locals: Int64
   let order: Int64
@@ -25,10 +27,10 @@ struct TableOffsets {
   }
 }
 
-/// Where the words lie that kernels and the host both read and write: the status of a failure, the alarm and what it is
+/// Where the words lie that kernels and the host both read and write: the host's own failure, the alarm and what it is
 /// about.
 struct NoticeOffsets {
-  let failure: Int64 = 0
+  let hostFailure: Int64 = 0
   let alarm = OperationStatus.byteCount
   let departures = OperationStatus.byteCount + 64
   let byteCount: Int64
@@ -55,6 +57,8 @@ final class BufferCore: Sendable {
   private let state = Guarded(State())
   /// Calls of one buffer run one at a time.
   let callLock = Guarded(())
+  /// What calls are recorded into, rather than run.
+  let recording = Guarded<Recording?>(nil)
 
   private struct State {
     var isClosed = false
@@ -84,7 +88,7 @@ final class BufferCore: Sendable {
       localExpertCount: Int32(owners.count { $0 == group.rank }), arenas: base.advanced(byBytes: offsets.arenas),
       expertOwner: base.advanced(byBytes: offsets.owners), expertLocal: base.advanced(byBytes: offsets.locals),
       expertOrder: base.advanced(byBytes: offsets.order), firstPlaces: base.advanced(byBytes: offsets.firstPlaces),
-      failure: words.advanced(byBytes: noticeOffsets.failure),
+      failure: base.advanced(byBytes: offsets.failure), hostFailure: .null,
       departures: words.advanced(byBytes: noticeOffsets.departures),
       alarm: words.advanced(byBytes: noticeOffsets.alarm), arrivals: base.advanced(byBytes: offsets.arrivals),
       timeoutNanoseconds: timeout.nanoseconds)
@@ -171,6 +175,13 @@ final class BufferCore: Sendable {
     }
   }
 
+  /// As kernels see it behind waits for events, which end in vain when those come too late.
+  var viewBehindWaits: RankView {
+    var view = view
+    view.hostFailure = notices.base.advanced(byBytes: NoticeOffsets(rankCount: rankCount).hostFailure)
+    return view
+  }
+
   // MARK: Errors
 
   /// What a kernel's status means; nil when it means success.
@@ -183,7 +194,7 @@ final class BufferCore: Sendable {
     case .disagreement: return disagreement(rank: rank, details)
     case .timeout, .departed: return membership.lose(to: status)
     case .overflow: return .outOfMemory(rank: rank, neededByteCount: details.0, availableByteCount: details.1)
-    case .failedBefore: return .bufferLost(cause: membership.lose(to: view.failure.load(OperationStatus.self, at: 0)))
+    case .failedBefore: return .bufferLost(cause: membership.lose(to: status.earlier))
     case nil: preconditionFailure("unknown status \(status.code)")
     }
   }

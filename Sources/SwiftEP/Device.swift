@@ -24,6 +24,9 @@ package protocol Device: AnyObject, Sendable {
   /// Queues a wait: later launches begin after `body` has returned.
   func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void)
 
+  /// Prepares launches to be queued together, as often as wanted.
+  func makeGraph(_ launches: [RecordedLaunch]) throws(EPError) -> any DeviceGraph
+
   func isFinished(_ ticket: UInt64) -> Bool
   func wait(for ticket: UInt64)
 
@@ -54,6 +57,32 @@ package protocol Device: AnyObject, Sendable {
   func close()
 }
 
+/// A launch that is to be queued later.
+package struct RecordedLaunch: Sendable {
+  let launch: KernelLaunch
+  let workerCount: Int
+  let owner: AnyObject & Sendable
+}
+
+/// Launches of one device, which it queues one behind the other.
+package protocol DeviceGraph: AnyObject, Sendable {
+  /// Queues them behind all earlier launches; returns the last one's ticket.
+  func launch() -> UInt64
+}
+
+private final class HostGraph: DeviceGraph {
+  private let device: HostDevice
+  private let launches: [RecordedLaunch]
+
+  init(_ device: HostDevice, _ launches: [RecordedLaunch]) { (self.device, self.launches) = (device, launches) }
+
+  func launch() -> UInt64 {
+    launches.reduce(0) { _, next in
+      device.enqueue(next.launch, workerCount: next.workerCount, keeping: next.owner, isUrgent: true)
+    }
+  }
+}
+
 /// A rank whose workers are threads.
 package final class HostDevice: Device {
   private let rank: Int
@@ -80,6 +109,8 @@ package final class HostDevice: Device {
   package func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void) {
     _ = stream.enqueue(isUrgent: isUrgent, body)
   }
+
+  package func makeGraph(_ launches: [RecordedLaunch]) -> any DeviceGraph { HostGraph(self, launches) }
 
   package func isFinished(_ ticket: UInt64) -> Bool { stream.isFinished(ticket) }
   package func wait(for ticket: UInt64) { _ = stream.wait(for: ticket) }

@@ -6,12 +6,14 @@ import HostMachine
 public final class Event: Sendable {
   private enum Kind: Sendable {
     case operation(PendingOperation)
+    case graph(OperationGraph)
     case manual(Guarded<Bool>)
   }
 
   private let kind: Kind
 
   init(_ operation: PendingOperation) { kind = .operation(operation) }
+  init(_ graph: OperationGraph) { kind = .graph(graph) }
 
   /// An event that the caller completes with `signal()`: for work of its own that operations are to wait for.
   public init() { kind = .manual(Guarded(false)) }
@@ -24,6 +26,7 @@ public final class Event: Sendable {
   public var isComplete: Bool {
     switch kind {
     case .operation(let operation): operation.isFinished
+    case .graph(let graph): graph.isFinished
     case .manual(let flag): flag.withLock { $0 }
     }
   }
@@ -34,6 +37,7 @@ public final class Event: Sendable {
   public func wait() throws(EPError) {
     switch kind {
     case .operation(let operation): try operation.finish()
+    case .graph(let graph): try graph.finish()
     case .manual(let flag):
       while !flag.withLock({ $0 }) { usleep(50) }
     }
@@ -45,6 +49,9 @@ public final class Event: Sendable {
     case .operation(let operation):
       // Its own waits for peers are bounded.
       operation.wait()
+      return true
+    case .graph(let graph):
+      graph.wait()
       return true
     case .manual(let flag):
       let deadline = monotonicNow() &+ nanoseconds
@@ -58,8 +65,11 @@ public final class Event: Sendable {
 
   /// Whether operations of `core` are behind this event anyway.
   func isOf(_ core: BufferCore) -> Bool {
-    if case .operation(let operation) = kind { return operation.core === core }
-    return false
+    switch kind {
+    case .operation(let operation): operation.core === core
+    case .graph(let graph): graph.isOf(core)
+    case .manual: false
+    }
   }
 }
 
@@ -91,12 +101,16 @@ final class PendingOperation: Sendable {
       view: view, memory: [memory, report], arena: core.arena, membership: core.membership, retained: retained)
   }
 
-  /// Queues a launch of this operation.
+  /// Queues a launch of this operation, or records it.
   func enqueue(_ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources, isUrgent: Bool) {
-    let queued = core.device.enqueue(
-      launch, workerCount: workerCount, keeping: resources, isUrgent: isUrgent)
-    ticket.withLock { $0 = queued }
+    let recorded = RecordedLaunch(launch: launch, workerCount: workerCount, owner: resources)
+    if core.record(recorded, of: self) { return }
+    isQueued(
+      as: core.device.enqueue(launch, workerCount: workerCount, keeping: resources, isUrgent: isUrgent))
   }
+
+  /// Its last launch so far has this ticket.
+  func isQueued(as queued: UInt64) { ticket.withLock { $0 = queued } }
 
   var isFinished: Bool { core.device.isFinished(ticket.withLock { $0 }) }
 

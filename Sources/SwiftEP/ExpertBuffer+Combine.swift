@@ -57,6 +57,7 @@ private struct CombineCall {
   private var weightsPerRow: Int { handle.rowLayout == .bySource ? handle.topK : 1 }
 
   func run() throws(EPError) -> CombineResult {
+    try core.checkRecordable(isAsynchronous: options.isAsynchronous, sizing: .worstCase, after: options.after)
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
@@ -77,18 +78,18 @@ private struct CombineCall {
       resources.retain([outputs!.tokens, outputs!.topKWeights])
     } catch {
       header.set(error)
+      if core.isRecording { throw core.exhausted(header) }
     }
     let arguments = CombineArguments(
-      view: core.view, header: header, handle: handle.view, operation: pending.view, stagedRows: staged.rows,
+      view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
+      stagedRows: staged.rows,
       stagedWeights: staged.weights, rowCount: Int32(handle.rowCapacity), format: rows.dtype.sumFormat,
       elementsPerRow: Int32(hidden), output: outputs?.tokens.address ?? .null,
       rowWeights: options.rowWeights?.address ?? .null,
       biases: (options.biases.first?.address ?? .null, options.biases.dropFirst().first?.address ?? .null),
       weightsOutput: outputs?.topKWeights?.address ?? .null)
     pending.enqueue(
-      .prepareCombine(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
-    pending.enqueue(
-      .deliverCombine(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
+      .combine(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
     return CombineResult(tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending))
@@ -197,7 +198,7 @@ extension BufferCore {
   /// Queues waits for the events that this buffer's own order does not imply.
   func queueWaits(_ events: [Event], of operation: Operation, isUrgent: Bool) {
     for event in events where !event.isOf(self) {
-      let view = view
+      let view = viewBehindWaits
       // A GPU's arena is not the host's to write to: there, records begin with the operation itself.
       let recorder = arena.memory.copier == nil ? FlightRecorder(view) : nil
       device.enqueueWait(isUrgent: isUrgent) {
@@ -205,14 +206,25 @@ extension BufferCore {
         if event.wait(atMost: view.timeoutNanoseconds) { return }
         // What this rank was to send never became ready: it is itself the missing one.
         let status = OperationStatus(.timeout, rank: Int64(view.rank), (StatusCode.inputSlot, 0, 0, 0))
-        view.failure.store(status, at: 0)
+        view.hostFailure.store(status, at: 0)
         recorder?.finish(HostMachine.host, status, now: HostMachine.host.now)
       }
     }
   }
 
+  /// This rank's view for an operation that waits for events.
+  func view(after events: [Event]) -> RankView {
+    events.contains { !$0.isOf(self) } ? viewBehindWaits : view
+  }
+
+  /// What a header says of memory that its rank does not have, as this rank's own error.
+  func exhausted(_ header: ExchangeHeader) -> EPError {
+    .outOfMemory(rank: rank, neededByteCount: header.faultDetails.0, availableByteCount: header.faultDetails.1)
+  }
+
   /// Meets the peers of a call that this rank cannot make, so that all ranks learn why. Throws what they throw.
   func report(_ fault: ArgumentFault, as operation: Operation, workerCount: Int) throws(EPError) -> Never {
+    if isRecording { throw fault.error(rank: rank) }
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.set(fault)
@@ -227,7 +239,7 @@ extension BufferCore {
       rowCount: 0,
       format: .bf16, elementsPerRow: 0, output: .null, rowWeights: .null, biases: (.null, .null), weightsOutput: .null)
     pending.enqueue(
-      .prepareCombine(arguments), workerCount: workerCount, keeping: pending.makeResources([]), isUrgent: false)
+      .combine(arguments), workerCount: workerCount, keeping: pending.makeResources([]), isUrgent: false)
     try pending.finish()
     preconditionFailure("a fault that no rank reported")
   }

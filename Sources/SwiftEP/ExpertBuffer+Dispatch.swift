@@ -42,6 +42,7 @@ private struct DispatchCall {
   private var core: BufferCore { buffer.core }
 
   func run() throws(EPError) -> DispatchResult {
+    try core.checkRecordable(isAsynchronous: options.isAsynchronous, sizing: options.sizing, after: options.after)
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
@@ -59,18 +60,21 @@ private struct DispatchCall {
     while true {
       let block = offerBlock(&arguments.header, handle, needing: missingByteCount)
       if let block { resources.retain(block) }
+      if options.sizing == .worstCase, let block {
+        return try launch(
+          .dispatch(arguments), arguments.columns, handle, pending, resources, block, rowCapacity: handle.rowCapacity)
+      }
+      if core.isRecording { throw core.exhausted(arguments.header) }
       pending.enqueue(
         .prepareDispatch(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
-      if options.sizing == .worstCase && block != nil {
-        return try deliver(arguments, handle, pending, resources, block!, rowCapacity: handle.rowCapacity)
-      }
       try pending.waitForStatus()
       let status = pending.status
       if let block, status.code == StatusCode.ok.rawValue {
         core.arena.trim(block, to: status.neededByteCount)
         let rowCapacity = Int(status.rowCount)
-        return try deliver(
-          arguments, exactHandle(handle, rowCapacity), pending, resources, block, rowCapacity: rowCapacity)
+        return try launch(
+          .deliverDispatch(arguments), arguments.columns, exactHandle(handle, rowCapacity), pending, resources, block,
+          rowCapacity: rowCapacity)
       }
       if block != nil { resources.releaseLast() }
       guard options.sizing == .exact, status.code == StatusCode.overflow.rawValue else {
@@ -80,14 +84,14 @@ private struct DispatchCall {
     }
   }
 
-  private func deliver(
-    _ arguments: DispatchArguments, _ handle: DispatchHandle, _ pending: PendingOperation,
+  /// Queues what ends the call.
+  private func launch(
+    _ launch: KernelLaunch, _ columns: Columns, _ handle: DispatchHandle, _ pending: PendingOperation,
     _ resources: OperationResources, _ block: ArenaBlock, rowCapacity: Int
   ) throws(EPError) -> DispatchResult {
-    pending.enqueue(
-      .deliverDispatch(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
+    pending.enqueue(launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
     if !options.isAsynchronous { try pending.finish() }
-    return makeResult(arguments.columns, handle, pending, block, rowCapacity: rowCapacity)
+    return makeResult(columns, handle, pending, block, rowCapacity: rowCapacity)
   }
 
   // MARK: What the call means
@@ -245,7 +249,7 @@ private struct DispatchCall {
     var table = Address.null
     if case .table(let tensor) = routing { table = tensor.address }
     return DispatchArguments(
-      view: core.view, header: header, handle: handle.view, operation: pending.view,
+      view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
       routing: RoutingView(
         tokenCount: Int32(tokenCount), topK: Int32(topKCount), indices: topK?.indices.address ?? .null,
         indexByteCount: Int32(topK?.indices.dtype.byteCount ?? 0), weights: topK?.weights?.address ?? .null,

@@ -16,7 +16,8 @@ public final class ExpertBuffer: Sendable {
   ///   - communicator: the group; its rank count must be the plan's.
   ///   - plan: what to hold; the same on all ranks.
   ///   - workers: threads, or multiprocessors, that one call can use; nil: this rank's share of the host's cores or of
-  ///     the GPU's multiprocessors, at least one.
+  ///     half of the GPU's multiprocessors, at least one. On a GPU, those of all ranks and buffers must run at the same
+  ///     time: more are refused.
   ///   - timeout: how long a rank is waited for before it is reported missing.
   ///   - machine: what this rank's operations run on; of the same kind on all ranks.
   /// - Throws: `invalidArgument`, `ranksDisagree`, `outOfMemory` before any is taken, `rankMissing` (step `setup`),

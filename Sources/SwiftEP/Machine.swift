@@ -18,11 +18,12 @@ public enum Machine: Equatable, Sendable {
 }
 
 extension Machine {
-  /// Workers of one rank where the caller says nothing: its share of the cores, or of the GPU's multiprocessors.
+  /// Workers of one rank where the caller says nothing: its share of the cores, or of half of the GPU's multiprocessors, so
+  /// that computation and another buffer have room.
   func workerCount(rankCount: Int) throws(EPError) -> Int {
     switch self {
     case .cpu: max(1, usableCoreCount() / rankCount)
-    case .cuda(let gpu): max(1, try GPUHost.shared(gpu).gpu.multiprocessorCount / rankCount)
+    case .cuda(let gpu): max(1, try GPUHost.shared(gpu).gpu.multiprocessorCount / (2 * rankCount))
     }
   }
 

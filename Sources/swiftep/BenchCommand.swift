@@ -13,6 +13,9 @@ let benchCommand = Command(
       "workers", "N",
       "threads, or multiprocessors, of each rank (default: cores or\nmultiprocessors / ranks, at least 1)"),
     Flag("iterations", "N", "timed iterations (default 20)"),
+    Flag(
+      "replays", "N",
+      "on a GPU: record each operation as a graph, and time N launches in\na row (default 0: call it once)"),
     Flag("seed", "S", "of everything random (default 1)"),
     Flag("skew", "S", "Zipf exponent of the experts' popularity, 0: uniform (default 0)"),
     Flag("text", "FILE", "take the tokens from a text: seeded embeddings, routed by a seeded gate"),
@@ -56,6 +59,7 @@ struct BenchSettings {
   let machine: Machine
   let workerCount: Int
   let iterationCount: Int
+  let replayCount: Int
   let seed: UInt64
   let skew: Double
   let jsonPath: String?
@@ -77,6 +81,10 @@ struct BenchSettings {
       )
     }
     iterationCount = try arguments.integer("iterations", in: 1...1_000_000, default: 20)
+    if machine == .cpu && arguments.has("replays") {
+      throw UsageError("--replays", expected: "none with --machine cpu", found: "one")
+    }
+    replayCount = try arguments.integer("replays", in: 0...1000, default: 0)
     seed = try arguments.seed("seed", default: 1)
     skew = try arguments.real("skew", in: 0...10, default: 0)
     jsonPath = arguments.string("json")
@@ -129,7 +137,8 @@ struct BenchSettings {
   private func runOnGPU(_ workload: Workload) throws -> BenchReport {
     // Worst-case sizes, though what arrives is known.
     let plan = try job.plan(workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
-    let bench = try GPUBench(job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount)
+    let bench = try GPUBench(
+      job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount, replayCount: replayCount)
     return BenchReport(bench, try bench.run())
   }
 

@@ -16,12 +16,17 @@ final class GPUBench: Sendable {
   let plan: ExpertBuffer.Plan
   let workerCount: Int
   let iterationCount: Int
+  /// How often a recorded operation is run in a row; 0: operations are called, not recorded.
+  let replayCount: Int
   private let oracle: Oracle
   private let barrier: SpinBarrier
   private let state: Guarded<State>
   private let gpu: GPU
-  /// UInt64: openings of the gate so far.
-  private let gate: PinnedMemory
+  /// UInt64: openings of the gate so far. In the GPU's memory: streams that wait for a word of the host's notice it late,
+  /// one after the other.
+  private let gate: VirtualMemory
+  /// Opens it.
+  private let opener: CUDADriver.Stream
 
   /// All times in nanoseconds.
   struct Measurements: Sendable {
@@ -41,9 +46,12 @@ final class GPUBench: Sendable {
     var measurements = Measurements()
   }
 
-  init(_ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int) throws {
+  init(
+    _ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int,
+    replayCount: Int
+  ) throws {
     (self.job, self.workload, self.plan) = (job, workload, plan)
-    (self.workerCount, self.iterationCount) = (workerCount, iterationCount)
+    (self.workerCount, self.iterationCount, self.replayCount) = (workerCount, iterationCount, replayCount)
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
       layout: job.layout, expertAlignment: 1, quantization: job.rowType.quantization)
@@ -53,7 +61,11 @@ final class GPUBench: Sendable {
         combinedRows: Array(repeating: nil, count: job.rankCount), starts: Array(repeating: nil, count: job.rankCount),
         ends: Array(repeating: nil, count: job.rankCount), hashes: Array(repeating: 0, count: job.rankCount)))
     gpu = try GPUHost.shared(0).gpu
-    gate = try PinnedMemory(gpu, byteCount: 64)
+    gate = try VirtualMemory(gpu, reservedByteCount: 64)
+    try gate.grow(to: 64)
+    opener = try CUDADriver.Stream(gpu)
+    try opener.fill(gate.base, byteCount: 64, with: 0)
+    try opener.synchronize()
   }
 
   var gpuName: String { gpu.name }
@@ -73,7 +85,7 @@ final class GPUBench: Sendable {
         }
         barrier.cancel()
         // The driver compares as in a cycle: this is ahead of every opening.
-        open(to: 1 << 62)
+        try? open(to: 1 << 62)
       }
     }
     return try state.withLock { state in
@@ -82,7 +94,7 @@ final class GPUBench: Sendable {
     }
   }
 
-  private func open(to value: UInt64) { Address(gate.base).store(value, at: 0) }
+  private func open(to value: UInt64) throws(DriverError) { try opener.write(value, to: gate.base) }
 
   // MARK: One rank
 
@@ -105,15 +117,24 @@ final class GPUBench: Sendable {
     state.withLock { ($0.starts[rank], $0.ends[rank]) = (start, end) }
     var opening: UInt64 = 0
     // The first rounds are not counted.
+    var graphs: (dispatch: OperationGraph, combine: OperationGraph)?
     for round in -3..<iterationCount {
-      var dispatched: DispatchResult?
-      let dispatchTime = try measure(rank, stream, &opening) {
-        dispatched = try dispatch(buffer, tokens, sizing: .worstCase)
-      }
-      let rows = try combineRows(buffer, dispatched!)
-      let combineTime = try measure(rank, stream, &opening) {
-        let result = try combine(buffer, rows, dispatched!.handle, weights, isAsynchronous: true)
-        withExtendedLifetime(result) {}
+      let (dispatchTime, combineTime): (UInt64, UInt64)
+      if replayCount > 0 {
+        graphs = try graphs ?? record(buffer, tokens, weights)
+        dispatchTime = try measure(rank, stream, &opening) { try replay(graphs!.dispatch) } / UInt64(replayCount)
+        combineTime = try measure(rank, stream, &opening) { try replay(graphs!.combine) } / UInt64(replayCount)
+        try graphs!.combine.launch().wait()
+      } else {
+        var dispatched: DispatchResult?
+        dispatchTime = try measure(rank, stream, &opening) {
+          dispatched = try dispatch(buffer, tokens, sizing: .worstCase)
+        }
+        let rows = try combineRows(buffer, dispatched!)
+        combineTime = try measure(rank, stream, &opening) {
+          let result = try combine(buffer, rows, dispatched!.handle, weights, isAsynchronous: true)
+          withExtendedLifetime(result) {}
+        }
       }
       if rank == 0 && round >= 0 {
         state.withLock {
@@ -124,7 +145,25 @@ final class GPUBench: Sendable {
     }
   }
 
-  private func dispatch(_ buffer: ExpertBuffer, _ tokens: RankTokens, sizing: Sizing) throws -> DispatchResult {
+  private func replay(_ graph: OperationGraph) throws {
+    for _ in 0..<replayCount { try graph.launch() }
+  }
+
+  private func record(
+    _ buffer: ExpertBuffer, _ tokens: RankTokens, _ weights: Tensor
+  ) throws -> (OperationGraph, OperationGraph) {
+    let (dispatchGraph, dispatched) = try buffer.record { () throws(EPError) in
+      try dispatch(buffer, tokens, sizing: .worstCase)
+    }
+    let rows = try combineRows(buffer, dispatched)
+    let (combineGraph, _) = try buffer.record { () throws(EPError) in
+      try combine(buffer, rows, dispatched.handle, weights, isAsynchronous: true)
+    }
+    return (dispatchGraph, combineGraph)
+  }
+
+  private func dispatch(_ buffer: ExpertBuffer, _ tokens: RankTokens, sizing: Sizing) throws(EPError) -> DispatchResult
+  {
     var options = DispatchOptions()
     options.layout = job.layout
     options.quantization = job.rowType.quantization
@@ -135,7 +174,7 @@ final class GPUBench: Sendable {
 
   private func combine(
     _ buffer: ExpertBuffer, _ rows: Tensor, _ handle: DispatchHandle, _ weights: Tensor, isAsynchronous: Bool
-  ) throws -> CombineResult {
+  ) throws(EPError) -> CombineResult {
     var options = CombineOptions()
     if job.layout == .byExpert { options.rowWeights = weights }
     options.isAsynchronous = isAsynchronous
@@ -191,12 +230,12 @@ final class GPUBench: Sendable {
   ) throws -> UInt64 {
     opening += 1
     let (start, end) = state.withLock { ($0.starts[rank]!, $0.ends[rank]!) }
-    try stream.wait(until: DeviceAddress(bits: Address(gate.base).bits), isAtLeast: opening)
+    try stream.wait(until: gate.base, isAtLeast: opening)
     try start.record(on: stream)
     try body()
     try end.record(on: stream)
     try barrier.wait()
-    if rank == 0 { open(to: opening) }
+    if rank == 0 { try open(to: opening) }
     try end.synchronize()
     try barrier.wait()
     var time: UInt64 = 0

@@ -25,7 +25,8 @@ final class Recording: @unchecked Sendable {
     arenas.store(Address(arena).bits, at: rank)
     view = RankView(
       rank: rank, rankCount: rankCount, expertCount: 8, localExpertCount: 2, arenas: arenas, expertOwner: .null,
-      expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: base, departures: .null, alarm: .null,
+      expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: base, hostFailure: .null, departures: .null,
+      alarm: .null,
       arrivals: .null, timeoutNanoseconds: 1_000_000_000)
     recorder = FlightRecorder(view)
     var identity = ArenaIdentity()

@@ -22,7 +22,8 @@ import Testing
         RankView(
           rank: rank, rankCount: count, expertCount: 1, localExpertCount: 1, arenas: base, expertOwner: base,
           expertLocal: base, expertOrder: base, firstPlaces: base,
-          failure: base.advanced(byBytes: 1024 + 64 * Int64(rank)), departures: base, alarm: base, arrivals: base,
+          failure: base.advanced(byBytes: 1024 + 64 * Int64(rank)), hostFailure: .null, departures: base, alarm: base,
+          arrivals: base,
           timeoutNanoseconds: 1)
       }
     }

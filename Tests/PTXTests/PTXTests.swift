@@ -4,7 +4,7 @@ import Testing
 private let sm80 = PTXText(String(cString: swiftep_kernels_sm_80()))
 private let sm90 = PTXText(String(cString: swiftep_kernels_sm_90()))
 private let kernels = [
-  "swiftep_prepare_dispatch", "swiftep_deliver_dispatch", "swiftep_prepare_combine", "swiftep_deliver_combine",
+  "swiftep_prepare_dispatch", "swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine",
   "swiftep_tell_time",
 ]
 
@@ -54,16 +54,16 @@ private let kernels = [
 
   /// Rows move sixteen bytes a lane, or in bulk.
   @Test func rowsMoveInWideSteps() {
-    for kernel in ["swiftep_deliver_dispatch", "swiftep_prepare_combine"] {
+    for kernel in ["swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine"] {
       #expect(sm90.count("cp.async.bulk.shared", in: kernel) > 0)
       #expect(sm90.count("cp.async.bulk.global", in: kernel) > 0)
       #expect(sm80.count("ld.v4.b32", in: kernel) >= 4)
       #expect(sm80.count("st.v4.b32", in: kernel) >= 4)
     }
-    #expect(sm90.count("cp.async.bulk.shared", in: "swiftep_deliver_combine") > 0)
-    #expect(sm90.count("ld.shared.v4.b32", in: "swiftep_deliver_combine") >= 4)
-    #expect(sm90.count("st.v4.b32", in: "swiftep_deliver_combine") >= 4)
-    #expect(sm80.count("ld.v4.b32", in: "swiftep_deliver_combine") >= 4)
+    #expect(sm90.count("cp.async.bulk.shared", in: "swiftep_combine") > 0)
+    #expect(sm90.count("ld.shared.v4.b32", in: "swiftep_combine") >= 4)
+    #expect(sm90.count("st.v4.b32", in: "swiftep_combine") >= 4)
+    #expect(sm80.count("ld.v4.b32", in: "swiftep_combine") >= 4)
   }
 
   @Test func quantizedInHardwareWhereThereIsSome() {

@@ -71,6 +71,12 @@ PTX uint32_t ptx_add(uint64_t address, uint32_t value) {
   return before;
 }
 
+PTX uint32_t ptx_take(uint64_t address) {
+  uint32_t before;
+  __asm__ volatile("atom.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(address) : "memory");
+  return before;
+}
+
 PTX void ptx_add_only(uint64_t address, uint32_t value) {
   __asm__ volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }

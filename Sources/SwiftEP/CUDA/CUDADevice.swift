@@ -21,16 +21,33 @@ package final class CUDADevice: Device {
     /// What launches use, by ticket.
     var owners: [(ticket: UInt64, owner: AnyObject & Sendable)] = []
     var failure: EPError?
+    var isReserved = true
   }
 
   package init(rank: Int, on host: GPUHost, workerCount: Int) throws(EPError) {
     self.rank = rank
     self.host = host
     workerCountMax = workerCount
-    do throws(DriverError) { stream = try host.takeStream() } catch { throw EPError(error, rank: rank) }
-    finishedWord = try host.notices.take(64, rank: rank)
-    counter = try host.pool.take(64, rank: rank)
+    try host.reserve(blockCount: workerCount, rank: rank)
+    do throws(DriverError) { stream = try host.takeStream() } catch {
+      host.release(blockCount: workerCount)
+      throw EPError(error, rank: rank)
+    }
+    do throws(EPError) {
+      (finishedWord, counter) = try Self.makeWords(host, rank: rank)
+    } catch {
+      host.release(blockCount: workerCount)
+      throw error
+    }
+  }
+
+  private static func makeWords(
+    _ host: GPUHost, rank: Int
+  ) throws(EPError) -> (finished: any TensorStorage, counter: any TensorStorage) {
+    let finished = try host.notices.take(64, rank: rank)
+    let counter = try host.pool.take(64, rank: rank)
     try host.copier.clear(counter.base, byteCount: 64)
+    return (finished, counter)
   }
 
   deinit {
@@ -55,12 +72,18 @@ package final class CUDADevice: Device {
       let end = KernelModule.End(
         counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits),
         ticket: ticket)
-      switch launch {
-      case .prepareDispatch(let arguments): try start(.prepareDispatch, arguments, end, workerCount)
-      case .deliverDispatch(let arguments): try start(.deliverDispatch, arguments, end, workerCount)
-      case .prepareCombine(let arguments): try start(.prepareCombine, arguments, end, workerCount)
-      case .deliverCombine(let arguments): try start(.deliverCombine, arguments, end, workerCount)
-      }
+      try start(launch, end, workerCount)
+    }
+  }
+
+  private func start(
+    _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int
+  ) throws(DriverError) {
+    switch launch {
+    case .prepareDispatch(let arguments): try start(.prepareDispatch, arguments, end, workerCount)
+    case .deliverDispatch(let arguments): try start(.deliverDispatch, arguments, end, workerCount)
+    case .dispatch(let arguments): try start(.dispatch, arguments, end, workerCount)
+    case .combine(let arguments): try start(.combine, arguments, end, workerCount)
     }
   }
 
@@ -68,6 +91,24 @@ package final class CUDADevice: Device {
     _ kernel: KernelModule.Kernel, _ arguments: Arguments, _ end: KernelModule.End, _ workerCount: Int
   ) throws(DriverError) {
     try host.module.launch(kernel, arguments, end: end, blockCount: workerCount, on: stream)
+  }
+
+  package func makeGraph(_ launches: [RecordedLaunch]) throws(EPError) -> any DeviceGraph {
+    do throws(DriverError) {
+      let graph = try CUDADriver.Graph(of: stream) { () throws(DriverError) in
+        for next in launches { try start(next.launch, .untold, next.workerCount) }
+      }
+      return CUDAGraph(self, graph, keeping: launches.map(\.owner))
+    } catch {
+      throw EPError(error, rank: rank)
+    }
+  }
+
+  fileprivate func launch(_ graph: CUDADriver.Graph, keeping owner: AnyObject & Sendable) -> UInt64 {
+    enqueue(keeping: owner) { ticket throws(DriverError) in
+      try graph.launch(on: stream)
+      try stream.write(ticket, to: DeviceAddress(bits: finishedWord.base.bits))
+    }
   }
 
   package func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void) {
@@ -136,8 +177,13 @@ package final class CUDADevice: Device {
 
   package func close() {
     wait(for: state.withLock { $0.queuedCount })
-    // After a failure nothing runs any more.
-    state.withLock { $0.owners = [] }
+    let wasReserved = state.withLock { state in
+      // After a failure nothing runs any more.
+      state.owners = []
+      defer { state.isReserved = false }
+      return state.isReserved
+    }
+    if wasReserved { host.release(blockCount: workerCountMax) }
   }
 
   // MARK: Memory
@@ -172,4 +218,17 @@ package final class CUDADevice: Device {
   package func reaches(_ tensor: Tensor) -> Bool { tensor.storage.copier != nil && tensor.address.bits % 16 == 0 }
 
   package func raise(_ alarm: Address, arena: Address) { raiseAlarm(alarm) }
+}
+
+/// Launches of one rank as a CUDA graph.
+private final class CUDAGraph: DeviceGraph {
+  private let device: CUDADevice
+  private let graph: CUDADriver.Graph
+  private let owners: [AnyObject & Sendable]
+
+  init(_ device: CUDADevice, _ graph: CUDADriver.Graph, keeping owners: [AnyObject & Sendable]) {
+    (self.device, self.graph, self.owners) = (device, graph, owners)
+  }
+
+  func launch() -> UInt64 { device.launch(graph, keeping: self) }
 }

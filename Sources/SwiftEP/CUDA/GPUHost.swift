@@ -19,6 +19,9 @@ package final class GPUHost: Sendable {
   /// wait for kernels of others.
   private let idleStreams = Guarded<[CUDADriver.Stream]>([])
 
+  /// Blocks that wait for each other, and must therefore all be running: those of every buffer of this process.
+  private let reservedBlockCount = Guarded(0)
+
   private static let made = Guarded<[Int: GPUHost]>([:])
 
   /// - Throws: `driver` where there is no such GPU, or none that the kernels run on.
@@ -64,6 +67,30 @@ package final class GPUHost: Sendable {
 }
 
 extension GPUHost {
+  /// Sets blocks apart for a rank's kernels.
+  ///
+  /// - Throws: `invalidArgument` where not all blocks could run at the same time.
+  func reserve(blockCount: Int, rank: Int) throws(EPError) {
+    let room: Int
+    do throws(DriverError) {
+      room = try module.blocksPerMultiprocessor() * gpu.multiprocessorCount
+    } catch {
+      throw EPError(error, rank: rank)
+    }
+    try reservedBlockCount.withLock { reserved throws(EPError) in
+      if reserved + blockCount > room {
+        throw .invalidArgument(
+          rank: rank, argument: "workers",
+          expected:
+            "at most \(room - reserved): \(reserved) of the \(room) blocks that \(gpu.name) runs at a time belong to other ranks or buffers",
+          found: "\(blockCount)")
+      }
+      reserved += blockCount
+    }
+  }
+
+  func release(blockCount: Int) { reservedBlockCount.withLock { $0 -= blockCount } }
+
   /// Every kind of copy once, small and large: none is to be the first while kernels wait for its rank.
   private func warmUp() throws(EPError) {
     for byteCount in [64, 4 << 20] {

@@ -260,7 +260,7 @@ import Testing
   @Test func aRankThatSaysMuchBeforeItDiesIsHeard() throws {
     let run = try LaunchedJob.run(
       ["-n", "4", "--tag", "--grace", "0"],
-      script: "head -c 60000 /dev/zero | tr '\\0' x; [ $SWIFTEP_RANK = 3 ] && kill -9 $$")
+      script: "head -c 60000 /dev/zero | tr '\\0' x; if [ $SWIFTEP_RANK = 3 ]; then kill -9 $$; fi")
     #expect(run.output.contains("[3] " + String(repeating: "x", count: 60000) + "\n"))
   }
 

@@ -1,0 +1,114 @@
+import EPKernels
+import HostMachine
+
+/// Operations of one buffer, recorded once and run as often as wanted: on a GPU as a CUDA graph, which costs one launch.
+///
+/// The graph keeps what its operations were given and what they return; tensors change from run to run as their owner
+/// and the operations write to them.
+public final class OperationGraph: Sendable {
+  private let core: BufferCore
+  private let graph: any DeviceGraph
+  fileprivate let operations: [PendingOperation]
+
+  fileprivate init(_ core: BufferCore, _ recording: Recording) throws(EPError) {
+    self.core = core
+    operations = recording.operations
+    graph = try core.device.makeGraph(recording.launches)
+  }
+
+  /// Runs the operations once more, behind everything that the buffer was told to do before. Collective: all ranks launch
+  /// graphs of the same operations. Returns at once.
+  ///
+  /// - Returns: what is complete when all operations of the latest launch are, and throws what the first of them that failed
+  ///   did. So do their own events from now on.
+  /// - Throws: `bufferLost`, `bufferClosed`.
+  @discardableResult
+  public func launch() throws(EPError) -> Event {
+    try core.callLock.withLock { _ throws(EPError) in
+      try core.checkOpen()
+      let ticket = graph.launch()
+      for operation in operations { operation.isQueued(as: ticket) }
+    }
+    return Event(self)
+  }
+
+  var isFinished: Bool { operations.allSatisfy(\.isFinished) }
+
+  func isOf(_ core: BufferCore) -> Bool { self.core === core }
+
+  func wait() {
+    for operation in operations { operation.wait() }
+  }
+
+  func finish() throws(EPError) {
+    for operation in operations { try operation.finish() }
+  }
+}
+
+extension ExpertBuffer {
+  /// Records the operations that `body` calls on this buffer, instead of running them. Not collective; the recorded
+  /// operations are, when they are launched.
+  ///
+  /// They must be asynchronous, dispatches of worst-case size, and wait for no event but this buffer's own. Nothing else may
+  /// call this buffer meanwhile.
+  ///
+  /// - Returns: the graph, and what `body` returned. Results hold nothing before the first launch has run.
+  /// - Throws: what `body` throws; `invalidArgument` where it records nothing, or what cannot be recorded; `outOfMemory`;
+  ///   `driver`.
+  public func record<Result>(
+    _ body: () throws(EPError) -> Result
+  ) throws(EPError) -> (graph: OperationGraph, result: Result) {
+    try core.checkOpen()
+    let isFree = core.recording.withLock { recording in
+      defer { recording = recording ?? Recording() }
+      return recording == nil
+    }
+    if !isFree {
+      throw .invalidArgument(rank: rank, argument: "body", expected: "no recording in a recording", found: "one")
+    }
+    let outcome: Swift.Result<Result, EPError>
+    do throws(EPError) { outcome = .success(try body()) } catch { outcome = .failure(error) }
+    let recording = core.recording.withLock { recording in
+      defer { recording = nil }
+      return recording!
+    }
+    let result = try outcome.get()
+    if recording.operations.isEmpty {
+      throw .invalidArgument(rank: rank, argument: "body", expected: "at least one operation", found: "none")
+    }
+    return (try OperationGraph(core, recording), result)
+  }
+}
+
+/// What has been recorded so far.
+struct Recording: Sendable {
+  fileprivate(set) var launches: [RecordedLaunch] = []
+  fileprivate(set) var operations: [PendingOperation] = []
+}
+
+extension BufferCore {
+  var isRecording: Bool { recording.withLock { $0 != nil } }
+
+  /// Whether the launch has been recorded, and is not to be queued.
+  func record(_ launch: RecordedLaunch, of operation: PendingOperation) -> Bool {
+    recording.withLock { recording in
+      if recording == nil { return false }
+      recording!.launches.append(launch)
+      recording!.operations.append(operation)
+      return true
+    }
+  }
+
+  /// Throws where a graph is being recorded, and a call cannot be part of it.
+  func checkRecordable(isAsynchronous: Bool, sizing: Sizing, after events: [Event]) throws(EPError) {
+    if !isRecording { return }
+    func fail(_ argument: String, expected: String, found: String) -> EPError {
+      .invalidArgument(rank: rank, argument: argument, expected: "\(expected) while a graph is recorded", found: found)
+    }
+    if !isAsynchronous { throw fail("isAsynchronous", expected: "true", found: "false") }
+    if sizing != .worstCase { throw fail("sizing", expected: "worstCase", found: "exact") }
+    if let index = events.firstIndex(where: { !$0.isOf(self) }) {
+      throw fail("after[\(index)]", expected: "an event of the same buffer", found: "another")
+    }
+  }
+}

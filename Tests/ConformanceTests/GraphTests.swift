@@ -1,0 +1,169 @@
+import Conformance
+import SwiftEP
+import Testing
+
+extension ConformanceTests {
+  /// Operations recorded once and run many times.
+  @Suite struct GraphTests {
+    private static let job = smallJob().with { ($0.sizing, $0.isAsynchronous) = (.worstCase, true) }
+
+    /// Tensors that a graph's dispatch is given, whose contents change.
+    private struct Inputs {
+      let x: Tensor
+      let indices: Tensor
+      let weights: Tensor
+
+      init(_ tokens: RankTokens) throws {
+        guard case .topK(let indices, let weights?) = tokens.routing else {
+          throw Mismatch(description: "no weighted top-k routing")
+        }
+        x = try Tensor(zeros: tokens.x.shape, tokens.x.dtype)
+        self.indices = try Tensor(zeros: indices.shape, indices.dtype)
+        self.weights = try Tensor(zeros: weights.shape, weights.dtype)
+        try set(tokens)
+      }
+
+      func set(_ tokens: RankTokens) throws {
+        guard case .topK(let indices, let weights?) = tokens.routing else { return }
+        x.copyBeginning(from: tokens.x)
+        self.indices.copyBeginning(from: indices)
+        self.weights.copyBeginning(from: weights)
+      }
+
+      var routing: Routing { .topK(indices: indices, weights: weights) }
+    }
+
+    private static var combineOptions: CombineOptions {
+      var options = CombineOptions()
+      options.isAsynchronous = true
+      return options
+    }
+
+    /// A dispatch and the combine of what it brings.
+    private static func record(
+      _ job: Job, _ inputs: Inputs, on buffer: ExpertBuffer
+    ) throws -> (graph: OperationGraph, result: (DispatchResult, CombineResult)) {
+      try buffer.record { () throws(EPError) in
+        let dispatched = try buffer.dispatch(inputs.x, to: inputs.routing, options: job.dispatchOptions)
+        return (
+          dispatched, try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions)
+        )
+      }
+    }
+
+    /// What a call that is not recorded sums, for each of several steps.
+    private static func sums(_ job: Job, _ steps: Range<Int>, on buffer: ExpertBuffer) throws -> [[UInt8]] {
+      try steps.map { step in
+        let dispatched = try job.dispatch(on: buffer, step: step)
+        let combined = try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions)
+        try combined.event.wait()
+        return combined.tokens.bytes
+      }
+    }
+
+    /// Recorded once, run a thousand times with other tokens and other routing each time.
+    @Test(arguments: RowLayout.allCases, [1, 2])
+    func routingChangesFromRunToRun(_ layout: RowLayout, workers: Int) throws {
+      let job = Self.job.with { $0.layout = layout }
+      try fabric.run(plan: job.makePlan(), workers: workers, timeout: .seconds(30)) { buffer in
+        let steps = 0..<5
+        let tokens = steps.map { job.makeTokens(rank: buffer.rank, step: $0) }
+        let expected = steps.map { job.makeOracle(step: $0).dispatched(to: buffer.rank) }
+        let sums = try Self.sums(job, steps, on: buffer)
+        let inputs = try Inputs(tokens[0])
+        let (graph, (dispatched, combined)) = try Self.record(job, inputs, on: buffer)
+        for run in 0..<1000 {
+          let step = run % steps.count
+          try inputs.set(tokens[step])
+          try graph.launch().wait()
+          let text = difference(dispatched, from: expected[step], comparingPaddingRows: false)
+          try require(text == nil, "run \(run): \(text!)")
+          try require(combined.tokens.bytes == sums[step], "run \(run): other sums than without a graph")
+        }
+      }
+    }
+
+    /// Several graphs and plain calls take turns on one buffer; launches are queued without waiting.
+    @Test func graphsShareABuffer() throws {
+      let job = Self.job
+      try fabric.run(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
+        let sums = try Self.sums(job, 0..<3, on: buffer)
+        let recorded = try (0..<3).map { step in
+          try Self.record(job, try Inputs(job.makeTokens(rank: buffer.rank, step: step)), on: buffer)
+        }
+        for run in 0..<50 {
+          let order = run % 2 == 0 ? [0, 1, 2] : [2, 0, 1]
+          var last: Event?
+          for step in order { last = try recorded[step].graph.launch() }
+          if run % 10 == 0 { try job.checkDispatch(on: buffer, step: 1) }
+          try last!.wait()
+          for (step, next) in recorded.enumerated() {
+            try next.result.1.event.wait()
+            try require(next.result.1.tokens.bytes == sums[step], "run \(run), graph \(step): other sums")
+          }
+        }
+      }
+    }
+
+    /// What cannot be recorded is refused here and now, and nothing of it is left.
+    @Test func whatCannotBeRecorded() throws {
+      let job = Self.job
+      let names = try onEachRank(try job.makePlan()) { buffer in
+        let tokens = job.makeTokens(rank: buffer.rank)
+        var refused: [String] = []
+        func expectRefusal(_ body: () throws(EPError) -> Void) throws {
+          let error = try thrown { () throws(EPError) in _ = try buffer.record(body) }
+          guard case .invalidArgument(buffer.rank, let argument, _, _) = error else {
+            throw Mismatch(description: "\(error)")
+          }
+          refused.append(argument)
+        }
+        func dispatch(_ change: (inout DispatchOptions) -> Void) throws(EPError) {
+          var options = job.dispatchOptions
+          change(&options)
+          _ = try buffer.dispatch(tokens.x, to: tokens.routing, options: options)
+        }
+        try expectRefusal { () throws(EPError) in }
+        try expectRefusal { () throws(EPError) in try dispatch { $0.sizing = .exact } }
+        try expectRefusal { () throws(EPError) in try dispatch { $0.isAsynchronous = false } }
+        try expectRefusal { () throws(EPError) in try dispatch { $0.after = [Event()] } }
+        try expectRefusal { () throws(EPError) in try dispatch { $0.expertAlignment = 0 } }
+        try expectRefusal { () throws(EPError) in
+          _ = try buffer.record { () throws(EPError) in }
+        }
+        try job.checkDispatch(on: buffer)
+        return refused
+      }
+      let expected = ["body", "sizing", "isAsynchronous", "after[0]", "expertAlignment", "body"]
+      #expect(names == [[String]](repeating: expected, count: job.rankCount))
+    }
+
+    /// Bad input in one run is an error of that run, on all ranks.
+    @Test func aRunMayFail() throws {
+      let job = Self.job
+      let errors = try onEachRank(try job.makePlan()) { buffer in
+        let tokens = job.makeTokens(rank: buffer.rank)
+        let inputs = try Inputs(tokens)
+        let sums = try Self.sums(job, 0..<1, on: buffer)
+        let (graph, (_, combined)) = try Self.record(job, inputs, on: buffer)
+        if buffer.rank == 1 {
+          inputs.indices.copyBeginning(from: try Tensor(copying: [77 as Int64], shape: [1], .int64))
+        }
+        let error = try thrown { () throws(EPError) in try graph.launch().wait() }
+        try inputs.set(tokens)
+        try graph.launch().wait()
+        try require(combined.tokens.bytes == sums[0], "other sums after a run that failed")
+        buffer.close()
+        let closed = try thrown { () throws(EPError) in _ = try graph.launch() }
+        try require(closed == .bufferClosed, "\(closed)")
+        return error
+      }
+      let expected = EPError.invalidArgument(
+        rank: 1, argument: "indices[0, 0]", expected: "-1 or an expert of 0..<6", found: "77")
+      #expect(errors == [EPError](repeating: expected, count: job.rankCount))
+    }
+  }
+}
+
+/// As `error(of:)`, where that name is taken.
+private func thrown(by call: () throws(EPError) -> Void) throws -> EPError { try error(of: call) }
