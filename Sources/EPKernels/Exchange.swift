@@ -64,8 +64,8 @@
     machine.signal(1, epoch: turn) { _ in SignalWord(arena: arena, offset: ControlLayout.turnOffset) }
     return true
   }
-  // The one waits for the peers, and that long for none.
-  let deadline = begin &+ 2 &* view.timeoutNanoseconds
+  // Later than the peers' deadline, whenever the one begins to wait for them: who is missing should be told by it.
+  let deadline = begin &+ 2 &* view.timeoutNanoseconds &+ 10_000_000_000
   var heard: UInt64 = 0
   while true {
     let wait = machine.await(

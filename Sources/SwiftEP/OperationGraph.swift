@@ -21,11 +21,15 @@ public final class OperationGraph: Sendable {
   ///
   /// - Returns: what is complete when all operations of the latest launch are, and throws what the first of them that failed
   ///   did. So do their own events from now on.
-  /// - Throws: `bufferLost`, `bufferClosed`.
+  /// - Throws: `bufferLost`, `bufferClosed`; `invalidArgument` inside of a recording.
   @discardableResult
   public func launch() throws(EPError) -> Event {
     try core.callLock.withLock { _ throws(EPError) in
       try core.checkOpen()
+      if core.isRecording {
+        throw .invalidArgument(
+          rank: core.rank, argument: "body", expected: "no launch of a graph while one is recorded", found: "one")
+      }
       let ticket = graph.launch()
       for operation in operations { operation.isQueued(as: ticket) }
     }

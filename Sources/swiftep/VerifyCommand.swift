@@ -6,38 +6,53 @@ let verifyCommand = Command(
   flags: [processesFlag] + MachineSpec.flags + [
     Flag("seconds", "N", "how long (default 10)"),
     Flag("seed", "S", "of the first job; each further one counts up (default 1)"),
+    Flag(
+      "replays", "N",
+      "instead: a dispatch and a combine, recorded as graphs and run N times\nwith changing routing, in each layout"),
   ],
   notes: "A failure is printed with its job and the seed that repeats it.",
   body: { arguments in
     let seconds = try arguments.real("seconds", in: 0.1...1_000_000, default: 10)
     let seed = try arguments.seed("seed", default: 1)
     let machine = try MachineSpec(arguments).machine
+    let replayCount = try arguments.integer("replays", in: 0...100_000_000, default: 0)
+    let fabric: any Fabric = arguments.has("processes") ? ProcessFabric() : ThreadFabric(machine)
     let status = StatusLine()
     try printNow("seed \(seed)")
     do {
+      if replayCount > 0 { return try verifyReplays(replayCount, seed: seed, on: fabric) }
       let report = { (job: Job, passedCount: Int) in
         status.show("verify: \(passedCount) jobs")
         if passedCount % 100 == 0 { try? printNow("\(passedCount) jobs passed, the last of seed \(job.seed)") }
       }
-      let passedCount =
-        arguments.has("processes")
-        ? try verify(seconds: seconds, seed: seed, on: ProcessFabric(), report: report)
-        : try verify(seconds: seconds, seed: seed, on: ThreadFabric(machine), report: report)
+      let passedCount = try verify(seconds: seconds, seed: seed, on: fabric, report: report)
       status.clear()
       print("\(passedCount) jobs passed")
     } catch let failure as ConformanceFailure {
       status.clear()
-      throw CheckFailure(what: failureText(failure, processes: arguments.has("processes"), machine))
+      throw CheckFailure(
+        what: failureText(failure, processes: arguments.has("processes"), machine, replays: replayCount))
     }
   })
 
+private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric) throws {
+  for layout in RowLayout.allCases {
+    var job = Job(rankCount: 4, tokenCount: 64, hidden: 512, topK: 4, expertCount: 16)
+    (job.layout, job.seed, job.workers, job.skew) = (layout, seed, 2, 0.5)
+    try checkReplays(job, count: count, on: fabric)
+    try printNow("\(count) runs of graphs passed, rows \(layout)")
+  }
+}
+
 /// What failed, with which job, and how to see it again.
-func failureText(_ failure: ConformanceFailure, processes: Bool, _ machine: Machine = .cpu) -> String {
+func failureText(
+  _ failure: ConformanceFailure, processes: Bool, _ machine: Machine = .cpu, replays: Int = 0
+) -> String {
   let flags = (processes ? " --processes" : "") + (machine == .cpu ? "" : " --machine cuda")
   let place = failure.rank < 0 ? "" : "rank \(failure.rank), "
   return """
     \(place)\(failure.step): \(failure.what)
     job: \(failure.job)
-    repeat: swiftep verify\(flags) --seconds 1 --seed \(failure.job.seed)
+    repeat: swiftep verify\(flags) \(replays == 0 ? "--seconds 1" : "--replays \(replays)") --seed \(failure.job.seed)
     """
 }

@@ -7,48 +7,10 @@ extension ConformanceTests {
   @Suite struct GraphTests {
     private static let job = smallJob().with { ($0.sizing, $0.isAsynchronous) = (.worstCase, true) }
 
-    /// Tensors that a graph's dispatch is given, whose contents change.
-    private struct Inputs {
-      let x: Tensor
-      let indices: Tensor
-      let weights: Tensor
-
-      init(_ tokens: RankTokens) throws {
-        guard case .topK(let indices, let weights?) = tokens.routing else {
-          throw Mismatch(description: "no weighted top-k routing")
-        }
-        x = try Tensor(zeros: tokens.x.shape, tokens.x.dtype)
-        self.indices = try Tensor(zeros: indices.shape, indices.dtype)
-        self.weights = try Tensor(zeros: weights.shape, weights.dtype)
-        try set(tokens)
-      }
-
-      func set(_ tokens: RankTokens) throws {
-        guard case .topK(let indices, let weights?) = tokens.routing else { return }
-        x.copyBeginning(from: tokens.x)
-        self.indices.copyBeginning(from: indices)
-        self.weights.copyBeginning(from: weights)
-      }
-
-      var routing: Routing { .topK(indices: indices, weights: weights) }
-    }
-
     private static var combineOptions: CombineOptions {
       var options = CombineOptions()
       options.isAsynchronous = true
       return options
-    }
-
-    /// A dispatch and the combine of what it brings.
-    private static func record(
-      _ job: Job, _ inputs: Inputs, on buffer: ExpertBuffer
-    ) throws -> (graph: OperationGraph, result: (DispatchResult, CombineResult)) {
-      try buffer.record { () throws(EPError) in
-        let dispatched = try buffer.dispatch(inputs.x, to: inputs.routing, options: job.dispatchOptions)
-        return (
-          dispatched, try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions)
-        )
-      }
     }
 
     /// What a call that is not recorded sums, for each of several steps.
@@ -65,22 +27,7 @@ extension ConformanceTests {
     @Test(arguments: RowLayout.allCases, [1, 2])
     func routingChangesFromRunToRun(_ layout: RowLayout, workers: Int) throws {
       let job = Self.job.with { $0.layout = layout }
-      try fabric.run(plan: job.makePlan(), workers: workers, timeout: .seconds(30)) { buffer in
-        let steps = 0..<5
-        let tokens = steps.map { job.makeTokens(rank: buffer.rank, step: $0) }
-        let expected = steps.map { job.makeOracle(step: $0).dispatched(to: buffer.rank) }
-        let sums = try Self.sums(job, steps, on: buffer)
-        let inputs = try Inputs(tokens[0])
-        let (graph, (dispatched, combined)) = try Self.record(job, inputs, on: buffer)
-        for run in 0..<1000 {
-          let step = run % steps.count
-          try inputs.set(tokens[step])
-          try graph.launch().wait()
-          let text = difference(dispatched, from: expected[step], comparingPaddingRows: false)
-          try require(text == nil, "run \(run): \(text!)")
-          try require(combined.tokens.bytes == sums[step], "run \(run): other sums than without a graph")
-        }
-      }
+      try checkReplays(job.with { $0.workers = workers }, count: 1000, on: fabric)
     }
 
     /// Several graphs and plain calls take turns on one buffer; launches are queued without waiting.
@@ -89,7 +36,8 @@ extension ConformanceTests {
       try fabric.run(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
         let sums = try Self.sums(job, 0..<3, on: buffer)
         let recorded = try (0..<3).map { step in
-          try Self.record(job, try Inputs(job.makeTokens(rank: buffer.rank, step: step)), on: buffer)
+          try GraphInputs(job.makeTokens(rank: buffer.rank, step: step), on: buffer)
+            .record(job.dispatchOptions, Self.combineOptions, on: buffer)
         }
         for run in 0..<50 {
           let order = run % 2 == 0 ? [0, 1, 2] : [2, 0, 1]
@@ -131,10 +79,13 @@ extension ConformanceTests {
         try expectRefusal { () throws(EPError) in
           _ = try buffer.record { () throws(EPError) in }
         }
+        let inputs = try GraphInputs(tokens, on: buffer)
+        let (graph, _) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: buffer)
+        try expectRefusal { () throws(EPError) in try graph.launch() }
         try job.checkDispatch(on: buffer)
         return refused
       }
-      let expected = ["body", "sizing", "isAsynchronous", "after[0]", "expertAlignment", "body"]
+      let expected = ["body", "sizing", "isAsynchronous", "after[0]", "expertAlignment", "body", "body"]
       #expect(names == [[String]](repeating: expected, count: job.rankCount))
     }
 
@@ -143,14 +94,14 @@ extension ConformanceTests {
       let job = Self.job
       let errors = try onEachRank(try job.makePlan()) { buffer in
         let tokens = job.makeTokens(rank: buffer.rank)
-        let inputs = try Inputs(tokens)
+        let inputs = try GraphInputs(tokens, on: buffer)
         let sums = try Self.sums(job, 0..<1, on: buffer)
-        let (graph, (_, combined)) = try Self.record(job, inputs, on: buffer)
+        let (graph, (_, combined)) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: buffer)
         if buffer.rank == 1 {
           inputs.indices.copyBeginning(from: try Tensor(copying: [77 as Int64], shape: [1], .int64))
         }
         let error = try thrown { () throws(EPError) in try graph.launch().wait() }
-        try inputs.set(tokens)
+        inputs.set(tokens)
         try graph.launch().wait()
         try require(combined.tokens.bytes == sums[0], "other sums after a run that failed")
         buffer.close()
