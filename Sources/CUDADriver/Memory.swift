@@ -19,17 +19,43 @@ package final class VirtualMemory: @unchecked Sendable {
   package init(_ gpu: GPU, reservedByteCount: Int64, peers: [GPU] = []) throws(DriverError) {
     self.gpu = gpu
     reachableFrom = [gpu] + peers
+    granule = try Self.granule(on: gpu)
+    self.reservedByteCount = (max(1, reservedByteCount) + granule - 1) / granule * granule
+    base = try Self.reserve(self.reservedByteCount, on: gpu)
+  }
+
+  private static func granule(on gpu: GPU) throws(DriverError) -> Int64 {
     var granule = 0
-    var allocation = Self.allocation(on: gpu)
+    var allocation = allocation(on: gpu)
     try gpu.call("cuMemGetAllocationGranularity") {
-      $0.cuMemGetAllocationGranularity(&granule, &allocation, Self.recommendedGranularity)
+      $0.cuMemGetAllocationGranularity(&granule, &allocation, recommendedGranularity)
     }
-    self.granule = Int64(granule)
-    let reserved = (max(1, reservedByteCount) + self.granule - 1) / self.granule * self.granule
-    self.reservedByteCount = reserved
+    return Int64(granule)
+  }
+
+  private static func reserve(_ byteCount: Int64, on gpu: GPU) throws(DriverError) -> DeviceAddress {
     var base: UInt64 = 0
-    try gpu.call("cuMemAddressReserve of \(reserved) bytes") { $0.cuMemAddressReserve(&base, Int(reserved), 0, 0, 0) }
-    self.base = DeviceAddress(bits: base)
+    try gpu.call("cuMemAddressReserve of \(byteCount) bytes") { $0.cuMemAddressReserve(&base, Int(byteCount), 0, 0, 0) }
+    return DeviceAddress(bits: base)
+  }
+
+  /// Memory of another process, which `descriptor` came from: all of it, and no more.
+  ///
+  /// - Parameters:
+  ///   - descriptor: stays the caller's.
+  ///   - byteCount: what the other had when it exported its one piece.
+  package init(_ gpu: GPU, importing descriptor: Int32, byteCount: Int64) throws(DriverError) {
+    self.gpu = gpu
+    reachableFrom = [gpu]
+    granule = try Self.granule(on: gpu)
+    reservedByteCount = (byteCount + granule - 1) / granule * granule
+    base = try Self.reserve(reservedByteCount, on: gpu)
+    var handle: UInt64 = 0
+    try gpu.call("cuMemImportFromShareableHandle") {
+      $0.cuMemImportFromShareableHandle(
+        &handle, UnsafeMutableRawPointer(bitPattern: Int(descriptor)), Self.posixDescriptor)
+    }
+    try map(handle, reservedByteCount)
   }
 
   deinit {
@@ -63,6 +89,11 @@ package final class VirtualMemory: @unchecked Sendable {
     var allocation = Self.allocation(on: gpu)
     var handle: UInt64 = 0
     try gpu.call("cuMemCreate of \(added) bytes") { $0.cuMemCreate(&handle, Int(added), &allocation, 0) }
+    try map(handle, added)
+  }
+
+  /// Puts a piece, which is this object's from now on, behind those that are there.
+  private func map(_ handle: UInt64, _ added: Int64) throws(DriverError) {
     let address = base.advanced(byBytes: byteCount).bits
     do throws(DriverError) {
       try gpu.call("cuMemMap") { $0.cuMemMap(address, Int(added), 0, handle, 0) }

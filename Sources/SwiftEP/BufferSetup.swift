@@ -25,16 +25,19 @@ struct BufferSetup {
       try checkArguments()
       contribution.terms = terms
       contribution.memory = try machine.memoryNeed(plan, group)
+      contribution.blocks = try machine.blockNeed(workerCount: workerCount())
       return nil
     } checkingAll: { all throws(EPError) in
       try compare(all)
       try MemoryNeed.check(all.map(\.memory))
+      try BlockNeed.check(all.map(\.blocks))
     }
     var made: (arena: RankArena, device: any Device)?
     let parcels = try gather(1) { contribution throws(EPError) in
       let device = try makeDevice()
       let mine = (try makeArena(on: device), device)
       contribution.arenaReservedByteCount = mine.0.memory.reservedByteCount
+      contribution.arenaByteCount = mine.0.memory.byteCount
       made = mine
       return mine.0.memory
     }
@@ -127,9 +130,12 @@ struct BufferSetup {
   }
 
   private func makeDevice() throws(EPError) -> any Device {
-    let workerCount: Int
-    if let workers { workerCount = workers } else { workerCount = try machine.workerCount(rankCount: group.rankCount) }
-    return try machine.makeDevice(rank: group.rank, rankCount: group.rankCount, workerCount: workerCount)
+    try machine.makeDevice(rank: group.rank, rankCount: group.rankCount, workerCount: workerCount())
+  }
+
+  private func workerCount() throws(EPError) -> Int {
+    if let workers { return workers }
+    return try machine.workerCount(rankCount: group.rankCount)
   }
 
   /// Every rank's arena, mapped here.
@@ -144,7 +150,9 @@ struct BufferSetup {
         // A descriptor that this process may not have more of is left out of the message that it came with.
         throw .systemCall(rank: group.rank, name: "recvmsg(SCM_RIGHTS)", code: EMFILE)
       }
-      return try device.attach(file, reservedByteCount: gathered.contribution.arenaReservedByteCount)
+      let contribution = gathered.contribution
+      return try device.attach(
+        file, reservedByteCount: contribution.arenaReservedByteCount, byteCount: contribution.arenaByteCount)
     }
   }
 }

@@ -36,7 +36,9 @@ package protocol Device: AnyObject, Sendable {
   func makeArena(byteCountMax: Int64, clearing byteCount: Int64) throws(EPError) -> any SymmetricMemory
 
   /// The arena of a rank of another process, which `file` came from.
-  func attach(_ file: Descriptor, reservedByteCount: Int64) throws(EPError) -> any SymmetricMemory
+  ///
+  /// - Parameter byteCount: what was there of it when it was sent.
+  func attach(_ file: Descriptor, reservedByteCount: Int64, byteCount: Int64) throws(EPError) -> any SymmetricMemory
 
   /// Memory for this rank's kernels alone, whatever lay there before.
   func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage
@@ -129,7 +131,9 @@ package final class HostDevice: Device {
     }
   }
 
-  package func attach(_ file: Descriptor, reservedByteCount: Int64) throws(EPError) -> any SymmetricMemory {
+  package func attach(
+    _ file: Descriptor, reservedByteCount: Int64, byteCount: Int64
+  ) throws(EPError) -> any SymmetricMemory {
     do throws(SystemCallError) {
       return try ArenaMemory(attaching: file, reservedByteCount: reservedByteCount)
     } catch {

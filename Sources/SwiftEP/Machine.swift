@@ -1,4 +1,5 @@
 import CUDADriver
+import Glibc
 import HostFacts
 import HostMachine
 
@@ -70,6 +71,16 @@ extension Machine {
     }
   }
 
+  /// What must run at the same time of this rank's kernels; nil where threads take turns.
+  func blockNeed(workerCount: Int) throws(EPError) -> BlockNeed? {
+    guard case .cuda(let index) = self else { return nil }
+    let host = try GPUHost.shared(index)
+    // MPS can give each process a part of the GPU: then they do not add up.
+    let isPart = getenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE") != nil
+    let gpu = "\(host.gpu.name) \(index)" + (isPart ? ", the part of process \(getpid())" : "")
+    return BlockNeed(gpu: gpu, blockCount: workerCount, room: try host.room())
+  }
+
   func makeDevice(rank: Int, rankCount: Int, workerCount: Int) throws(EPError) -> any Device {
     switch self {
     case .cpu:
@@ -77,6 +88,30 @@ extension Machine {
         rank: rank, workerCount: workerCount,
         tuning: HostTuning(threadCount: rankCount * workerCount, coreCount: usableCoreCount()))
     case .cuda(let gpu): return try CUDADevice(rank: rank, on: try GPUHost.shared(gpu), workerCount: workerCount)
+    }
+  }
+}
+
+/// Blocks that a rank's kernels have on a GPU, and those that its process may have there.
+struct BlockNeed: Codable, Sendable {
+  let gpu: String
+  let blockCount: Int
+  let room: Int
+
+  /// Throws unless the blocks of all ranks of each GPU can run at the same time. `needs` are by rank.
+  static func check(_ needs: [BlockNeed?]) throws(EPError) {
+    var taken: [String: Int] = [:]
+    for (rank, need) in needs.enumerated() {
+      guard let need else { continue }
+      let before = taken[need.gpu] ?? 0
+      if before + need.blockCount > need.room {
+        throw .invalidArgument(
+          rank: rank, argument: "workers",
+          expected:
+            "at most \(need.room - before): \(need.gpu) has room for \(need.room) blocks, \(before) of them of other ranks",
+          found: "\(need.blockCount)")
+      }
+      taken[need.gpu] = before + need.blockCount
     }
   }
 }

@@ -81,6 +81,9 @@ struct BenchSettings {
       )
     }
     iterationCount = try arguments.integer("iterations", in: 1...1_000_000, default: 20)
+    if machine != .cpu && arguments.has("processes") {
+      throw UsageError("--processes", expected: "none with --machine cuda, not yet", found: "one")
+    }
     if machine == .cpu && arguments.has("replays") {
       throw UsageError("--replays", expected: "none with --machine cpu", found: "one")
     }

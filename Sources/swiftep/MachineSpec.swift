@@ -18,9 +18,6 @@ struct MachineSpec: Equatable {
     if kind == .cpu && arguments.has("gpus") {
       throw UsageError("--gpus", expected: "none with --machine cpu", found: "one")
     }
-    if kind == .cuda && arguments.has("processes") {
-      throw UsageError("--processes", expected: "none with --machine cuda, not yet", found: "one")
-    }
     _ = try arguments.integer("gpus", in: 1...1, default: 1)
     machine = kind == .cpu ? .cpu : .cuda(gpu: 0)
   }

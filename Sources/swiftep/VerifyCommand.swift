@@ -16,7 +16,12 @@ let verifyCommand = Command(
     let seed = try arguments.seed("seed", default: 1)
     let machine = try MachineSpec(arguments).machine
     let replayCount = try arguments.integer("replays", in: 0...100_000_000, default: 0)
-    let fabric: any Fabric = arguments.has("processes") ? ProcessFabric() : ThreadFabric(machine)
+    if machine != .cpu && arguments.has("processes") && replayCount == 0 {
+      // Random jobs are made to outgrow their plans.
+      throw UsageError(
+        "--processes", expected: "with --machine cuda only --replays, not yet random jobs", found: "none")
+    }
+    let fabric: any Fabric = arguments.has("processes") ? ProcessFabric(machine: machine) : ThreadFabric(machine)
     let status = StatusLine()
     try printNow("seed \(seed)")
     do {

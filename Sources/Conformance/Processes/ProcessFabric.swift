@@ -7,8 +7,12 @@ import SwiftEP
 package struct ProcessFabric: Fabric {
   /// How long a run may take: then its processes are killed.
   package var patience: Duration
+  package let machine: Machine
 
-  package init(patience: Duration = .seconds(600)) { self.patience = patience }
+  /// - Parameter machine: which this process itself must not have used: what a driver holds is not the children's.
+  package init(patience: Duration = .seconds(600), machine: Machine = .cpu) {
+    (self.patience, self.machine) = (patience, machine)
+  }
 
   package func values<Value: Codable & Sendable>(
     rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value

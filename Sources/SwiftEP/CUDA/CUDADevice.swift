@@ -195,8 +195,10 @@ package final class CUDADevice: Device {
     return arena
   }
 
-  package func attach(_ file: Descriptor, reservedByteCount: Int64) throws(EPError) -> any SymmetricMemory {
-    throw .machineUnavailable("ranks on GPUs that are processes")
+  package func attach(
+    _ file: Descriptor, reservedByteCount: Int64, byteCount: Int64
+  ) throws(EPError) -> any SymmetricMemory {
+    try GPUArena(host, attaching: file, byteCount: byteCount, rank: rank)
   }
 
   package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {

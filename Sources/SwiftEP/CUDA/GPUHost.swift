@@ -67,6 +67,15 @@ package final class GPUHost: Sendable {
 }
 
 extension GPUHost {
+  /// Blocks that are not set apart. Where MPS gives each process a part of the GPU, other processes' are not in it.
+  func room() throws(EPError) -> Int {
+    do throws(DriverError) {
+      return try module.blocksPerMultiprocessor() * gpu.multiprocessorCount - reservedBlockCount.withLock { $0 }
+    } catch {
+      throw EPError(error, rank: -1)
+    }
+  }
+
   /// Sets blocks apart for a rank's kernels.
   ///
   /// - Throws: `invalidArgument` where not all blocks could run at the same time.

@@ -66,13 +66,46 @@ final class GPUArena: SymmetricMemory {
     used = Guarded(0)
   }
 
+  /// The arena of a rank of another process.
+  init(_ host: GPUHost, attaching file: Descriptor, byteCount: Int64, rank: Int) throws(EPError) {
+    self.rank = rank
+    gpuCopier = host.copier
+    clockOffset = host.clockOffset
+    reservedByteCount = byteCount
+    do throws(DriverError) {
+      let memory = try VirtualMemory(host.gpu, importing: file.raw, byteCount: byteCount)
+      address = Address(bits: memory.base.bits)
+      self.memory = Guarded(memory)
+    } catch {
+      throw EPError(error, rank: rank)
+    }
+    used = Guarded(byteCount)
+  }
+
   private let used: Guarded<Int64>
   var byteCount: Int64 { used.withLock { $0 } }
-  var descriptor: Descriptor? { nil }
+
+  /// Of what is there when it is asked for first; the arena does not grow any more then.
+  var descriptor: Descriptor? {
+    exported.withLock { exported in
+      if exported == nil {
+        exported = (try? memory.withLock { memory throws(DriverError) in try memory.exportDescriptors() })?.map {
+          Descriptor(owning: $0)
+        }
+      }
+      return exported?.first
+    }
+  }
+
+  private let exported = Guarded<[Descriptor]?>(nil)
   var copier: (any MemoryCopier)? { gpuCopier }
 
   func extend(to byteCount: Int64) throws(EPError) {
     let before = memory.withLock { $0.byteCount }
+    // What is added would have to be sent to the other processes.
+    if exported.withLock({ $0 != nil }) && byteCount > before {
+      throw .outOfMemory(rank: rank, neededByteCount: byteCount, availableByteCount: before)
+    }
     do throws(DriverError) {
       try memory.withLock { memory throws(DriverError) in try memory.grow(to: byteCount) }
     } catch {

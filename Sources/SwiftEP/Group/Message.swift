@@ -29,6 +29,10 @@ struct Contribution: Codable, Sendable {
   var memory: MemoryNeed?
   /// Address space of the arena that comes with this; 0 where none does.
   var arenaReservedByteCount: Int64 = 0
+  /// Bytes of it that are there.
+  var arenaByteCount: Int64 = 0
+  /// Of a GPU's, what this rank's kernels take.
+  var blocks: BlockNeed?
   var failure: EPError?
 
   struct Term: Equatable, Codable, Sendable {
