@@ -42,7 +42,7 @@ struct DoctorReport: Codable, Equatable {
         return Way(path: path, isPossible: false, why: "not used: there is none that works")
       }
       return Way(
-        path: path, isPossible: true, why: "where a program asks for one of sm_80 or later, by threads of one process or by processes")
+        path: path, isPossible: true, why: "where a program asks for one, of sm_80 or later, for threads or processes")
     }
   }
 
