@@ -2,9 +2,9 @@
  *
  *   Sources/EPKernels/Exchange.swift: exchange, awaitAll, missedRank, fail, compareHeaders, complete
  *   Sources/EPKernels/Placement.swift: place, countBefore, fitOutputs
- *   Sources/EPKernels/Dispatch.swift: prepareDispatch, deliverDispatch
- *   Sources/EPKernels/Combine.swift: prepareCombine, deliverCombine
- *   Sources/SwiftEP/ExpertBuffer+Dispatch.swift: run, offerBlock, deliver
+ *   Sources/EPKernels/Dispatch.swift: prepareDispatch, agree, deliverDispatch
+ *   Sources/EPKernels/Combine.swift: prepareCombine, findRows, deliverCombine
+ *   Sources/SwiftEP/ExpertBuffer+Dispatch.swift: run, offerBlock, launch
  *   Sources/SwiftEP/ExpertBuffer+Combine.swift: run
  *   Sources/SwiftEP/RankArena.swift: take, takeLargest, trim, give, quarantine
  *   Sources/SwiftEP/Event.swift: OperationResources, deinit, retained
