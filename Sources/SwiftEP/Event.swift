@@ -6,14 +6,15 @@ import HostMachine
 public final class Event: Sendable {
   private enum Kind: Sendable {
     case operation(PendingOperation)
-    case graph(OperationGraph)
+    /// A launch of the graph, by its ticket.
+    case graph(OperationGraph, UInt64)
     case manual(Guarded<Bool>)
   }
 
   private let kind: Kind
 
   init(_ operation: PendingOperation) { kind = .operation(operation) }
-  init(_ graph: OperationGraph) { kind = .graph(graph) }
+  init(_ graph: OperationGraph, ticket: UInt64) { kind = .graph(graph, ticket) }
 
   /// An event that the caller completes with `signal()`: for work of its own that operations are to wait for.
   public init() { kind = .manual(Guarded(false)) }
@@ -26,7 +27,7 @@ public final class Event: Sendable {
   public var isComplete: Bool {
     switch kind {
     case .operation(let operation): operation.isFinished
-    case .graph(let graph): graph.isFinished
+    case .graph(let graph, let ticket): graph.isFinished(ticket)
     case .manual(let flag): flag.withLock { $0 }
     }
   }
@@ -37,29 +38,37 @@ public final class Event: Sendable {
   public func wait() throws(EPError) {
     switch kind {
     case .operation(let operation): try operation.finish()
-    case .graph(let graph): try graph.finish()
+    case .graph(let graph, let ticket): try graph.finish(ticket)
     case .manual(let flag):
       while !flag.withLock({ $0 }) { usleep(50) }
     }
   }
 
-  /// Waits at most `nanoseconds`; returns whether the event is complete. An operation that failed is complete too.
-  func wait(atMost nanoseconds: UInt64) -> Bool {
+  /// A wait for the event as it is now, whatever is launched after this call. Returns whether it is complete: an
+  /// operation that failed is, one that is not within so many nanoseconds is not.
+  func makeWait() -> @Sendable (_ nanoseconds: UInt64) -> Bool {
     switch kind {
     case .operation(let operation):
       // Its own waits for peers are bounded.
-      operation.wait()
-      return true
-    case .graph(let graph):
-      graph.wait()
-      return true
-    case .manual(let flag):
-      let deadline = monotonicNow() &+ nanoseconds
-      while !flag.withLock({ $0 }) {
-        if monotonicNow() >= deadline { return false }
-        usleep(50)
+      let wait = operation.makeWait()
+      return { _ in
+        wait()
+        return true
       }
-      return true
+    case .graph(let graph, let ticket):
+      return { _ in
+        graph.wait(ticket)
+        return true
+      }
+    case .manual(let flag):
+      return { nanoseconds in
+        let deadline = monotonicNow() &+ nanoseconds
+        while !flag.withLock({ $0 }) {
+          if monotonicNow() >= deadline { return false }
+          usleep(50)
+        }
+        return true
+      }
     }
   }
 
@@ -67,7 +76,7 @@ public final class Event: Sendable {
   func isOf(_ core: BufferCore) -> Bool {
     switch kind {
     case .operation(let operation): operation.core === core
-    case .graph(let graph): graph.isOf(core)
+    case .graph(let graph, _): graph.isOf(core)
     case .manual: false
     }
   }
@@ -117,6 +126,12 @@ final class PendingOperation: Sendable {
   /// Waits for all launches queued so far.
   func wait() { core.device.wait(for: ticket.withLock { $0 }) }
 
+  /// The same, later, for those queued by now.
+  func makeWait() -> @Sendable () -> Void {
+    let (device, queued) = (core.device, ticket.withLock { $0 })
+    return { device.wait(for: queued) }
+  }
+
   /// Waits until a launch has set the status, or throws why none ever will.
   func waitForStatus() throws(EPError) {
     wait()
@@ -155,7 +170,9 @@ final class OperationResources: Sendable {
     case .timeout, .departed:
       arena.quarantine(retained.withLock { $0 })
       membership.lose(to: view.reported)
-    case .failedBefore: arena.quarantine(retained.withLock { $0 })
+    case .failedBefore:
+      arena.quarantine(retained.withLock { $0 })
+      membership.lose(to: view.reported.earlier)
     default: break
     }
   }

@@ -19,12 +19,13 @@ public final class OperationGraph: Sendable {
   /// Runs the operations once more, behind everything that the buffer was told to do before. Collective: all ranks launch
   /// graphs of the same operations. Returns at once.
   ///
-  /// - Returns: what is complete when all operations of the latest launch are, and throws what the first of them that failed
-  ///   did. So do their own events from now on.
+  /// - Returns: what is complete when all operations of this launch are, and throws what the first of them failed with: of
+  ///   launches that are queued one behind the other, what the latest that has run did. The operations' own events are of the
+  ///   latest launch.
   /// - Throws: `bufferLost`, `bufferClosed`; `invalidArgument` inside of a recording.
   @discardableResult
   public func launch() throws(EPError) -> Event {
-    try core.callLock.withLock { _ throws(EPError) in
+    let ticket = try core.callLock.withLock { _ throws(EPError) in
       try core.checkOpen()
       if core.isRecording {
         throw .invalidArgument(
@@ -32,20 +33,24 @@ public final class OperationGraph: Sendable {
       }
       let ticket = graph.launch()
       for operation in operations { operation.isQueued(as: ticket) }
+      return ticket
     }
-    return Event(self)
+    return Event(self, ticket: ticket)
   }
 
-  var isFinished: Bool { operations.allSatisfy(\.isFinished) }
+  func isFinished(_ ticket: UInt64) -> Bool { core.device.isFinished(ticket) }
 
   func isOf(_ core: BufferCore) -> Bool { self.core === core }
 
-  func wait() {
-    for operation in operations { operation.wait() }
-  }
+  func wait(_ ticket: UInt64) { core.device.wait(for: ticket) }
 
-  func finish() throws(EPError) {
-    for operation in operations { try operation.finish() }
+  /// Waits, then throws what the first operation has failed with whose latest run did.
+  func finish(_ ticket: UInt64) throws(EPError) {
+    wait(ticket)
+    if let failure = core.device.failure { throw failure }
+    for operation in operations {
+      if let error = core.error(from: operation.status) { throw error }
+    }
   }
 }
 

@@ -53,6 +53,32 @@ extension ConformanceTests {
       }
     }
 
+    /// A wait for a launch is for that one, whatever is launched before the wait's turn comes.
+    @Test func waitsAreForTheirOwnLaunch() throws {
+      let job = Self.job
+      let (first, second) = (try Communicator.threads(rankCount: 3), try Communicator.threads(rankCount: 3))
+      let plan = try job.makePlan()
+      try inParallel(3) { rank in
+        let a = try ExpertBuffer(first[rank], plan: plan, workers: 1, timeout: .seconds(30))
+        let b = try ExpertBuffer(second[rank], plan: plan, workers: 1, timeout: .seconds(30))
+        let inputs = try GraphInputs(job.makeTokens(rank: rank), on: a)
+        let (graph, result) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: a)
+        let gate = Event()
+        var options = job.dispatchOptions
+        let launched = try graph.launch()
+        // The graph's own event, and one of its operations'.
+        options.after = [gate, launched, result.0.event]
+        let behind = try job.dispatch(on: b, options: options).event
+        options.after = [behind]
+        let last = try job.dispatch(on: a, options: options).event
+        let again = try graph.launch()
+        gate.signal()
+        for event in [launched, behind, last, again] { try event.wait() }
+        a.close()
+        b.close()
+      }
+    }
+
     /// What cannot be recorded is refused here and now, and nothing of it is left.
     @Test func whatCannotBeRecorded() throws {
       let job = Self.job

@@ -72,31 +72,34 @@ package final class CUDADevice: Device {
       let end = KernelModule.End(
         counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits),
         ticket: ticket)
-      try start(launch, end, workerCount)
+      try start(launch, end, workerCount, on: stream)
     }
   }
 
   private func start(
-    _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int
+    _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, on stream: CUDADriver.Stream
   ) throws(DriverError) {
     switch launch {
-    case .prepareDispatch(let arguments): try start(.prepareDispatch, arguments, end, workerCount)
-    case .deliverDispatch(let arguments): try start(.deliverDispatch, arguments, end, workerCount)
-    case .dispatch(let arguments): try start(.dispatch, arguments, end, workerCount)
-    case .combine(let arguments): try start(.combine, arguments, end, workerCount)
+    case .prepareDispatch(let arguments): try start(.prepareDispatch, arguments, end, workerCount, on: stream)
+    case .deliverDispatch(let arguments): try start(.deliverDispatch, arguments, end, workerCount, on: stream)
+    case .dispatch(let arguments): try start(.dispatch, arguments, end, workerCount, on: stream)
+    case .combine(let arguments): try start(.combine, arguments, end, workerCount, on: stream)
     }
   }
 
   private func start<Arguments>(
-    _ kernel: KernelModule.Kernel, _ arguments: Arguments, _ end: KernelModule.End, _ workerCount: Int
+    _ kernel: KernelModule.Kernel, _ arguments: Arguments, _ end: KernelModule.End, _ workerCount: Int,
+    on stream: CUDADriver.Stream
   ) throws(DriverError) {
     try host.module.launch(kernel, arguments, end: end, blockCount: workerCount, on: stream)
   }
 
   package func makeGraph(_ launches: [RecordedLaunch]) throws(EPError) -> any DeviceGraph {
     do throws(DriverError) {
-      let graph = try CUDADriver.Graph(of: stream) { () throws(DriverError) in
-        for next in launches { try start(next.launch, .untold, next.workerCount) }
+      // Not on the rank's own stream, which others may ask for its health meanwhile: that would end the capture.
+      let captured = try CUDADriver.Stream(host.gpu)
+      let graph = try CUDADriver.Graph(of: captured) { () throws(DriverError) in
+        for next in launches { try start(next.launch, .untold, next.workerCount, on: captured) }
       }
       return CUDAGraph(self, graph, keeping: launches.map(\.owner))
     } catch {
