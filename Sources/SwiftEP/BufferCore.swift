@@ -5,8 +5,8 @@ import HostMachine
 /// Tells one buffer's handles from another's: alive as long as a handle, so that no later buffer has the same.
 final class BufferIdentity: Sendable {}
 
-/// Where a rank's tables lie in one piece of its own memory: where workers count themselves in, what it failed with, arenas, then experts'
-/// owners, local indices and order.
+/// Where a rank's tables lie in one piece of its own memory: where workers count themselves in, what it failed with,
+/// arenas, then experts' owners, local indices and order.
 struct TableOffsets {
   let arrivals: Int64 = 0
   /// `RankView.failure`.

@@ -68,9 +68,12 @@ package final class GPUHost: Sendable {
 
 extension GPUHost {
   /// Blocks that are not set apart. Where MPS gives each process a part of the GPU, other processes' are not in it.
-  func room() throws(EPError) -> Int {
+  func room() throws(EPError) -> Int { try blockCountMax() - reservedBlockCount.withLock { $0 } }
+
+  /// Blocks that the GPU runs at a time.
+  private func blockCountMax() throws(EPError) -> Int {
     do throws(DriverError) {
-      return try module.blocksPerMultiprocessor() * gpu.multiprocessorCount - reservedBlockCount.withLock { $0 }
+      return try module.blocksPerMultiprocessor() * gpu.multiprocessorCount
     } catch {
       throw EPError(error, rank: -1)
     }
@@ -80,12 +83,7 @@ extension GPUHost {
   ///
   /// - Throws: `invalidArgument` where not all blocks could run at the same time.
   func reserve(blockCount: Int, rank: Int) throws(EPError) {
-    let room: Int
-    do throws(DriverError) {
-      room = try module.blocksPerMultiprocessor() * gpu.multiprocessorCount
-    } catch {
-      throw EPError(error, rank: rank)
-    }
+    let room = try blockCountMax()
     try reservedBlockCount.withLock { reserved throws(EPError) in
       if reserved + blockCount > room {
         throw .invalidArgument(
