@@ -31,4 +31,18 @@ import Testing
     // Otherwise nothing was tested.
     #expect(wholeCount > 300)
   }
+
+  /// Who waits for the leader's decision loses patience with the leader only when it has waited for that.
+  @Test func patienceBeginsAnew() {
+    let ids = (0..<3).map { MemberID(100 + $0) }
+    var member = Regrouping(own: ids[2], members: ids)
+    member.begin()
+    member.receive(.report(absent: []), from: ids[0])
+    let knowledge = member.knowledge
+    member.receive(.report(absent: [ids[1]]), from: ids[0])
+    member.losePatience(since: knowledge)
+    #expect(member.absent == [ids[1]])
+    member.losePatience(since: member.knowledge)
+    #expect(member.absent == [ids[0], ids[1]])
+  }
 }

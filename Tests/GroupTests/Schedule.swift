@@ -33,7 +33,7 @@ struct Schedule {
     var isGone = false
   }
 
-  enum Intention { case decide, losePatience }
+  enum Intention { case decide, losePatience(since: Regrouping.Knowledge) }
 
   var members: [Member]
   /// Whom somebody has doubted too early, and who has died or stopped.
@@ -68,7 +68,7 @@ struct Schedule {
       if steps.isEmpty {
         // Really: somebody's patience ends. It must hit none that still moves.
         guard let index = members.indices.first(where: { isWaiting($0) }) else { return true }
-        members[index].regrouping.losePatience()
+        members[index].regrouping.losePatience(since: members[index].regrouping.knowledge)
         flush(index)
         continue
       }
@@ -140,7 +140,7 @@ struct Schedule {
       flush(index)
     case .doubt(let index):
       members[index].doubts -= 1
-      settle(index, before: .losePatience)
+      settle(index, before: .losePatience(since: members[index].regrouping.knowledge))
     case .accuse(let index):
       members[index].accusations -= 1
       let accused = random.pick(members.indices.filter { $0 != index })
@@ -204,14 +204,14 @@ struct Schedule {
     members[index].settling = nil
     switch members[index].afterSettling {
     case .decide: members[index].regrouping.decide(newcomer: nil, refusal: nil)
-    case .losePatience: losePatience(index)
+    case .losePatience(let knowledge): losePatience(index, since: knowledge)
     }
     flush(index)
   }
 
-  private mutating func losePatience(_ index: Int) {
+  private mutating func losePatience(_ index: Int, since knowledge: Regrouping.Knowledge) {
     let before = members[index].regrouping.absent
-    members[index].regrouping.losePatience()
+    members[index].regrouping.losePatience(since: knowledge)
     doubted.formUnion(members[index].regrouping.absent.subtracting(before).map { self.index($0) })
     flush(index)
   }

@@ -235,14 +235,16 @@ final class Mesh: Sendable {
     let patience = timeout.nanoseconds &* (invite == nil ? 1 : 2)
     update { state in state.regroup(generation) { $0.begin() } }
     while true {
+      let knowledge = state.withLock { $0.regroupings[generation]!.knowledge }
       let progress = wait(until: monotonicNow() &+ patience) { state -> (isExpelled: Bool, regrouping: Regrouping)? in
         let regrouping = state.regroupings[generation]!
         let goesOn = state.isExpelled || regrouping.decision != nil || regrouping.isReady
-        return goesOn ? (state.isExpelled, regrouping) : nil
+        return goesOn || regrouping.knowledge != knowledge ? (state.isExpelled, regrouping) : nil
       }
       if let progress {
         if progress.isExpelled { break }
         if let decision = progress.regrouping.decision { return decision }
+        if !progress.regrouping.isReady { continue }
         var (newcomer, refusal): (Card?, EPError?)
         if let invite {
           do { newcomer = try invite(progress.regrouping.present) } catch { refusal = error }
@@ -252,7 +254,7 @@ final class Mesh: Sendable {
       } else {
         // A member that was stopped itself finds answers now, not silence.
         guard settle(until: monotonicNow() &+ patience) else { break }
-        update { state in state.regroup(generation) { $0.losePatience() } }
+        update { state in state.regroup(generation) { $0.losePatience(since: knowledge) } }
       }
     }
     let rank = state.withLock { $0.generations[generation]!.firstIndex(of: own)! }

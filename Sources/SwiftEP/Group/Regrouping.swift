@@ -59,9 +59,9 @@ struct Regrouping: Sendable {
     report()
   }
 
-  /// Nothing has come for too long.
-  mutating func losePatience() {
-    if decision == nil && !isExpelled && !isReady { hold(absent: laggards) }
+  /// Nothing has been learnt for too long since `knowledge` was this.
+  mutating func losePatience(since knowledge: Knowledge) {
+    if knowledge == self.knowledge && decision == nil && !isExpelled && !isReady { hold(absent: laggards) }
   }
 
   mutating func receive(_ message: Message, from sender: MemberID) {
@@ -92,6 +92,14 @@ struct Regrouping: Sendable {
   }
 
   // MARK: State
+
+  /// What others have told. Each can tell something new only a few times, so patience that begins anew with it ends.
+  struct Knowledge: Equatable {
+    let absent: Set<MemberID>
+    let reports: [MemberID: Set<MemberID>]
+  }
+
+  var knowledge: Knowledge { Knowledge(absent: absent, reports: reports) }
 
   /// Whether this member is to decide now.
   var isReady: Bool {
