@@ -2,6 +2,8 @@
 import PackageDescription
 
 let strict: [SwiftSetting] = [.treatAllWarnings(as: .error), .swiftLanguageMode(.v6)]
+// Kernels check themselves: `swift build -c release -Xswiftc -DCHECKED` does, too.
+let checked: [SwiftSetting] = strict + [.define("CHECKED", .when(configuration: .debug))]
 
 let package = Package(
   name: "SwiftEP",
@@ -11,7 +13,7 @@ let package = Package(
   ],
   targets: [
     .target(name: "CPlatform"),
-    .target(name: "EPKernels", swiftSettings: strict),
+    .target(name: "EPKernels", swiftSettings: checked),
     .target(name: "HostFacts", dependencies: ["CPlatform"], swiftSettings: strict),
     .target(name: "Arena", dependencies: ["CPlatform", "HostFacts"], swiftSettings: strict),
     .target(name: "HostMachine", dependencies: ["CPlatform", "EPKernels"], swiftSettings: strict),
@@ -49,13 +51,14 @@ let package = Package(
     .testTarget(
       name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
-    .testTarget(name: "PTXTests", dependencies: ["CCUDA"], swiftSettings: strict),
+    .testTarget(name: "PTXTests", dependencies: ["CCUDA", "CUDADriver"], swiftSettings: strict),
     .testTarget(
       name: "RendezvousTests",
       dependencies: ["Arena", "CPlatform", "Conformance", "HostMachine", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
       swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests", dependencies: ["CPlatform", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      name: "ConformanceTests",
+      dependencies: ["CPlatform", "Conformance", "EPKernels", "HostFacts", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
       name: "ToolTests",

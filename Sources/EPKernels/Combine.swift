@@ -86,6 +86,10 @@
     operation.setColumn(Columns.rows, atRank: rank, arena.advanced(byBytes: peer.outputOffset))
     operation.setColumn(Columns.weights, atRank: rank, arena.advanced(byBytes: peer.weightsOffset))
   }
+  #if CHECKED
+    checkRows(machine, arguments, epoch: epoch)
+    if endsInFailedCheck(machine, view: view, operation: operation) { return }
+  #endif
   let recorder = FlightRecorder(view)
   // The other way round than the dispatch.
   recorder.count(
@@ -98,6 +102,11 @@
   let arena = arguments.view.ownArena
   if !arguments.stagedRows.isNull {
     let rowByteCount = arguments.rowByteCount
+    #if CHECKED
+      let byteCount = Int64(arguments.rowCount) &* Int64(rowByteCount)
+      guard arguments.view.checkArena(of: arguments.view.rank, arguments.header.outputOffset, byteCount: byteCount)
+      else { return }
+    #endif
     let staged = arena.advanced(byBytes: arguments.header.outputOffset)
     let job = ScatterJob(
       source: arguments.stagedRows, rowCount: arguments.rowCount, rowByteCount: rowByteCount, slotCount: 1,
@@ -109,6 +118,12 @@
   }
   if !arguments.stagedWeights.isNull {
     let byteCount = 4 &* arguments.weightsPerRow
+    #if CHECKED
+      let end = Int64(arguments.rowCount) &* Int64(byteCount)
+      guard arguments.view.checkArena(of: arguments.view.rank, arguments.header.weightsOffset, byteCount: end) else {
+        return
+      }
+    #endif
     let staged = arena.advanced(byBytes: arguments.header.weightsOffset)
     machine.copyRecords(arguments.rowCount, byteCount: byteCount) { row in
       let offset = Int64(row) &* Int64(byteCount)

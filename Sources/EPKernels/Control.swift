@@ -5,7 +5,7 @@
   public var expertCount: Int32
   /// Experts that live on this rank.
   public var localExpertCount: Int32
-  /// UInt64 `[rankCount]`: where each rank's arena is mapped here.
+  /// UInt64 `[2, rankCount]`: where each rank's arena is mapped here, then how many bytes it can have.
   public var arenas: Address
   /// Int32 `[expertCount]`: the rank of each expert.
   public var expertOwner: Address
@@ -15,7 +15,8 @@
   public var expertOrder: Address
   /// Int32 `[rankCount + 1]`: where each rank's experts begin in `expertOrder`, and where the last rank's end.
   public var firstPlaces: Address
-  /// `OperationStatus` of the first operation that missed a rank: later ones then end at once. In this rank's own memory.
+  /// `OperationStatus` of the first operation that missed a rank: later ones then end at once. In this rank's own memory,
+  /// with `findingsByteCount` zero bytes behind it.
   public var failure: Address
   /// `OperationStatus`: the same, where the host is the first to know, in memory that both reach. Null where it cannot be:
   /// for a GPU, the host's memory is far away.
@@ -24,7 +25,7 @@
   public var departures: Address
   /// UInt64: grows after each change of `departures`, and ends waits.
   public var alarm: Address
-  /// UInt32: where the workers of a launch count themselves in.
+  /// UInt32 `[2]`: where the workers of a launch count themselves in; the second for checks.
   public var arrivals: Address
   /// How long a wait for a peer may take.
   public var timeoutNanoseconds: UInt64
@@ -56,6 +57,8 @@
   }
 
   @inlinable public var ownArena: Address { arena(of: rank) }
+
+  @inlinable func arenaByteCount(of rank: Int32) -> Int64 { arenas.load(Int64.self, at: rankCount &+ rank) }
 
   @inlinable func firstPlace(ofRank rank: Int32) -> Int32 { firstPlaces.load(Int32.self, at: rank) }
 
@@ -251,6 +254,11 @@
     (earlier.code, earlier.neededByteCount) = (neededByteCount, 0)
     return earlier
   }
+  /// Of `checkFailed`.
+  @inlinable public var failedCheck: (check: Check?, step: FlightStep?) {
+    let (check, step) = (Int32(truncatingIfNeeded: details.0 & 0xff), Int32(truncatingIfNeeded: details.0 &>> 8))
+    return (Check(rawValue: check), FlightStep(rawValue: step))
+  }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 
@@ -268,6 +276,9 @@
   case failedBefore = 5
   /// The rank takes part no more, says the host. Details: as of a timeout.
   case departed = 6
+  /// Only of checked builds. Details: the `Check` and, above 8 bits, the `FlightStep`; what was found; where the range ends
+  /// in which that should be.
+  case checkFailed = 7
 
   /// In a timeout's details, beside the signal slots: this rank's own input was not ready in time.
   @inlinable public static var inputSlot: Int64 { 2 }

@@ -103,6 +103,13 @@
       operation: operation)
   }
   fitOutputs(machine, view, epoch: epoch, columns: arguments.columns, handle: handle, operation: operation)
+  #if CHECKED
+    if !arguments.isCached { checkCounts(machine, view: view, epoch: epoch, topK: arguments.routing.topK) }
+    checkOffers(machine, view: view, epoch: epoch)
+    if endsInFailedCheck(machine, view: view, operation: operation) {
+      return handle.at(handle.layout.epoch).store(UInt64(0), at: 0)
+    }
+  #endif
   let recorder = FlightRecorder(view)
   recorder.count(
     machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
@@ -178,6 +185,9 @@
   copyColumns(machine, arguments)
   markPadding(machine, arguments)
   complete(machine, view: view, operation: operation)
+  #if CHECKED
+    checkArrivals(machine, arguments)
+  #endif
 }
 
 /// Scales and sidecars, as the caller gave them.
@@ -234,6 +244,9 @@
   @inlinable func writeExpert(_ arguments: DispatchArguments, _ index: Int32) {
     let (view, routing) = (arguments.view, arguments.routing)
     let expert = routing.expert(token: token, slot: firstSlot &+ index)
+    #if CHECKED
+      guard view.check(.expert, expert, below: view.expertCount) else { return }
+    #endif
     let isLocal = expert >= 0 && view.owner(ofExpert: expert) == rank
     let local = isLocal ? view.localIndex(ofExpert: expert) : -1
     if routing.indexByteCount == 8 {
@@ -283,6 +296,11 @@
   _ machine: M, _ arguments: DispatchArguments, first: Int32, end: Int32, zeroing: Bool
 ) {
   if end <= first { return }
+  #if CHECKED
+    let view = arguments.view
+    let rowCount = max(Int64(arguments.handle.total(atRank: view.rank)), arguments.header.outputRowCapacity)
+    guard view.check(.row, Int64(end) &- 1, below: rowCount) else { return }
+  #endif
   markColumn(machine, arguments, Columns.origins, first: first, end: end, pattern: UInt32.max)
   markColumn(machine, arguments, Columns.indices, first: first, end: end, pattern: UInt32.max)
   markColumn(machine, arguments, Columns.weights, first: first, end: end, pattern: 0)

@@ -13,6 +13,9 @@
     }
     return nil
   }
+  #if CHECKED
+    if endsInFailedCheck(machine, view: view, operation: operation) { return nil }
+  #endif
   let control = view.control
   let epochWord = view.ownArena.advanced(byBytes: ControlLayout.epochOffset)
   let epoch = epochWord.load(UInt64.self, at: 0) &+ 1
@@ -199,6 +202,9 @@
 /// The end of every operation: the last worker of this rank tells all peers, then waits for all of them.
 @inlinable func complete<M: Machine>(_ machine: M, view: RankView, operation: OperationView) {
   guard machine.arriveLocal(view.arrivals) else { return }
+  #if CHECKED
+    if endsInFailedCheck(machine, view: view, operation: operation) { return }
+  #endif
   let epoch = view.ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0)
   signalPeers(machine, view: view, slot: .completion, epoch: epoch)
   let seen = awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation)

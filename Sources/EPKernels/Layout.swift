@@ -98,6 +98,9 @@
 
   @inlinable func member(token: Int32, slot: Int32, firstRank: Int32, _ view: RankView) -> UInt64 {
     let expert = expert(token: token, slot: slot)
+    #if CHECKED
+      guard view.check(.expert, expert, below: view.expertCount) else { return 0 }
+    #endif
     let rank = view.owner(ofExpert: max(0, expert)) &- firstRank
     return expert >= 0 && rank >= 0 && rank < 64 ? 1 &<< UInt64(truncatingIfNeeded: rank) : 0
   }
@@ -139,6 +142,9 @@
       counters: counters.advanced(byBytes: 4 &* Int64(first)),
       members: { routing.rankMembers(token: $0, firstRank: first, view) },
       visit: { token, destination, index in
+        #if CHECKED
+          guard view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else { return }
+        #endif
         if bySource { slotIndices.store(index, at: token &* slotCount &+ first &+ destination) }
       })
     firstRank = firstRank &+ 64
@@ -147,15 +153,28 @@
   let expertCounters = counters.advanced(byBytes: 4 &* Int64(view.rankCount))
   if bySource {
     machine.countSlots(tokens, slotCount: routing.topK, counters: expertCounters) {
-      routing.expert(token: $0, slot: $1)
+      let expert = routing.expert(token: $0, slot: $1)
+      #if CHECKED
+        guard view.check(.expert, expert, below: view.expertCount) else { return -1 }
+      #endif
+      return expert
     }
     return
   }
   let slotKeys = handle.at(handle.layout.slotKeys)
   machine.numberSlots(
     tokens, slotCount: routing.topK, keyCount: view.expertCount, counters: expertCounters,
-    key: { routing.expert(token: $0, slot: $1) },
+    key: {
+      let expert = routing.expert(token: $0, slot: $1)
+      #if CHECKED
+        guard view.check(.expert, expert, below: view.expertCount) else { return -1 }
+      #endif
+      return expert
+    },
     visit: { token, slot, index in
+      #if CHECKED
+        guard view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else { return }
+      #endif
       let cell = token &* slotCount &+ slot
       slotIndices.store(index, at: cell)
       slotKeys.store(routing.expert(token: token, slot: slot), at: cell)

@@ -119,13 +119,22 @@
   @inlinable public func total(atRank rank: Int32) -> Int32 { at(layout.totals).load(Int32.self, at: rank) }
 
   @inlinable public func place(token: Int32, slot: Int32, _ view: RankView) -> Place {
+    #if CHECKED
+      guard view.check(.token, token, below: layout.chunks.tokenCount) else { return Place(rank: -1, row: 0) }
+    #endif
     let cell = token &* layout.slotCount &+ slot
     let index = at(layout.slotIndices).load(Int32.self, at: cell)
     if index < 0 { return Place(rank: -1, row: 0) }
     let key = layout.layout == .bySource ? slot : at(layout.slotKeys).load(Int32.self, at: cell)
+    #if CHECKED
+      guard view.check(.key, key, below: layout.keyCount) else { return Place(rank: -1, row: 0) }
+    #endif
     let chunk = layout.chunks.chunk(ofToken: token)
     let base = at(layout.bases).load(Int32.self, at: chunk &* layout.keyCount &+ key)
     let rank = layout.layout == .bySource ? slot : view.owner(ofExpert: key)
+    #if CHECKED
+      guard view.check(.row, base &+ index, below: total(atRank: rank)) else { return Place(rank: -1, row: 0) }
+    #endif
     return Place(rank: rank, row: base &+ index)
   }
 }

@@ -9,9 +9,9 @@ final class BufferIdentity: Sendable {}
 /// arenas, then experts' owners, local indices and order.
 struct TableOffsets {
   let arrivals: Int64 = 0
-  /// `RankView.failure`.
+  /// `RankView.failure`, with what is behind it.
   let failure: Int64 = 64
-  let arenas: Int64 = 128
+  let arenas: Int64 = 64 + OperationStatus.byteCount + RankView.findingsByteCount
   let owners: Int64
   let locals: Int64
   let order: Int64
@@ -19,7 +19,7 @@ struct TableOffsets {
   let byteCount: Int64
 
   init(rankCount: Int, expertCount: Int) {
-    owners = arenas + 8 * Int64(rankCount)
+    owners = arenas + 16 * Int64(rankCount)
     locals = owners + 4 * Int64(expertCount)
     order = locals + 4 * Int64(expertCount)
     firstPlaces = order + 4 * Int64(expertCount)
@@ -93,16 +93,19 @@ final class BufferCore: Sendable {
       alarm: words.advanced(byBytes: noticeOffsets.alarm), arrivals: base.advanced(byBytes: offsets.arrivals),
       timeoutNanoseconds: timeout.nanoseconds)
     let image = try HostMemory(byteCount: offsets.byteCount)
-    Self.fill(image.base, offsets, arenas: arenas.map(\.address), owners: owners)
+    Self.fill(image.base, offsets, arenas: arenas, owners: owners)
     try tables.write(UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(offsets.byteCount)))
     try identify(membership)
     group.mesh.register(
       DepartureBoard(memory: notices, view: view, arena: arena, device: device), for: membership.key)
   }
 
-  private static func fill(_ base: Address, _ offsets: TableOffsets, arenas: [Address], owners: [Int32]) {
+  private static func fill(_ base: Address, _ offsets: TableOffsets, arenas: [any SymmetricMemory], owners: [Int32]) {
     let at = { (offset: Int64) in base.advanced(byBytes: offset) }
-    for (rank, arena) in arenas.enumerated() { at(offsets.arenas).store(arena.bits, at: Int32(rank)) }
+    for (rank, arena) in arenas.enumerated() {
+      at(offsets.arenas).store(arena.address.bits, at: Int32(rank))
+      at(offsets.arenas).store(arena.reservedByteCount, at: Int32(arenas.count + rank))
+    }
     var counts = [Int32](repeating: 0, count: arenas.count)
     for (expert, owner) in owners.enumerated() {
       at(offsets.owners).store(owner, at: Int32(expert))
@@ -192,7 +195,7 @@ final class BufferCore: Sendable {
     case .ok: return nil
     case .inputFault: return inputError(rank: rank, details)
     case .disagreement: return disagreement(rank: rank, details)
-    case .timeout, .departed: return membership.lose(to: status)
+    case .timeout, .departed, .checkFailed: return membership.lose(to: status)
     case .overflow: return .outOfMemory(rank: rank, neededByteCount: details.0, availableByteCount: details.1)
     case .failedBefore: return .bufferLost(cause: membership.lose(to: status.earlier))
     case nil: preconditionFailure("unknown status \(status.code)")

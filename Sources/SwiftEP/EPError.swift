@@ -17,6 +17,9 @@ public indirect enum EPError: Error, Equatable, Codable, Sendable {
   /// An earlier operation of this buffer failed in a way that leaves peers' writes possible; the buffer can only be
   /// closed.
   case bufferLost(cause: EPError)
+  /// Only of checked builds: at `step` of an operation, a kernel of `rank` would have gone astray, since `check` was `found`.
+  /// The buffer that reports this is lost; all ranks report the same.
+  case checkFailed(rank: Int, step: FlightRecord.Step, check: String, expected: String, found: String)
   case bufferClosed
   /// The ranks could not find each other.
   case rendezvousFailed(String)
@@ -66,6 +69,8 @@ extension EPError: CustomStringConvertible {
     case .outOfMemory(let rank, let needed, let available):
       return "rank \(rank) needs memory of \(needed) bytes, \(available) can be had"
     case .bufferLost(let cause): return "the buffer was lost earlier: \(cause)"
+    case .checkFailed(let rank, let step, let check, let expected, let found):
+      return "a check failed on rank \(rank) at step '\(step.rawValue)': \(check): expected \(expected), found \(found)"
     case .bufferClosed: return "the buffer is closed"
     case .rendezvousFailed(let why): return "rendezvous failed: \(why)"
     case .driver(let rank, let call, let code, let name):

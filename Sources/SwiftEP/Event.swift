@@ -167,7 +167,7 @@ final class OperationResources: Sendable {
   /// others learn of it even if nobody here waits for the result.
   deinit {
     switch StatusCode(rawValue: view.reported.code) {
-    case .timeout, .departed:
+    case .timeout, .departed, .checkFailed:
       arena.quarantine(retained.withLock { $0 })
       membership.lose(to: view.reported)
     case .failedBefore:

@@ -23,7 +23,7 @@ final class Membership: Sendable {
   /// This rank makes no more calls.
   func close() { group.mesh.tell(.closed, of: key) }
 
-  /// A rank is missing, says a kernel, and so the buffer is lost: all others are told, since they would wait for this
+  /// A rank is missing, or a check has failed, says a kernel, and so the buffer is lost: all others are told, since they would wait for this
   /// one in vain. The first time, what led to it is printed. Returns the first cause.
   @discardableResult
   func lose(to status: OperationStatus) -> EPError {
@@ -38,6 +38,7 @@ final class Membership: Sendable {
   }
 
   private func error(from status: OperationStatus) -> EPError {
+    if status.code == StatusCode.checkFailed.rawValue { return EPError(failedCheck: status) }
     let step: EPError.Step =
       switch status.details.0 {
       case StatusCode.inputSlot: .input

@@ -22,7 +22,7 @@ import Testing
         RankView(
           rank: rank, rankCount: count, expertCount: 1, localExpertCount: 1, arenas: base, expertOwner: base,
           expertLocal: base, expertOrder: base, firstPlaces: base,
-          failure: base.advanced(byBytes: 1024 + 64 * Int64(rank)), hostFailure: .null, departures: base, alarm: base,
+          failure: base.advanced(byBytes: 1024 + 256 * Int64(rank)), hostFailure: .null, departures: base, alarm: base,
           arrivals: base,
           timeoutNanoseconds: 1)
       }

@@ -95,6 +95,7 @@ extension FlightRecord.Operation {
     case .overflow: "overflow" + blame
     case .timeout: "timeout" + blame
     case .departed: "departure" + blame
+    case .checkFailed: "failed check" + blame
     }
   }
 

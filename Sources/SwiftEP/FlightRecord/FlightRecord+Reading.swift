@@ -151,7 +151,7 @@ extension FlightStep: Comparable {
 }
 
 extension FlightRecord.Step {
-  fileprivate init(_ step: FlightStep) {
+  init(_ step: FlightStep) {
     switch step {
     case .idle: self = .idle
     case .input: self = .input
@@ -185,6 +185,7 @@ extension FlightRecord.Outcome {
     case .timeout: self = .timeout
     case .overflow: self = .overflow
     case .departed: self = .departed
+    case .checkFailed: self = .checkFailed
     case .failedBefore: return nil
     }
   }

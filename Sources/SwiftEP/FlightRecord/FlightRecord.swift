@@ -93,6 +93,8 @@ public struct FlightRecord: Equatable, Codable, Sendable {
     case overflow
     /// A peer was silent for too long; a peer was gone, or had given up.
     case timeout, departed
+    /// In a checked build: something was not as it must be.
+    case checkFailed
   }
 
   public struct Span: Equatable, Codable, Sendable {
