@@ -1,5 +1,3 @@
-import CCUDA
-
 /// The kernels, compiled by the driver for one GPU.
 package final class KernelModule: @unchecked Sendable {
   package let gpu: GPU
@@ -19,13 +17,11 @@ package final class KernelModule: @unchecked Sendable {
   /// The oldest GPU that the kernels run on.
   package static let architectureMin = 80
 
-  package init(_ gpu: GPU) throws(DriverError) {
+  package init(_ gpu: GPU, _ kernels: KernelText) throws(DriverError) {
     self.gpu = gpu
     var loaded: CUHandle?
-    try gpu.call("cuModuleLoadData") { table in
-      gpu.architecture >= 90
-        ? table.cuModuleLoadData(&loaded, swiftep_kernels_sm_90())
-        : table.cuModuleLoadData(&loaded, swiftep_kernels_sm_80())
+    try gpu.call("cuModuleLoadData(\(kernels.file ?? "the library's"))") { table in
+      kernels.text.withCString { table.cuModuleLoadData(&loaded, $0) }
     }
     let module = loaded!
     self.module = module

@@ -53,8 +53,12 @@ package final class GPUHost: Sendable {
         "GPU \(index), \(gpu.name), is of sm_\(gpu.architecture); needed is sm_\(KernelModule.architectureMin) or later"
       )
     }
+    let kernels: KernelText
+    do throws(KernelText.Fault) { kernels = try KernelText(architecture: gpu.architecture) } catch {
+      throw .machineUnavailable("\(error)")
+    }
     do throws(DriverError) {
-      module = try KernelModule(gpu)
+      module = try KernelModule(gpu, kernels)
       copier = GPUCopier(try Stream(gpu))
       pool = try DevicePool(gpu, copier)
     } catch {

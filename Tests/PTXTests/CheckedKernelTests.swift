@@ -1,0 +1,32 @@
+import CUDADriver
+import Foundation
+import Testing
+
+/// `scripts/build-kernels --checked` makes kernels that check themselves; those that the library carries do not. With
+/// `SWIFTEP_KERNELS` in the environment, that folder's kernels must be checked ones.
+@Suite struct CheckedKernelTests {
+  private static let folder = ProcessInfo.processInfo.environment[KernelText.variable]
+
+  /// What a failed check stores: two numbers at once. Nothing else is stored in this way.
+  private static let finding = "st.v2.b64"
+
+  @Test(arguments: [80, 90])
+  func theLibrarysCheckNothing(architecture: Int) throws {
+    let text = PTXText(try KernelText(architecture: architecture, folder: nil).text)
+    for kernel in text.kernels.keys { #expect(text.count(Self.finding, in: kernel) == 0) }
+  }
+
+  /// Places, experts, arenas, what has arrived. They may need memory of a lane's own; all other rules hold for them, too.
+  @Test(.enabled(if: folder != nil), arguments: [80, 90])
+  func thoseOfAFolderCheck(architecture: Int) throws {
+    let text = PTXText(try KernelText(architecture: architecture, folder: Self.folder).text)
+    for (kernel, count) in [
+      ("swiftep_prepare_dispatch", 8), ("swiftep_deliver_dispatch", 10), ("swiftep_dispatch", 18),
+      ("swiftep_combine", 10),
+    ] {
+      #expect(text.count(Self.finding, in: kernel) >= count, "\(kernel)")
+    }
+    let violations = Rules.violations(text).filter { !$0.contains(".local") }
+    #expect(violations == [])
+  }
+}
