@@ -12,6 +12,8 @@ package final class KernelModule: @unchecked Sendable {
     case dispatch = "swiftep_dispatch"
     case combine = "swiftep_combine"
     case tellTime = "swiftep_tell_time"
+    /// Only of checked kernels.
+    case ranks = "swiftep_ranks"
   }
 
   /// The oldest GPU that the kernels run on.
@@ -30,7 +32,7 @@ package final class KernelModule: @unchecked Sendable {
       threadCount = Int(shape[0])
       sharedByteCount = Int(shape[1])
       var functions: [Kernel: CUHandle] = [:]
-      for kernel in Kernel.allCases {
+      for kernel in Kernel.allCases where kernel != .ranks || kernels.has(kernel: kernel.rawValue) {
         var function: CUHandle?
         try gpu.call("cuModuleGetFunction(\(kernel.rawValue))") {
           $0.cuModuleGetFunction(&function, module, kernel.rawValue)
@@ -77,9 +79,9 @@ package final class KernelModule: @unchecked Sendable {
   /// How a launch tells the host that it is over: its last block stores the ticket into the word, having counted blocks
   /// in a UInt32 of the GPU's memory, zero at first. Where the word's address is 0, it does not.
   package struct End: Sendable {
-    let counter: UInt64
-    let word: UInt64
-    let ticket: UInt64
+    package let counter: UInt64
+    package let word: UInt64
+    package let ticket: UInt64
 
     package static let untold = End(counter: DeviceAddress(bits: 0), word: DeviceAddress(bits: 0), ticket: 0)
 
@@ -105,19 +107,43 @@ package final class KernelModule: @unchecked Sendable {
     try launch(.tellTime, [], end: end, blockCount: blockCount, on: stream)
   }
 
+  /// Whether it can launch the kernels of several ranks at once.
+  package var launchesRanks: Bool { functions[.ranks] != nil }
+
+  /// Starts the kernels of several ranks, `blockCount` blocks each.
+  ///
+  /// - Parameter launches: of each rank its kernel, arguments and end, in the GPU's memory, as that kernel reads them.
+  package func launchRanks(
+    _ launches: DeviceAddress, rankCount: Int, blockCount: Int, on stream: Stream
+  ) throws(DriverError) {
+    try withUnsafePointer(to: launches.bits) { launches throws(DriverError) in
+      // SAFETY: the driver only reads what the parameters point to.
+      try launch(
+        .ranks, parameters: [UnsafeMutableRawPointer(mutating: launches)], blockCount: blockCount, rowCount: rankCount,
+        on: stream)
+    }
+  }
+
   private func launch(
     _ kernel: Kernel, _ arguments: [UnsafeMutableRawPointer?], end: End, blockCount: Int, on stream: Stream
   ) throws(DriverError) {
+    try withUnsafePointer(to: end) { end throws(DriverError) in
+      // SAFETY: the driver only reads what the parameters point to, as many as the kernel has.
+      let first = UnsafeMutableRawPointer(mutating: end)
+      try launch(
+        kernel, parameters: arguments + [first, first + 8, first + 16], blockCount: blockCount, rowCount: 1, on: stream)
+    }
+  }
+
+  private func launch(
+    _ kernel: Kernel, parameters: [UnsafeMutableRawPointer?], blockCount: Int, rowCount: Int, on stream: Stream
+  ) throws(DriverError) {
     let function = functions[kernel]!
+    var parameters = parameters
     try gpu.call("cuLaunchKernel(\(kernel.rawValue))") { table in
-      withUnsafeBytes(of: end) { end in
-        // SAFETY: the driver only reads what the parameters point to, as many as the kernel has.
-        let first = UnsafeMutableRawPointer(mutating: end.baseAddress!)
-        var parameters = arguments + [first, first + 8, first + 16]
-        return table.cuLaunchKernel(
-          function, UInt32(blockCount), 1, 1, UInt32(threadCount), 1, 1, UInt32(sharedByteCount), stream.handle,
-          &parameters, nil)
-      }
+      table.cuLaunchKernel(
+        function, UInt32(blockCount), UInt32(rowCount), 1, UInt32(threadCount), 1, 1, UInt32(sharedByteCount),
+        stream.handle, &parameters, nil)
     }
   }
 }

@@ -6,11 +6,61 @@
   case combine(CombineArguments)
 
   @inlinable public func run<M: Machine>(on machine: M) {
-    switch self {
-    case .prepareDispatch(let arguments): _ = EPKernels.prepareDispatch(machine, arguments)
-    case .deliverDispatch(let arguments): EPKernels.deliverDispatch(machine, arguments)
-    case .dispatch(let arguments): EPKernels.dispatch(machine, arguments)
-    case .combine(let arguments): EPKernels.combine(machine, arguments)
+    withArguments { arguments in
+      Self.run(kernel: index, Address(bits: UInt64(UInt(bitPattern: arguments.baseAddress))), on: machine)
     }
+  }
+
+  /// - Parameter kernel: as `index` names it.
+  @inlinable static func run<M: Machine>(kernel: Int64, _ arguments: Address, on machine: M) {
+    switch kernel {
+    case 0: _ = EPKernels.prepareDispatch(machine, arguments.load(DispatchArguments.self, at: 0))
+    case 1: EPKernels.deliverDispatch(machine, arguments.load(DispatchArguments.self, at: 0))
+    case 2: EPKernels.dispatch(machine, arguments.load(DispatchArguments.self, at: 0))
+    default: EPKernels.combine(machine, arguments.load(CombineArguments.self, at: 0))
+    }
+  }
+
+  /// Which it is, where only its arguments are passed on.
+  @inlinable public var index: Int64 {
+    switch self {
+    case .prepareDispatch: 0
+    case .deliverDispatch: 1
+    case .dispatch: 2
+    case .combine: 3
+    }
+  }
+
+  /// The bytes of its arguments.
+  @inlinable public func withArguments<Result>(_ body: (UnsafeRawBufferPointer) -> Result) -> Result {
+    switch self {
+    case .prepareDispatch(let arguments), .deliverDispatch(let arguments), .dispatch(let arguments):
+      withUnsafeBytes(of: arguments, body)
+    case .combine(let arguments): withUnsafeBytes(of: arguments, body)
+    }
+  }
+}
+
+/// One rank's kernel in a launch of several ranks' kernels, in memory that they reach.
+@frozen public struct RankLaunch: Sendable {
+  /// `KernelLaunch.index`.
+  public var kernel: Int64
+  /// That one's arguments.
+  public var arguments: Address
+  /// As a launch of its own has them: where its workers count themselves out, and what the last one stores where.
+  public var counter: Address
+  public var word: Address
+  public var ticket: UInt64
+
+  @inlinable public init(kernel: Int64, arguments: Address, counter: Address, word: Address, ticket: UInt64) {
+    self.kernel = kernel
+    self.arguments = arguments
+    self.counter = counter
+    self.word = word
+    self.ticket = ticket
+  }
+
+  @inlinable public func run<M: Machine>(on machine: M) {
+    KernelLaunch.run(kernel: kernel, arguments, on: machine)
   }
 }

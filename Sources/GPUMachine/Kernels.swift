@@ -1,3 +1,5 @@
+import PTX
+
 // The kernels' names are what the host looks up in the module. Their arguments lie in the launch's parameters.
 
 @_cdecl("swiftep_prepare_dispatch")
@@ -30,6 +32,19 @@ public func kernelCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ wo
 public func kernelTellTime(_ counter: UInt64, _ word: UInt64) {
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: GPUMachine().now)
 }
+
+#if CHECKED
+  /// The kernels of all ranks that share a GPU as one launch, a row of blocks each: for tools that let a GPU run one launch
+  /// after the other, and ranks that wait for each other.
+  ///
+  /// - Parameter launches: `RankLaunch`, one for each row of blocks.
+  @_cdecl("swiftep_ranks")
+  public func kernelRanks(_ launches: UnsafeRawPointer) {
+    let launch = launches.assumingMemoryBound(to: RankLaunch.self)[Int(ptx_block_row())]
+    launch.run(on: GPUMachine())
+    GPUMachine().leave(launch.counter, word: launch.word, ticket: launch.ticket)
+  }
+#endif
 
 // How many bytes each takes: for `scripts/build-kernels`.
 

@@ -130,7 +130,7 @@ struct BufferSetup {
   }
 
   private func makeDevice() throws(EPError) -> any Device {
-    try machine.makeDevice(rank: group.rank, rankCount: group.rankCount, workerCount: workerCount())
+    try machine.makeDevice(group, key, workerCount: workerCount())
   }
 
   private func workerCount() throws(EPError) -> Int {

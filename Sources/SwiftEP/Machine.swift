@@ -81,13 +81,18 @@ extension Machine {
     return BlockNeed(gpu: gpu, blockCount: workerCount, room: try host.room())
   }
 
-  func makeDevice(rank: Int, rankCount: Int, workerCount: Int) throws(EPError) -> any Device {
+  /// For a rank of the group's buffer `key`.
+  func makeDevice(_ group: Group, _ key: BufferKey, workerCount: Int) throws(EPError) -> any Device {
+    let (rank, rankCount) = (group.rank, group.rankCount)
     switch self {
     case .cpu:
       return try HostDevice(
         rank: rank, workerCount: workerCount,
         tuning: HostTuning(threadCount: rankCount * workerCount, coreCount: usableCoreCount()))
-    case .cuda(let gpu): return try CUDADevice(rank: rank, on: try GPUHost.shared(gpu), workerCount: workerCount)
+    case .cuda(let gpu):
+      let host = try GPUHost.shared(gpu)
+      return try CUDADevice(
+        rank: rank, on: host, workerCount: workerCount, sharing: try host.sharedLaunches(group, key))
     }
   }
 }

@@ -9,6 +9,10 @@ let verifyCommand = Command(
     Flag(
       "replays", "N",
       "instead: a dispatch and a combine, recorded as graphs and run N times\nwith changing routing, in each layout"),
+    Flag(
+      "one-launch", nil,
+      "with --machine cuda and checked kernels (SWIFTEP_KERNELS): one launch for\nall ranks' kernels of an operation, as compute-sanitizer needs it"
+    ),
   ],
   notes: "A failure is printed with its job and the seed that repeats it.",
   body: { arguments in
@@ -21,6 +25,12 @@ let verifyCommand = Command(
       throw UsageError(
         "--processes", expected: "with --machine cuda only --replays, not yet random jobs", found: "none")
     }
+    let sharesLaunches = arguments.has("one-launch")
+    if sharesLaunches && (machine == .cpu || arguments.has("processes") || replayCount > 0) {
+      throw UsageError(
+        "--one-launch", expected: "with --machine cuda, without --processes and --replays", found: "otherwise")
+    }
+    if sharesLaunches { GPUHost.sharesLaunches.withLock { $0 = true } }
     let fabric: any Fabric = arguments.has("processes") ? ProcessFabric(machine: machine) : ThreadFabric(machine)
     let status = StatusLine()
     try printNow("seed \(seed)")
@@ -36,7 +46,9 @@ let verifyCommand = Command(
     } catch let failure as ConformanceFailure {
       status.clear()
       throw CheckFailure(
-        what: failureText(failure, processes: arguments.has("processes"), machine, replays: replayCount))
+        what: failureText(
+          failure, processes: arguments.has("processes"), machine, replays: replayCount, sharesLaunches: sharesLaunches)
+      )
     }
   })
 
@@ -51,9 +63,12 @@ private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric) th
 
 /// What failed, with which job, and how to see it again.
 func failureText(
-  _ failure: ConformanceFailure, processes: Bool, _ machine: Machine = .cpu, replays: Int = 0
+  _ failure: ConformanceFailure, processes: Bool, _ machine: Machine = .cpu, replays: Int = 0,
+  sharesLaunches: Bool = false
 ) -> String {
-  let flags = (processes ? " --processes" : "") + (machine == .cpu ? "" : " --machine cuda")
+  let flags =
+    (processes ? " --processes" : "") + (machine == .cpu ? "" : " --machine cuda")
+    + (sharesLaunches ? " --one-launch" : "")
   let place = failure.rank < 0 ? "" : "rank \(failure.rank), "
   return """
     \(place)\(failure.step): \(failure.what)

@@ -12,6 +12,7 @@
 
 int32_t ptx_thread_index(void) __asm__("llvm.nvvm.read.ptx.sreg.tid.x");
 int32_t ptx_block_index(void) __asm__("llvm.nvvm.read.ptx.sreg.ctaid.x");
+int32_t ptx_block_row(void) __asm__("llvm.nvvm.read.ptx.sreg.ctaid.y");
 int32_t ptx_block_count(void) __asm__("llvm.nvvm.read.ptx.sreg.nctaid.x");
 
 /// The block's dynamic shared memory.

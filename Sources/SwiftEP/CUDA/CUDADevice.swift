@@ -14,6 +14,8 @@ package final class CUDADevice: Device {
   private let finishedWord: any TensorStorage
   /// UInt32: where a launch's blocks count themselves out.
   private let counter: any TensorStorage
+  /// By which its launches are those of all ranks; nil where they are its own.
+  private let shared: SharedLaunches?
   private let state = Guarded(State())
 
   private struct State {
@@ -24,9 +26,10 @@ package final class CUDADevice: Device {
     var isReserved = true
   }
 
-  package init(rank: Int, on host: GPUHost, workerCount: Int) throws(EPError) {
+  init(rank: Int, on host: GPUHost, workerCount: Int, sharing shared: SharedLaunches?) throws(EPError) {
     self.rank = rank
     self.host = host
+    self.shared = shared
     workerCountMax = workerCount
     try host.reserve(blockCount: workerCount, rank: rank)
     do throws(DriverError) { stream = try host.takeStream() } catch {
@@ -68,11 +71,15 @@ package final class CUDADevice: Device {
   package func enqueue(
     _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool
   ) -> UInt64 {
-    enqueue(keeping: owner) { ticket throws(DriverError) in
+    enqueue(keeping: owner) { ticket throws(EPError) in
       let end = KernelModule.End(
         counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits),
         ticket: ticket)
-      try start(launch, end, workerCount, on: stream)
+      if let shared {
+        let part = SharedLaunches.Part(launch: launch, end: end, workerCount: workerCount, stream: stream)
+        return try shared.launch(part, as: rank)
+      }
+      try driving { () throws(DriverError) in try start(launch, end, workerCount, on: stream) }
     }
   }
 
@@ -95,47 +102,55 @@ package final class CUDADevice: Device {
   }
 
   package func makeGraph(_ launches: [RecordedLaunch]) throws(EPError) -> any DeviceGraph {
-    do throws(DriverError) {
+    if shared != nil { throw .machineUnavailable("graphs, with one launch for all ranks") }
+    return try driving { () throws(DriverError) in
       // Not on the rank's own stream, which others may ask for its health meanwhile: that would end the capture.
       let captured = try CUDADriver.Stream(host.gpu)
       let graph = try CUDADriver.Graph(of: captured) { () throws(DriverError) in
         for next in launches { try start(next.launch, .untold, next.workerCount, on: captured) }
       }
       return CUDAGraph(self, graph, keeping: launches.map(\.owner))
-    } catch {
-      throw EPError(error, rank: rank)
     }
   }
 
+  /// Calls the driver for this rank.
+  private func driving<Result>(_ body: () throws(DriverError) -> Result) throws(EPError) -> Result {
+    do throws(DriverError) { return try body() } catch { throw EPError(error, rank: rank) }
+  }
+
   fileprivate func launch(_ graph: CUDADriver.Graph, keeping owner: AnyObject & Sendable) -> UInt64 {
-    enqueue(keeping: owner) { ticket throws(DriverError) in
-      try graph.launch(on: stream)
-      try stream.write(ticket, to: DeviceAddress(bits: finishedWord.base.bits))
+    enqueue(keeping: owner) { ticket throws(EPError) in
+      try driving { () throws(DriverError) in
+        try graph.launch(on: stream)
+        try stream.write(ticket, to: DeviceAddress(bits: finishedWord.base.bits))
+      }
     }
   }
 
   package func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void) {
     let word = finishedWord
-    _ = enqueue(keeping: nil) { ticket throws(DriverError) in
-      try stream.enqueue {
-        body()
-        storeReleasing(ticket, in: word.base)
+    _ = enqueue(keeping: nil) { ticket throws(EPError) in
+      try driving { () throws(DriverError) in
+        try stream.enqueue {
+          body()
+          storeReleasing(ticket, in: word.base)
+        }
       }
     }
   }
 
   private func enqueue(
-    keeping owner: (AnyObject & Sendable)?, _ body: (_ ticket: UInt64) throws(DriverError) -> Void
+    keeping owner: (AnyObject & Sendable)?, _ body: (_ ticket: UInt64) throws(EPError) -> Void
   ) -> UInt64 {
     prune()
     return state.withLock { state in
       state.queuedCount += 1
       if state.failure != nil { return state.queuedCount }
-      do throws(DriverError) {
+      do throws(EPError) {
         if let owner { state.owners.append((state.queuedCount, owner)) }
         try body(state.queuedCount)
       } catch {
-        state.failure = EPError(error, rank: rank)
+        state.failure = error
       }
       return state.queuedCount
     }
@@ -160,8 +175,10 @@ package final class CUDADevice: Device {
       usleep(20)
       if now < checkTime { continue }
       checkTime = now &+ 2_000_000
-      do throws(DriverError) { try stream.checkHealth() } catch {
-        state.withLock { $0.failure = $0.failure ?? EPError(error, rank: rank) }
+      do throws(EPError) {
+        try driving { () throws(DriverError) in try stream.checkHealth() }
+      } catch {
+        state.withLock { [error] in $0.failure = $0.failure ?? error }
       }
     }
     prune()
@@ -180,6 +197,7 @@ package final class CUDADevice: Device {
 
   package func close() {
     wait(for: state.withLock { $0.queuedCount })
+    shared?.leave(rank)
     let wasReserved = state.withLock { state in
       // After a failure nothing runs any more.
       state.owners = []

@@ -22,6 +22,9 @@ package final class GPUHost: Sendable {
   /// Blocks that wait for each other, and must therefore all be running: those of every buffer of this process.
   private let reservedBlockCount = Guarded(0)
 
+  /// Those that some of a buffer's ranks have asked for, and how many.
+  let openLaunches = Guarded<[SharedLaunches.Key: (launches: SharedLaunches, askedCount: Int)]>([:])
+
   private static let made = Guarded<[Int: GPUHost]>([:])
 
   /// - Throws: `driver` where there is no such GPU, or none that the kernels run on.
