@@ -63,7 +63,8 @@ let package = Package(
     .testTarget(
       name: "ToolTests",
       dependencies: [
-        "swiftep", "Arena", "CPlatform", "Conformance", "HostFacts", "HostMachine", "MadeUpHosts", "SwiftEP",
+        "swiftep", "Arena", "CPlatform", "Conformance", "EPKernels", "HostFacts", "HostMachine", "MadeUpHosts",
+        "SwiftEP",
       ],
       swiftSettings: strict),
   ]

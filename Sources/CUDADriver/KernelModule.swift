@@ -107,10 +107,10 @@ package final class KernelModule: @unchecked Sendable {
     try launch(.tellTime, [], end: end, blockCount: blockCount, on: stream)
   }
 
-  /// Whether it can launch the kernels of several ranks at once.
-  package var launchesRanks: Bool { functions[.ranks] != nil }
+  /// Whether the kernels check themselves, and can be launched for several ranks at once.
+  package var isChecked: Bool { functions[.ranks] != nil }
 
-  /// Starts the kernels of several ranks, `blockCount` blocks each.
+  /// Starts checked kernels of several ranks, `blockCount` blocks each.
   ///
   /// - Parameter launches: of each rank its kernel, arguments and end, in the GPU's memory, as that kernel reads them.
   package func launchRanks(

@@ -63,6 +63,13 @@ public final class DispatchHandle: Sendable {
 
   var view: HandleView { HandleView(block: memory.base, layout: layout) }
 
+  /// int32 `[chunks, ranks or experts]`: the row at its receiver where each chunk's rows begin.
+  package var places: Tensor {
+    Tensor(
+      dtype: .int32, shape: [Int(layout.chunks.chunkCount), Int(layout.keyCount)], storage: memory,
+      byteOffset: layout.bases)
+  }
+
   public var rowLayout: RowLayout { layout.layout == .bySource ? .bySource : .byExpert }
   public var topK: Int { Int(layout.topK) }
 

@@ -1,4 +1,5 @@
 import CUDADriver
+import EPKernels
 import Glibc
 import HostFacts
 import HostMachine
@@ -19,6 +20,16 @@ public enum Machine: Equatable, Sendable {
 }
 
 extension Machine {
+  /// Whether its kernels check themselves.
+  package var isChecked: Bool {
+    get throws(EPError) {
+      switch self {
+      case .cpu: EPKernels.isChecked
+      case .cuda(let gpu): try GPUHost.shared(gpu).module.isChecked
+      }
+    }
+  }
+
   /// Workers of one rank where the caller says nothing: its share of the cores, or of half of the GPU's multiprocessors, so
   /// that computation and another buffer have room.
   func workerCount(rankCount: Int) throws(EPError) -> Int {

@@ -10,6 +10,10 @@ let verifyCommand = Command(
       "replays", "N",
       "instead: a dispatch and a combine, recorded as graphs and run N times\nwith changing routing, in each layout"),
     Flag(
+      "checks", nil,
+      "instead: rows are led astray, and kernels that check themselves must say so\n(of a debug build; on a GPU those of SWIFTEP_KERNELS)"
+    ),
+    Flag(
       "one-launch", nil,
       "with --machine cuda and checked kernels (SWIFTEP_KERNELS): one launch for\nall ranks' kernels of an operation, as compute-sanitizer needs it"
     ),
@@ -35,6 +39,10 @@ let verifyCommand = Command(
     let status = StatusLine()
     try printNow("seed \(seed)")
     do {
+      if arguments.has("checks") {
+        try checkBrokenPlaces(on: fabric)
+        return print("rows that were led astray were all found")
+      }
       if replayCount > 0 { return try verifyReplays(replayCount, seed: seed, on: fabric) }
       let report = { (job: Job, passedCount: Int) in
         status.show("verify: \(passedCount) jobs")

@@ -1,8 +1,7 @@
 import Conformance
 import EPKernels
+import SwiftEP
 import Testing
-
-@testable import SwiftEP
 
 extension ConformanceTests {
   /// What a checked build says where an unchecked one would write to wherever it leads.
@@ -15,8 +14,7 @@ extension ConformanceTests {
         let first = try job.dispatch(on: buffer)
         try first.event.wait()
         if buffer.rank == 1 {
-          let handle = first.handle.view
-          handle.block.advanced(byBytes: handle.layout.bases).store(Int32(1000), at: 0)
+          first.handle.places.withUnsafeMutableBytes { $0.storeBytes(of: 1000, as: Int32.self) }
         }
         let failed = try error { () throws(EPError) in
           if operation == "combine" {

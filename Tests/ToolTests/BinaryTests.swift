@@ -1,3 +1,4 @@
+import EPKernels
 import Foundation
 import SwiftEP
 import Testing
@@ -224,6 +225,13 @@ enum Binary {
     #expect(run.output.hasPrefix("seed 1\n"))
     #expect(run.output.hasSuffix("jobs passed\n"))
     #expect(!run.output.contains("\n0 jobs"))
+  }
+
+  @Test(.enabled(if: isChecked), arguments: [[], ["--processes"]])
+  func verifyChecks(_ more: [String]) throws {
+    let run = try Binary.run(["verify", "--checks"] + more)
+    #expect(run.status == 0, "\(run.errors)")
+    #expect(run.output.hasSuffix("rows that were led astray were all found\n"))
   }
 
   /// On stdout alone, and another each time.

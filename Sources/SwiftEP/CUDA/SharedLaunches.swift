@@ -26,7 +26,7 @@ final class SharedLaunches: Sendable {
   private let byteCount: Int64
 
   init(_ host: GPUHost, rankCount: Int) throws(EPError) {
-    if !host.module.launchesRanks {
+    if !host.module.isChecked {
       throw .machineUnavailable(
         "one launch for all ranks: the kernels are not checked ones (see scripts/build-kernels --checked and \(KernelText.variable))"
       )
