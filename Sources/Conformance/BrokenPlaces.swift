@@ -1,7 +1,8 @@
 import SwiftEP
 
 /// Makes rows of one rank go astray, of cached dispatches and of combines: where a chunk's rows begin at a receiver is
-/// overwritten in a handle. Checked kernels must say so, with the same error on all ranks, and leave what lies there alone.
+/// overwritten in a handle. Checked kernels must say so, with the same error on all ranks, and leave what lies there
+/// alone.
 ///
 /// - Throws: `ConformanceFailure`, where they do not; `machineUnavailable`, where nothing is checked.
 package func checkBrokenPlaces(on fabric: any Fabric) throws {

@@ -1,5 +1,5 @@
-/// What kernels check of themselves in a checked build (`CHECKED`, which debug builds define): wherever an exchange that
-/// does not add up would have them read or write where they must not. Other builds have nothing of it.
+/// What kernels check of themselves in a checked build (`CHECKED`, which debug builds define): wherever an exchange
+/// that does not add up would have them read or write where they must not. Other builds have nothing of it.
 
 /// What is checked; each is of a number that must lie in a range.
 @frozen public enum Check: Int32, CaseIterable, Sendable {
@@ -37,7 +37,8 @@
 }
 
 extension RankView {
-  /// Int64 `[Check, 2]`: of each check that has failed on this rank, what it found, and where its range ends, counted from 1.
+  /// Int64 `[Check, 2]`: of each check that has failed on this rank, what it found, and where its range ends, counted
+  /// from 1.
   @inlinable var findings: Address { failure.advanced(byBytes: OperationStatus.byteCount) }
   @inlinable public static var findingsByteCount: Int64 { 16 &* 16 }
 
@@ -55,7 +56,8 @@ extension RankView {
     self.check(check, Int64(found), below: Int64(end))
   }
 
-  /// Whether `byteCount` bytes from `offset` on are in the arena of `rank`, behind its control words; nothing always is.
+  /// Whether `byteCount` bytes from `offset` on are in the arena of `rank`, behind its control words; nothing always
+  /// is.
   @inlinable func checkArena(of rank: Int32, _ offset: Int64, byteCount: Int64) -> Bool {
     if byteCount == 0 { return true }
     let begin = control.byteCount
@@ -80,8 +82,9 @@ extension RankView {
   }
 }
 
-/// Whether a check of this rank's kernels has failed. The operation has ended with that then, and so will all later ones;
-/// peers, which would wait for this rank in vain, are told by the host. To be asked by one worker when all have arrived.
+/// Whether a check of this rank's kernels has failed. The operation has ended with that then, and so will all later
+/// ones; peers, which would wait for this rank in vain, are told by the host. To be asked by one worker when all have
+/// arrived.
 @inlinable func endsInFailedCheck<M: Machine>(_ machine: M, view: RankView, operation: OperationView) -> Bool {
   guard let status = view.failedCheck else { return false }
   machine.forEach(1) { _ in
@@ -123,8 +126,8 @@ extension RankView {
   }
 }
 
-/// The end of a dispatch's workers: every row of this rank's output has come from some rank, once. Within a group of rows,
-/// they are in order.
+/// The end of a dispatch's workers: every row of this rank's output has come from some rank, once. Within a group of
+/// rows, they are in order.
 @inlinable func checkArrivals<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, operation) = (arguments.view, arguments.operation)
   // Not all workers need have left the countdown before this one.

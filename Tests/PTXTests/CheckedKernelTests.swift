@@ -17,7 +17,8 @@ import Testing
     #expect(text.kernels["swiftep_ranks"] == nil)
   }
 
-  /// Places, experts, arenas, what has arrived. They may need memory of a lane's own; all other rules hold for them, too.
+  /// Places, experts, arenas, what has arrived. They may need memory of a lane's own; all other rules hold for them,
+  /// too.
   @Test(.enabled(if: folder != nil), arguments: [80, 90])
   func thoseOfAFolderCheck(architecture: Int) throws {
     let text = PTXText(try KernelText(architecture: architecture, folder: Self.folder).text)

@@ -1,7 +1,7 @@
 import HostMachine
 
-/// Where ranks meet, time and again, each with an item: the last to come does something with all of them, and all go on when
-/// that is done.
+/// Where ranks meet, time and again, each with an item: the last to come does something with all of them, and all go on
+/// when that is done.
 final class Gathering<Item: Sendable>: Sendable {
   private let state: Guarded<State>
   private let bell = SharedBell()

@@ -2,8 +2,8 @@ import CUDADriver
 import EPKernels
 import HostMachine
 
-/// Makes one launch of what the ranks of a buffer launch at a time, for tools that let a GPU run one launch after the other, as
-/// compute-sanitizer does: ranks wait for each other. All ranks are threads of this process, on one GPU.
+/// Makes one launch of what the ranks of a buffer launch at a time, for tools that let a GPU run one launch after the
+/// other, as compute-sanitizer does: ranks wait for each other. All ranks are threads of this process, on one GPU.
 final class SharedLaunches: Sendable {
   /// Which buffer, of those of this process.
   struct Key: Hashable, Sendable {
@@ -42,8 +42,8 @@ final class SharedLaunches: Sendable {
     alignUp(Int64(max(MemoryLayout<DispatchArguments>.size, MemoryLayout<CombineArguments>.size)), to: 64)
   }
 
-  /// Returns when all ranks have come here and everything is launched: behind what any of them has queued before, and before
-  /// what it queues from then on.
+  /// Returns when all ranks have come here and everything is launched: behind what any of them has queued before, and
+  /// before what it queues from then on.
   func launch(_ part: Part, as rank: Int) throws(EPError) {
     try gathering.meet(as: rank, with: part) { parts throws(EPError) in
       if let other = parts.firstIndex(where: { $0.workerCount != parts[0].workerCount }) {
