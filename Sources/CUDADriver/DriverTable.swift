@@ -18,6 +18,8 @@ struct DriverTable: Sendable {
   let cuDeviceGetAttribute: @convention(c) (Out<Int32>, Int32, Int32) -> Code
   let cuDeviceTotalMem: @convention(c) (Out<Size>, Int32) -> Code
   let cuDeviceCanAccessPeer: @convention(c) (Out<Int32>, Int32, Int32) -> Code
+  /// Into 16 bytes.
+  let cuDeviceGetUuid: @convention(c) (Out<UInt8>, Int32) -> Code
 
   let cuDevicePrimaryCtxRetain: @convention(c) (Out<CUHandle?>, Int32) -> Code
   let cuDevicePrimaryCtxRelease: @convention(c) (Int32) -> Code
@@ -62,6 +64,8 @@ struct DriverTable: Sendable {
 
   let cuMemHostAlloc: @convention(c) (Out<UnsafeMutableRawPointer?>, Size, UInt32) -> Code
   let cuMemFreeHost: @convention(c) (UnsafeMutableRawPointer) -> Code
+  let cuMemHostRegister: @convention(c) (UnsafeMutableRawPointer, Size, UInt32) -> Code
+  let cuMemHostUnregister: @convention(c) (UnsafeMutableRawPointer) -> Code
   let cuMemcpyHtoDAsync: @convention(c) (UInt64, UnsafeRawPointer, Size, CUHandle) -> Code
   let cuMemcpyDtoHAsync: @convention(c) (UnsafeMutableRawPointer, UInt64, Size, CUHandle) -> Code
   let cuMemcpyDtoDAsync: @convention(c) (UInt64, UInt64, Size, CUHandle) -> Code
@@ -88,6 +92,7 @@ struct DriverTable: Sendable {
     cuDeviceGetAttribute = try library.symbol("cuDeviceGetAttribute")
     cuDeviceTotalMem = try library.symbol("cuDeviceTotalMem_v2")
     cuDeviceCanAccessPeer = try library.symbol("cuDeviceCanAccessPeer")
+    cuDeviceGetUuid = try library.symbol("cuDeviceGetUuid_v2")
     cuDevicePrimaryCtxRetain = try library.symbol("cuDevicePrimaryCtxRetain")
     cuDevicePrimaryCtxRelease = try library.symbol("cuDevicePrimaryCtxRelease_v2")
     cuCtxSetCurrent = try library.symbol("cuCtxSetCurrent")
@@ -121,6 +126,8 @@ struct DriverTable: Sendable {
     cuGraphDestroy = try library.symbol("cuGraphDestroy")
     cuMemHostAlloc = try library.symbol("cuMemHostAlloc")
     cuMemFreeHost = try library.symbol("cuMemFreeHost")
+    cuMemHostRegister = try library.symbol("cuMemHostRegister_v2")
+    cuMemHostUnregister = try library.symbol("cuMemHostUnregister")
     cuMemcpyHtoDAsync = try library.symbol("cuMemcpyHtoDAsync_v2")
     cuMemcpyDtoHAsync = try library.symbol("cuMemcpyDtoHAsync_v2")
     cuMemcpyDtoDAsync = try library.symbol("cuMemcpyDtoDAsync_v2")

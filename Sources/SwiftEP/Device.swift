@@ -40,6 +40,9 @@ package protocol Device: AnyObject, Sendable {
   /// - Parameter byteCount: what was there of it when it was sent.
   func attach(_ file: Descriptor, reservedByteCount: Int64, byteCount: Int64) throws(EPError) -> any SymmetricMemory
 
+  /// Lets this rank's kernels reach the arena of a rank of this process.
+  func reach(_ arena: any SymmetricMemory) throws(EPError)
+
   /// Memory for this rank's kernels alone, whatever lay there before.
   func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage
 
@@ -140,6 +143,8 @@ package final class HostDevice: Device {
       throw .systemCall(rank: rank, name: error.call, code: error.code)
     }
   }
+
+  package func reach(_ arena: any SymmetricMemory) {}
 
   package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
     try HostMemory(byteCount: byteCount)

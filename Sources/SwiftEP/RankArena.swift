@@ -8,14 +8,21 @@ package final class RankArena: Sendable {
   package let byteCountMax: Int64
   package let controlByteCount: Int64
   private let rank: Int
+  /// Has other processes map what was added.
+  private let share: @Sendable (ArenaPiece) throws(EPError) -> Void
   private let quarantined = Guarded<[any Sendable]>([])
   private let holes: Guarded<HoleList>
 
   /// - Parameters:
   ///   - memory: with the bytes that are taken at once.
   ///   - controlByteCount: bytes at the beginning that are never handed out.
-  package init(rank: Int, memory: any SymmetricMemory, controlByteCount: Int64) {
+  ///   - share: returns when all other processes have mapped the piece.
+  package init(
+    rank: Int, memory: any SymmetricMemory, controlByteCount: Int64,
+    share: @escaping @Sendable (ArenaPiece) throws(EPError) -> Void = { _ in }
+  ) {
     self.rank = rank
+    self.share = share
     self.memory = memory
     self.controlByteCount = controlByteCount
     byteCountMax = memory.reservedByteCount
@@ -39,12 +46,12 @@ package final class RankArena: Sendable {
         throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: byteCountMax)
       }
       let before = memory.byteCount
-      do {
-        try memory.extend(to: size)
-      } catch {
+      let pieces: [ArenaPiece]
+      do throws(EPError) { pieces = try memory.extend(to: size) } catch {
         // The system has no more, whatever the plan allows.
         throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: before)
       }
+      for piece in pieces { try share(piece) }
       holes.give(before..<size)
       return ArenaBlock(arena: self, range: holes.take(byteCount, from: end)!)
     }

@@ -14,14 +14,10 @@ let verifyCommand = Command(
   body: { arguments in
     let seconds = try arguments.real("seconds", in: 0.1...1_000_000, default: 10)
     let seed = try arguments.seed("seed", default: 1)
-    let machine = try MachineSpec(arguments).machine
+    let spec = try MachineSpec(arguments)
     let replayCount = try arguments.integer("replays", in: 0...100_000_000, default: 0)
-    if machine != .cpu && arguments.has("processes") && replayCount == 0 {
-      // Random jobs are made to outgrow their plans.
-      throw UsageError(
-        "--processes", expected: "with --machine cuda only --replays, not yet random jobs", found: "none")
-    }
-    let fabric: any Fabric = arguments.has("processes") ? ProcessFabric(machine: machine) : ThreadFabric(machine)
+    let fabric: any Fabric =
+      arguments.has("processes") ? ProcessFabric(machines: spec.machines) : ThreadFabric(spec.machines)
     let status = StatusLine()
     try printNow("seed \(seed)")
     do {
@@ -36,7 +32,7 @@ let verifyCommand = Command(
     } catch let failure as ConformanceFailure {
       status.clear()
       throw CheckFailure(
-        what: failureText(failure, processes: arguments.has("processes"), machine, replays: replayCount))
+        what: failureText(failure, processes: arguments.has("processes"), spec, replays: replayCount))
     }
   })
 
@@ -51,9 +47,9 @@ private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric) th
 
 /// What failed, with which job, and how to see it again.
 func failureText(
-  _ failure: ConformanceFailure, processes: Bool, _ machine: Machine = .cpu, replays: Int = 0
+  _ failure: ConformanceFailure, processes: Bool, _ machines: MachineSpec? = nil, replays: Int = 0
 ) -> String {
-  let flags = (processes ? " --processes" : "") + (machine == .cpu ? "" : " --machine cuda")
+  let flags = (processes ? " --processes" : "") + (machines?.flagText ?? "")
   let place = failure.rank < 0 ? "" : "rank \(failure.rank), "
   return """
     \(place)\(failure.step): \(failure.what)

@@ -8,6 +8,7 @@ import HostMachine
 package final class CUDADevice: Device {
   private let rank: Int
   private let host: GPUHost
+  private let arenaPlace: ArenaPlace
   package let stream: CUDADriver.Stream
   package let workerCountMax: Int
   /// UInt64: launches that have finished, as the last of them has told.
@@ -24,8 +25,9 @@ package final class CUDADevice: Device {
     var isReserved = true
   }
 
-  package init(rank: Int, on host: GPUHost, workerCount: Int) throws(EPError) {
+  init(rank: Int, on host: GPUHost, workerCount: Int, arenaPlace: ArenaPlace) throws(EPError) {
     self.rank = rank
+    self.arenaPlace = arenaPlace
     self.host = host
     workerCountMax = workerCount
     try host.reserve(blockCount: workerCount, rank: rank)
@@ -192,16 +194,36 @@ package final class CUDADevice: Device {
   // MARK: Memory
 
   package func makeArena(byteCountMax: Int64, clearing byteCount: Int64) throws(EPError) -> any SymmetricMemory {
-    let arena = try GPUArena(host, reservedByteCount: byteCountMax, rank: rank)
-    try arena.extend(to: byteCount)
-    try host.copier.clear(arena.address, byteCount: byteCount)
-    return arena
+    switch arenaPlace {
+    case .machine:
+      let arena = try GPUArena(host, reservedByteCount: byteCountMax, rank: rank)
+      _ = try arena.extend(to: byteCount)
+      try host.copier.clear(arena.address, byteCount: byteCount)
+      return arena
+    case .host:
+      let arena = try RegisteredArena(host, reservedByteCount: byteCountMax, rank: rank)
+      _ = try arena.extend(to: byteCount)
+      return arena
+    }
+  }
+
+  package func reach(_ arena: any SymmetricMemory) throws(EPError) {
+    try (arena as? GPUArena)?.letIn(host.gpu)
   }
 
   package func attach(
     _ file: Descriptor, reservedByteCount: Int64, byteCount: Int64
   ) throws(EPError) -> any SymmetricMemory {
-    try GPUArena(host, attaching: file, byteCount: byteCount, rank: rank)
+    switch arenaPlace {
+    case .machine:
+      let arena = try GPUArena(host, reservedByteCount: reservedByteCount, rank: rank)
+      try arena.map(ArenaPiece(range: 0..<byteCount, file: file))
+      return arena
+    case .host:
+      let arena = try RegisteredArena(host, attaching: file, reservedByteCount: reservedByteCount, rank: rank)
+      try arena.map(ArenaPiece(range: 0..<byteCount, file: nil))
+      return arena
+    }
   }
 
   package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
