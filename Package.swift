@@ -23,7 +23,8 @@ let package = Package(
       dependencies: ["Arena", "CPlatform", "CUDADriver", "EPKernels", "HostFacts", "HostMachine", "Rendezvous"],
       swiftSettings: strict),
     .target(
-      name: "Conformance", dependencies: ["Arena", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "Conformance", dependencies: ["Arena", "CPlatform", "CUDADriver", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .executableTarget(
       name: "swiftep",
       dependencies: [
@@ -44,7 +45,8 @@ let package = Package(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
-      name: "GroupTests", dependencies: ["Arena", "Conformance", "CPlatform", "HostMachine", "SwiftEP"],
+      name: "GroupTests",
+      dependencies: ["Arena", "Conformance", "CPlatform", "CUDADriver", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
       name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],

@@ -63,16 +63,24 @@ package final class GPU: @unchecked Sendable {
     return Int(value)
   }
 
-  /// Calls a function of the driver for this GPU.
+  /// Calls a function of the driver for this GPU. Whatever graph the caller's threads capture meanwhile, the driver lets it
+  /// pass: what is called concerns nothing that is captured, or belongs into it.
   func call(_ name: String, _ body: (DriverTable) -> Int32) throws(DriverError) {
     try driver.call("cuCtxSetCurrent") { $0.cuCtxSetCurrent(context) }
-    try driver.call(name, body)
+    try driver.call(name) { table in Self.relaxed(table) { body(table) } }
   }
 
   /// As `call`, for giving back: what fails then can be helped by nobody.
   func release(_ body: (DriverTable) -> Int32) {
     _ = driver.table.cuCtxSetCurrent(context)
-    _ = body(driver.table)
+    _ = Self.relaxed(driver.table) { body(driver.table) }
+  }
+
+  private static func relaxed(_ table: DriverTable, _ body: () -> Int32) -> Int32 {
+    var mode: Int32 = 2
+    _ = table.cuThreadExchangeStreamCaptureMode(&mode)
+    defer { _ = table.cuThreadExchangeStreamCaptureMode(&mode) }
+    return body()
   }
 
   package func freeByteCount() throws(DriverError) -> Int {

@@ -11,7 +11,7 @@ package final class RankArena: Sendable {
   /// Has other processes map what was added.
   private let share: @Sendable (ArenaPiece) throws(EPError) -> Void
   private let quarantined = Guarded<[any Sendable]>([])
-  private let holes: Guarded<HoleList>
+  private let ranges: Guarded<ReusableRanges>
 
   /// - Parameters:
   ///   - memory: with the bytes that are taken at once.
@@ -26,21 +26,30 @@ package final class RankArena: Sendable {
     self.memory = memory
     self.controlByteCount = controlByteCount
     byteCountMax = memory.reservedByteCount
-    var holes = HoleList()
-    holes.give(controlByteCount..<memory.byteCount)
-    self.holes = Guarded(holes)
+    var ranges = ReusableRanges()
+    ranges.give(controlByteCount..<memory.byteCount)
+    self.ranges = Guarded(ranges)
   }
 
   package var base: Address { memory.address }
 
   /// Bytes that the arena takes now.
-  package var byteCount: Int64 { holes.withLock { _ in memory.byteCount } }
+  package var byteCount: Int64 { ranges.withLock { _ in memory.byteCount } }
 
   /// A block of `byteCount` bytes; the arena grows for it if it must and may.
-  package func take(_ byteCount: Int64, from end: HoleList.End) throws(EPError) -> ArenaBlock {
-    try holes.withLock { holes throws(EPError) in
-      if let range = holes.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
-      let free = holes.hole(endingAt: memory.byteCount)?.count ?? 0
+  ///
+  /// - Parameter wait: called with fences that whoever uses the block must come behind, before the arena grows; nil: the
+  ///   caller cannot.
+  package func take(
+    _ byteCount: Int64, from end: HoleList.End, behind wait: ((any ReuseFence) -> Void)? = nil
+  ) throws(EPError) -> ArenaBlock {
+    try ranges.withLock { ranges throws(EPError) in
+      if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
+      if let wait {
+        for fence in ranges.reclaimAll() { wait(fence) }
+        if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
+      }
+      let free = ranges.hole(endingAt: memory.byteCount)?.count ?? 0
       let size = memory.byteCount + roundUpToPages(byteCount) - Int64(free)
       guard size <= byteCountMax else {
         throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: byteCountMax)
@@ -52,14 +61,14 @@ package final class RankArena: Sendable {
         throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: before)
       }
       for piece in pieces { try share(piece) }
-      holes.give(before..<size)
-      return ArenaBlock(arena: self, range: holes.take(byteCount, from: end)!)
+      ranges.give(before..<size)
+      return ArenaBlock(arena: self, range: ranges.take(byteCount, from: end)!)
     }
   }
 
   /// The largest hole, whole.
   package func takeLargest() -> ArenaBlock {
-    ArenaBlock(arena: self, range: holes.withLock { $0.takeLargest() })
+    ArenaBlock(arena: self, range: ranges.withLock { $0.takeLargest() })
   }
 
   /// Gives back all of `block`, a hole that nothing uses yet, but its first `byteCount` bytes.
@@ -67,7 +76,7 @@ package final class RankArena: Sendable {
     let end = block.range.lowerBound + roundUpToPages(byteCount)
     let rest = end..<block.range.upperBound
     block.shrink(to: block.range.lowerBound..<end)
-    give(rest)
+    give(rest, behind: nil)
   }
 
   /// Keeps `memory` from being handed out again, as long as the buffer lives.
@@ -75,7 +84,9 @@ package final class RankArena: Sendable {
 
   package func endQuarantine() { quarantined.withLock { $0 = [] } }
 
-  fileprivate func give(_ range: Range<Int64>) { holes.withLock { $0.give(range) } }
+  fileprivate func give(_ range: Range<Int64>, behind fence: (any ReuseFence)?) {
+    ranges.withLock { $0.give(range, behind: fence) }
+  }
 }
 
 /// A range of a rank's arena, given back when the last reference to it is gone.
@@ -83,13 +94,18 @@ package final class ArenaBlock: TensorStorage, @unchecked Sendable {
   package let arena: RankArena
   /// Changes only while the block's one user trims it, before it is shared.
   package private(set) var range: Range<Int64>
+  private let uses = StreamUses()
 
   fileprivate init(arena: RankArena, range: Range<Int64>) {
     self.arena = arena
     self.range = range
   }
 
-  deinit { arena.give(range) }
+  deinit { arena.give(range, behind: arena.memory.gpu.flatMap { uses.fence(on: $0) }) }
+
+  package func noteUse(on stream: CUDAStream) throws(EPError) {
+    if let gpu = arena.memory.gpu { try uses.note(stream, on: gpu, of: self) }
+  }
 
   fileprivate func shrink(to range: Range<Int64>) { self.range = range }
 

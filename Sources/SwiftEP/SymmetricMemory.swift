@@ -1,4 +1,5 @@
 import Arena
+import CUDADriver
 import EPKernels
 import Glibc
 import HostMachine
@@ -16,6 +17,8 @@ package protocol SymmetricMemory: AnyObject, Sendable {
   var copier: (any MemoryCopier)? { get }
   /// What to add to the times that kernels note in it, to have the host's.
   var clockOffset: UInt64 { get }
+  /// Whose streams use it; nil where none do.
+  var gpu: GPU? { get }
   /// Called by the owning rank only.
   ///
   /// - Returns: the pieces that other processes have to map before anything there is used.
@@ -42,6 +45,7 @@ extension ArenaMemory: SymmetricMemory {
   package var address: Address { Address(base) }
   package var copier: (any MemoryCopier)? { nil }
   package var clockOffset: UInt64 { 0 }
+  package var gpu: GPU? { nil }
 
   package func extend(to byteCount: Int64) throws(EPError) -> [ArenaPiece] {
     do throws(SystemCallError) { try grow(to: byteCount) } catch {

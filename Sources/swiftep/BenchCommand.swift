@@ -90,9 +90,6 @@ struct BenchSettings {
     jsonPath = arguments.string("json")
     if let jsonPath, jsonPath != "-" { try checkWritable(jsonPath, flag: "json") }
     tracePath = arguments.string("trace")
-    if machines.isGPU && tracePath != nil {
-      throw UsageError("--trace", expected: "none with --machine cuda", found: "one")
-    }
     if let tracePath { try checkWritable(tracePath, flag: "trace") }
     for other in ["routing", "input", "skew"] where arguments.has("text") && arguments.has(other) {
       throw UsageError("--\(other)", expected: "none with --text", found: "one")
@@ -123,7 +120,7 @@ struct BenchSettings {
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
     let plan = try job.plan(
       receivedTokensMax: receivedTokens, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
-    if machines.isGPU { return (try runOnGPU(workload), []) }
+    if machines.isGPU { return try runOnGPU(workload) }
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
@@ -133,16 +130,18 @@ struct BenchSettings {
     return (BenchReport(bench, all, processes: processes), all.compactMap(\.flight))
   }
 
-  private func runOnGPU(_ workload: Workload) throws -> BenchReport {
+  private func runOnGPU(_ workload: Workload) throws -> (BenchReport, [FlightRecord]) {
     // Worst-case sizes, though what arrives is known.
     let plan = try job.plan(workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
     let bench = try GPUBench(
-      job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount, replayCount: replayCount)
+      job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount, replayCount: replayCount,
+      isTraced: tracePath != nil)
     let all =
       processes
       ? try bench.run(on: ProcessFabric(machines: machines.machines))
       : try bench.run(on: ThreadFabric(machines.machines))
-    return BenchReport(bench, all, gpuCount: machines.machines.count, processes: processes)
+    let report = BenchReport(bench, all, gpuCount: machines.machines.count, processes: processes)
+    return (report, all.compactMap(\.flight))
   }
 
   /// Inputs, what is received, copies of both, and what the oracle expects; where a token goes to as many ranks as it

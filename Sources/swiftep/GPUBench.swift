@@ -18,6 +18,8 @@ final class GPUBench: Sendable {
   let iterationCount: Int
   /// How often a recorded operation is run in a row; 0: operations are called, not recorded.
   let replayCount: Int
+  /// Whether the flight records of all timed iterations are kept: of as many operations of each as a record has.
+  let isTraced: Bool
   private let oracle: Oracle
   private let barrier: SpinBarrier
   private let sums: SharedRows
@@ -35,6 +37,8 @@ final class GPUBench: Sendable {
     var resultHash: UInt64 = 0
     var gpuName: String
     var multiprocessorCount: Int
+    /// Of the timed iterations; nil unless traced.
+    var flight: FlightRecord?
   }
 
   /// How a rank's part ended, where it did not throw an `EPError`.
@@ -67,8 +71,9 @@ final class GPUBench: Sendable {
 
   init(
     _ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int,
-    replayCount: Int
+    replayCount: Int, isTraced: Bool = false
   ) throws {
+    self.isTraced = isTraced
     (self.job, self.workload, self.plan) = (job, workload, plan)
     (self.workerCount, self.iterationCount, self.replayCount) = (workerCount, iterationCount, replayCount)
     oracle = Oracle(
@@ -130,15 +135,15 @@ final class GPUBench: Sendable {
     let opensGate: Bool
     /// Whether no rank before this one has this GPU.
     let isFirstOfGPU: Bool
-    private let start: TimedEvent
-    private let end: TimedEvent
+    private let start: StreamEvent
+    private let end: StreamEvent
     private var opening: UInt64 = 0
 
     init(_ bench: GPUBench, _ communicator: Communicator, gpu: GPU, index: Int, gate: Gate, gpuCount: Int) throws {
       (self.bench, self.communicator, self.gpu, self.index, self.gate) = (bench, communicator, gpu, index, gate)
       isFirstOfGPU = communicator.rank < gpuCount
       opensGate = isFirstOfGPU || getpid() != bench.creator
-      (start, end) = (try TimedEvent(gpu), try TimedEvent(gpu))
+      (start, end) = (try StreamEvent(gpu, isTimed: true), try StreamEvent(gpu, isTimed: true))
     }
 
     private var rank: Int { communicator.rank }
@@ -163,6 +168,7 @@ final class GPUBench: Sendable {
       let stream = buffer.cudaDevice!.stream
       // The first rounds are not counted.
       var graphs: (dispatch: OperationGraph, combine: OperationGraph)?
+      var flight: FlightLog?
       for round in -3..<bench.iterationCount {
         let (dispatchTime, combineTime): (UInt64, UInt64)
         if bench.replayCount > 0 {
@@ -182,11 +188,14 @@ final class GPUBench: Sendable {
             withExtendedLifetime(result) {}
           }
         }
+        flight?.append(buffer.flightRecord)
+        if bench.isTraced && round == -1 { flight = FlightLog(after: buffer.flightRecord) }
         if round >= 0 {
           measurements.dispatch.append(dispatchTime)
           measurements.combine.append(combineTime)
         }
       }
+      measurements.flight = flight?.record
       return measurements
     }
 

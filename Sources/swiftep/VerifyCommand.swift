@@ -8,7 +8,8 @@ let verifyCommand = Command(
     Flag("seed", "S", "of the first job; each further one counts up (default 1)"),
     Flag(
       "replays", "N",
-      "instead: a dispatch and a combine, recorded as graphs and run N times\nwith changing routing, in each layout"),
+      "instead: a dispatch and a combine, recorded as graphs and run N times\nwith changing routing, in each layout;\non GPUs, on streams of the caller's too"
+    ),
   ],
   notes: "A failure is printed with its job and the seed that repeats it.",
   body: { arguments in
@@ -21,7 +22,7 @@ let verifyCommand = Command(
     let status = StatusLine()
     try printNow("seed \(seed)")
     do {
-      if replayCount > 0 { return try verifyReplays(replayCount, seed: seed, on: fabric) }
+      if replayCount > 0 { return try verifyReplays(replayCount, seed: seed, on: fabric, spec) }
       let report = { (job: Job, passedCount: Int) in
         status.show("verify: \(passedCount) jobs")
         if passedCount % 100 == 0 { try? printNow("\(passedCount) jobs passed, the last of seed \(job.seed)") }
@@ -36,12 +37,15 @@ let verifyCommand = Command(
     }
   })
 
-private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric) throws {
+private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric, _ machines: MachineSpec) throws {
   for layout in RowLayout.allCases {
     var job = Job(rankCount: 4, tokenCount: 64, hidden: 512, topK: 4, expertCount: 16)
     (job.layout, job.seed, job.workers, job.skew) = (layout, seed, 2, 0.5)
     try checkReplays(job, count: count, on: fabric)
     try printNow("\(count) runs of graphs passed, rows \(layout)")
+    if !machines.isGPU { continue }
+    try checkStreams(job, count: count, on: fabric)
+    try printNow("\(count) calls on streams and \(count) runs of graphs captured there passed, rows \(layout)")
   }
 }
 

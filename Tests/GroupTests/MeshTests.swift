@@ -1,5 +1,6 @@
 import Arena
 import CPlatform
+import CUDADriver
 import Conformance
 import EPKernels
 import Glibc
@@ -115,6 +116,7 @@ import Testing
     var descriptor: Descriptor? { nil }
     var copier: (any MemoryCopier)? { nil }
     var clockOffset: UInt64 { 0 }
+    var gpu: GPU? { nil }
     func extend(to byteCount: Int64) throws(EPError) -> [ArenaPiece] { [] }
   }
 

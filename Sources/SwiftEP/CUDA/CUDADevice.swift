@@ -13,6 +13,8 @@ package final class CUDADevice: Device {
   package let workerCountMax: Int
   /// UInt64: launches that have finished, as the last of them has told.
   private let finishedWord: any TensorStorage
+  /// By which streams wait for each other; what it says is heard when a wait is queued.
+  private let joint: StreamEvent
   /// UInt32: where a launch's blocks count themselves out.
   private let counter: any TensorStorage
   private let state = Guarded(State())
@@ -31,7 +33,10 @@ package final class CUDADevice: Device {
     self.host = host
     workerCountMax = workerCount
     try host.reserve(blockCount: workerCount, rank: rank)
-    do throws(DriverError) { stream = try host.takeStream() } catch {
+    do throws(DriverError) {
+      joint = try StreamEvent(host.gpu, isTimed: false)
+      stream = try host.takeStream()
+    } catch {
       host.release(blockCount: workerCount)
       throw EPError(error, rank: rank)
     }
@@ -68,13 +73,72 @@ package final class CUDADevice: Device {
   // MARK: Launches
 
   package func enqueue(
-    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool
+    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool,
+    stream other: CUDAStream?
   ) -> UInt64 {
-    enqueue(keeping: owner) { ticket throws(DriverError) in
+    if let other, (try? state(of: other)) == .capturing { return capture(launch, workerCount, owner, on: other) }
+    return enqueue(keeping: owner) { ticket throws(DriverError) in
       let end = KernelModule.End(
         counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits),
         ticket: ticket)
-      try start(launch, end, workerCount, on: stream)
+      try between(other) { () throws(DriverError) in try start(launch, end, workerCount, on: stream) }
+    }
+  }
+
+  /// Makes the launch part of the graph that is captured on the stream.
+  private func capture(
+    _ launch: KernelLaunch, _ workerCount: Int, _ owner: AnyObject & Sendable, on other: CUDAStream
+  ) -> UInt64 {
+    state.withLock { state in
+      do throws(DriverError) {
+        let borrowed = other.borrowed(on: host.gpu)
+        try borrowed.keepInGraph(owner)
+        try start(launch, .untold, workerCount, on: borrowed)
+      } catch {
+        state.failure = state.failure ?? EPError(error, rank: rank)
+      }
+    }
+    return 0
+  }
+
+  /// Queues what `body` queues behind what is on the caller's stream, and what will be there behind that. By one thread at
+  /// a time.
+  private func between(_ other: CUDAStream?, _ body: () throws(DriverError) -> Void) throws(DriverError) {
+    guard let borrowed = other?.borrowed(on: host.gpu) else { return try body() }
+    try joint.record(on: borrowed)
+    try stream.wait(for: joint)
+    try body()
+    try joint.record(on: stream)
+    try borrowed.wait(for: joint)
+  }
+
+  package func state(of stream: CUDAStream) throws(EPError) -> StreamState {
+    do throws(DriverError) {
+      return try stream.borrowed(on: host.gpu).isCapturing() ? .capturing : .running
+    } catch {
+      throw EPError(error, rank: rank)
+    }
+  }
+
+  package func enqueueWait(for fence: any ReuseFence) {
+    guard let fence = fence as? StreamFence else { preconditionFailure("another device's fence") }
+    state.withLock { state in
+      do throws(DriverError) {
+        for event in fence.events { try stream.wait(for: event) }
+      } catch {
+        state.failure = state.failure ?? EPError(error, rank: rank)
+      }
+    }
+  }
+
+  package func hold(_ other: CUDAStream) throws(EPError) {
+    do throws(DriverError) {
+      try state.withLock { _ throws(DriverError) in
+        try joint.record(on: stream)
+        try other.borrowed(on: host.gpu).wait(for: joint)
+      }
+    } catch {
+      throw EPError(error, rank: rank)
     }
   }
 
@@ -109,9 +173,11 @@ package final class CUDADevice: Device {
     }
   }
 
-  fileprivate func launch(_ graph: CUDADriver.Graph, keeping owner: AnyObject & Sendable) -> UInt64 {
+  fileprivate func launch(
+    _ graph: CUDADriver.Graph, keeping owner: AnyObject & Sendable, stream other: CUDAStream?
+  ) -> UInt64 {
     enqueue(keeping: owner) { ticket throws(DriverError) in
-      try graph.launch(on: stream)
+      try between(other) { () throws(DriverError) in try graph.launch(on: stream) }
       try stream.write(ticket, to: DeviceAddress(bits: finishedWord.base.bits))
     }
   }
@@ -242,7 +308,14 @@ package final class CUDADevice: Device {
     return block
   }
 
-  package func reaches(_ tensor: Tensor) -> Bool { tensor.storage.copier != nil && tensor.address.bits % 16 == 0 }
+  package func reaches(_ tensor: Tensor) -> Bool {
+    if tensor.address.bits % 16 != 0 { return false }
+    switch tensor.storage.copier {
+    case let copier as GPUCopier: return copier.gpu === host.gpu
+    case is RegisteredCopier: return true
+    default: return false
+    }
+  }
 
   package func raise(_ alarm: Address, arena: Address) { raiseAlarm(alarm) }
 }
@@ -257,5 +330,5 @@ private final class CUDAGraph: DeviceGraph {
     (self.device, self.graph, self.owners) = (device, graph, owners)
   }
 
-  func launch() -> UInt64 { device.launch(graph, keeping: self) }
+  func launch(stream: CUDAStream?) -> UInt64 { device.launch(graph, keeping: self, stream: stream) }
 }

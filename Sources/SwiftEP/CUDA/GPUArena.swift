@@ -9,6 +9,7 @@ final class GPUArena: SymmetricMemory {
   private let memory: Guarded<VirtualMemory>
   private let gpuCopier: GPUCopier
   private let rank: Int
+  let gpu: GPU?
   let clockOffset: UInt64
   let address: Address
   let reservedByteCount: Int64
@@ -25,6 +26,7 @@ final class GPUArena: SymmetricMemory {
   init(_ host: GPUHost, reservedByteCount: Int64, rank: Int) throws(EPError) {
     self.rank = rank
     gpuCopier = host.copier
+    gpu = host.gpu
     clockOffset = host.clockOffset
     self.reservedByteCount = roundUpToPages(reservedByteCount)
     do throws(DriverError) {
@@ -134,6 +136,7 @@ final class RegisteredArena: SymmetricMemory {
   var reservedByteCount: Int64 { memory.reservedByteCount }
   var byteCount: Int64 { memory.byteCount }
   var descriptor: Descriptor? { memory.descriptor }
+  var gpu: GPU? { host.gpu }
   /// By the host itself: the driver does not copy across pieces.
   var copier: (any MemoryCopier)? { RegisteredCopier() }
   var clockOffset: UInt64 { host.clockOffset }
@@ -164,7 +167,8 @@ final class RegisteredArena: SymmetricMemory {
   }
 }
 
-private struct RegisteredCopier: MemoryCopier {
+/// Of memory that the host and kernels both reach.
+struct RegisteredCopier: MemoryCopier {
   func read(_ source: Address, into target: UnsafeMutableRawBufferPointer) {
     target.copyMemory(from: UnsafeRawBufferPointer(start: source.hostPointer, count: target.count))
   }

@@ -6,9 +6,10 @@ import HostMachine
 
 /// Copies between the host's memory and a GPU's, on a stream of its own: kernels that wait do not hold it up.
 struct GPUCopier: MemoryCopier {
+  let gpu: GPU
   private let stream: Guarded<CUDADriver.Stream>
 
-  init(_ stream: CUDADriver.Stream) { self.stream = Guarded(stream) }
+  init(_ stream: CUDADriver.Stream) { (gpu, self.stream) = (stream.gpu, Guarded(stream)) }
 
   func read(_ source: Address, into target: UnsafeMutableRawBufferPointer) throws(EPError) {
     guard let base = target.baseAddress, target.count > 0 else { return }
@@ -46,7 +47,7 @@ struct GPUCopier: MemoryCopier {
 final class DevicePool: Sendable {
   private let memory: VirtualMemory
   private let copier: GPUCopier
-  private let holes = Guarded(HoleList())
+  private let ranges = Guarded(ReusableRanges())
   private let growthByteCountMin: Int64 = 64 << 20
 
   init(_ gpu: GPU, _ copier: GPUCopier) throws(DriverError) {
@@ -54,12 +55,12 @@ final class DevicePool: Sendable {
     self.copier = copier
     // Growing while kernels run is possible, but not needed for what operations take.
     try memory.grow(to: growthByteCountMin)
-    holes.withLock { [byteCount = memory.byteCount] in $0.give(0..<byteCount) }
+    ranges.withLock { [byteCount = memory.byteCount] in $0.give(0..<byteCount) }
   }
 
   func take(_ byteCount: Int64, rank: Int) throws(EPError) -> DeviceBlock {
-    let range = try holes.withLock { holes throws(EPError) in
-      if let range = holes.take(byteCount) { return range }
+    let range = try ranges.withLock { ranges throws(EPError) in
+      if let range = ranges.take(byteCount) { return range }
       let before = memory.byteCount
       let needed = before + max(growthByteCountMin, roundUpToPages(byteCount))
       if needed > memory.reservedByteCount {
@@ -71,13 +72,15 @@ final class DevicePool: Sendable {
         }
         throw EPError(error, rank: rank)
       }
-      holes.give(before..<memory.byteCount)
-      return holes.take(byteCount)!
+      ranges.give(before..<memory.byteCount)
+      return ranges.take(byteCount)!
     }
     return DeviceBlock(self, range, at: Address(bits: memory.base.bits), copier)
   }
 
-  fileprivate func give(_ range: Range<Int64>) { holes.withLock { $0.give(range) } }
+  fileprivate func give(_ range: Range<Int64>, behind fence: StreamFence?) {
+    ranges.withLock { $0.give(range, behind: fence) }
+  }
 }
 
 /// A piece of a GPU's memory, given back when the last reference to it is gone.
@@ -86,6 +89,7 @@ final class DeviceBlock: TensorStorage {
   private let pool: DevicePool
   private let range: Range<Int64>
   let gpuCopier: GPUCopier
+  private let uses = StreamUses()
 
   fileprivate init(_ pool: DevicePool, _ range: Range<Int64>, at poolBase: Address, _ copier: GPUCopier) {
     self.pool = pool
@@ -94,7 +98,9 @@ final class DeviceBlock: TensorStorage {
     base = poolBase.advanced(byBytes: range.lowerBound)
   }
 
-  deinit { pool.give(range) }
+  deinit { pool.give(range, behind: uses.fence(on: gpuCopier.gpu)) }
+
+  func noteUse(on stream: CUDAStream) throws(EPError) { try uses.note(stream, on: gpuCopier.gpu, of: self) }
 
   var copier: (any MemoryCopier)? { gpuCopier }
 }
@@ -151,4 +157,17 @@ final class PinnedBlock: TensorStorage {
   }
 
   deinit { pool.give(range, slab: slab) }
+}
+
+/// A caller's memory on a GPU.
+final class BorrowedDeviceMemory: TensorStorage {
+  let base: Address
+  private let gpuCopier: GPUCopier
+  private let owner: (AnyObject & Sendable)?
+
+  init(base: Address, _ copier: GPUCopier, owner: (AnyObject & Sendable)?) {
+    (self.base, gpuCopier, self.owner) = (base, copier, owner)
+  }
+
+  var copier: (any MemoryCopier)? { gpuCopier }
 }
