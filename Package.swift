@@ -60,6 +60,8 @@ let package = Package(
       name: "ConformanceTests", dependencies: ["CPlatform", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
+      name: "GPUTests", dependencies: ["Conformance", "CUDADriver", "SwiftEP"], swiftSettings: strict),
+    .testTarget(
       name: "ToolTests",
       dependencies: [
         "swiftep", "Arena", "CPlatform", "Conformance", "HostFacts", "HostMachine", "MadeUpHosts", "SwiftEP",

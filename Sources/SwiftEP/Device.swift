@@ -29,11 +29,11 @@ package protocol Device: AnyObject, Sendable {
   /// Whether this device knows streams of callers at all, and whether a graph is captured on this one.
   func state(of stream: CUDAStream) throws(EPError) -> StreamState
 
-  /// Later launches come behind the fence, which this device has made.
-  func enqueueWait(for fence: any ReuseFence)
+  /// What streams of GPUs can wait for, and comes with the end of the launch; nil where this is no GPU.
+  func fence(behind ticket: UInt64) -> (any StreamFence)?
 
-  /// What is queued on the caller's stream later comes behind everything that is queued here by now.
-  func hold(_ stream: CUDAStream) throws(EPError)
+  /// Later launches come behind the fence. Of a device that has fences.
+  func enqueueWait(for fence: any StreamFence)
 
   /// Queues a wait: later launches begin after `body` has returned.
   func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void)
@@ -137,8 +137,8 @@ package final class HostDevice: Device {
   }
 
   package func state(of stream: CUDAStream) -> StreamState { .unknown }
-  package func enqueueWait(for fence: any ReuseFence) {}
-  package func hold(_ stream: CUDAStream) {}
+  package func fence(behind ticket: UInt64) -> (any StreamFence)? { nil }
+  package func enqueueWait(for fence: any StreamFence) {}
 
   package func makeGraph(_ launches: [RecordedLaunch]) -> any DeviceGraph { HostGraph(self, launches) }
 

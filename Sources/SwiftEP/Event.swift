@@ -10,7 +10,7 @@ public final class Event: Sendable {
     /// A launch of the graph, by its ticket.
     case graph(OperationGraph, UInt64)
     case manual(Guarded<Bool>)
-    case stream(StreamFence)
+    case stream(EventFence)
   }
 
   private let kind: Kind
@@ -28,30 +28,30 @@ public final class Event: Sendable {
   /// - Throws: `machineUnavailable`, `driver`.
   public init(recordedOn stream: CUDAStream, gpu: Int) throws(EPError) {
     let gpu = try GPUHost.shared(gpu).gpu
-    do throws(DriverError) { kind = .stream(try StreamFence([stream], on: gpu)) } catch {
+    do throws(DriverError) { kind = .stream(try EventFence([stream], on: gpu)) } catch {
       throw EPError(error, rank: -1)
     }
   }
 
-  /// What is queued on the stream later comes behind the event: of an operation, or of a graph's launch, behind all that its
-  /// buffer was told to do by now. Waits for nothing on the host.
+  /// What is queued on the stream later comes behind the event, without any wait of the host. The event must live until then.
   ///
   /// - Throws: `driver`; `invalidArgument` of an event that no GPU completes.
   public func enqueueWait(on stream: CUDAStream) throws(EPError) {
-    switch kind {
-    case .operation(let operation) where operation.core.device is CUDADevice: try operation.core.device.hold(stream)
-    case .graph(let graph, _) where graph.isOfGPU: try graph.hold(stream)
-    case .stream(let fence): try fence.hold(stream)
-    default:
+    guard let fence else {
       throw .invalidArgument(
         rank: -1, argument: "event", expected: "one that a GPU completes", found: "one that the host completes")
     }
+    try fence.hold(stream)
   }
 
-  /// Of a stream of the caller's; nil for others.
-  var fence: StreamFence? {
-    if case .stream(let fence) = kind { return fence }
-    return nil
+  /// The event as it is now, for streams to wait for; nil where no GPU completes it.
+  var fence: (any StreamFence)? {
+    switch kind {
+    case .operation(let operation): operation.fence
+    case .graph(let graph, let ticket): graph.fence(behind: ticket)
+    case .manual: nil
+    case .stream(let fence): fence
+    }
   }
 
   /// Completes an event that was made with `init()`; of others, nothing changes.
@@ -77,7 +77,8 @@ public final class Event: Sendable {
     case .graph(let graph, let ticket): try graph.finish(ticket)
     case .manual(let flag):
       while !flag.withLock({ $0 }) { usleep(50) }
-    case .stream(let fence): try fence.wait()
+    case .stream(let fence):
+      do throws(DriverError) { try fence.wait() } catch { throw EPError(error, rank: -1) }
     }
   }
 
@@ -168,6 +169,9 @@ final class PendingOperation: Sendable {
   func isQueued(as queued: UInt64) { ticket.withLock { $0 = queued } }
 
   var isFinished: Bool { core.device.isFinished(ticket.withLock { $0 }) }
+
+  /// The end of all launches queued so far.
+  var fence: (any StreamFence)? { core.device.fence(behind: ticket.withLock { $0 }) }
 
   /// Waits for all launches queued so far.
   func wait() { core.device.wait(for: ticket.withLock { $0 }) }

@@ -242,7 +242,7 @@ extension BufferCore {
   }
 
   /// What the device itself can wait for.
-  private func fence(of event: Event) -> StreamFence? { device is CUDADevice ? event.fence : nil }
+  private func fence(of event: Event) -> (any StreamFence)? { device is CUDADevice ? event.fence : nil }
 
   /// What a header says of memory that its rank does not have, as this rank's own error.
   func exhausted(_ header: ExchangeHeader) -> EPError {

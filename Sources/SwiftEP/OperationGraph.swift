@@ -48,9 +48,7 @@ public final class OperationGraph: Sendable {
 
   func isOf(_ core: BufferCore) -> Bool { self.core === core }
 
-  var isOfGPU: Bool { core.device is CUDADevice }
-
-  func hold(_ stream: CUDAStream) throws(EPError) { try core.device.hold(stream) }
+  func fence(behind ticket: UInt64) -> (any StreamFence)? { core.device.fence(behind: ticket) }
 
   func wait(_ ticket: UInt64) { core.device.wait(for: ticket) }
 

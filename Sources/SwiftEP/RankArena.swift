@@ -41,12 +41,15 @@ package final class RankArena: Sendable {
   /// - Parameter wait: called with fences that whoever uses the block must come behind, before the arena grows; nil: the
   ///   caller cannot.
   package func take(
-    _ byteCount: Int64, from end: HoleList.End, behind wait: ((any ReuseFence) -> Void)? = nil
+    _ byteCount: Int64, from end: HoleList.End, behind wait: ((any StreamFence) -> Void)? = nil
   ) throws(EPError) -> ArenaBlock {
-    try ranges.withLock { ranges throws(EPError) in
+    // Not under the lock: a device that queues a wait may let go of blocks.
+    var fences: [any ReuseFence] = []
+    defer { for case let fence as any StreamFence in fences { wait?(fence) } }
+    return try ranges.withLock { ranges throws(EPError) in
       if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
-      if let wait {
-        for fence in ranges.reclaimAll() { wait(fence) }
+      if wait != nil {
+        fences = ranges.reclaimAll()
         if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
       }
       let free = ranges.hole(endingAt: memory.byteCount)?.count ?? 0

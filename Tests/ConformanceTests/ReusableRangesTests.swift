@@ -39,7 +39,7 @@ import Testing
   }
 
   @Test func cpusKnowNoStreams() throws {
-    try ThreadFabric().run(plan: try makePlan(), workers: 1, timeout: .seconds(20)) { buffer in
+    try ThreadFabric().test(plan: try makePlan(), workers: 1, timeout: .seconds(20)) { buffer in
       let (x, indices) = (try Tensor(zeros: [1, 8], .bf16), try Tensor(zeros: [1, 1], .int32))
       var options = DispatchOptions()
       options.stream = CUDAStream(unsafeHandle: nil)

@@ -120,26 +120,22 @@ package final class CUDADevice: Device {
     }
   }
 
-  package func enqueueWait(for fence: any ReuseFence) {
-    guard let fence = fence as? StreamFence else { preconditionFailure("another device's fence") }
-    state.withLock { state in
-      do throws(DriverError) {
-        for event in fence.events { try stream.wait(for: event) }
-      } catch {
-        state.failure = state.failure ?? EPError(error, rank: rank)
-      }
-    }
+  package func fence(behind ticket: UInt64) -> (any StreamFence)? {
+    TicketFence(word: finishedWord, ticket: ticket, gpu: host.gpu)
   }
 
-  package func hold(_ other: CUDAStream) throws(EPError) {
-    do throws(DriverError) {
-      try state.withLock { _ throws(DriverError) in
-        try joint.record(on: stream)
-        try other.borrowed(on: host.gpu).wait(for: joint)
-      }
-    } catch {
-      throw EPError(error, rank: rank)
+  package func enqueueWait(for fence: any StreamFence) {
+    // Until the wait is over.
+    _ = enqueue(keeping: nil) { ticket throws(DriverError) in
+      try fence.hold(stream)
+      try stream.write(ticket, to: DeviceAddress(bits: finishedWord.base.bits))
     }
+    keep(fence)
+  }
+
+  /// Until what is queued by now has finished.
+  private func keep(_ fence: any StreamFence) {
+    state.withLock { $0.owners.append(($0.queuedCount, FenceBox(fence))) }
   }
 
   private func start(
@@ -248,8 +244,9 @@ package final class CUDADevice: Device {
 
   package func close() {
     wait(for: state.withLock { $0.queuedCount })
+    // What was queued before a call of the driver failed still runs, unless the GPU is lost.
+    if failure != nil { try? stream.synchronize() }
     let wasReserved = state.withLock { state in
-      // After a failure nothing runs any more.
       state.owners = []
       defer { state.isReserved = false }
       return state.isReserved
@@ -318,6 +315,11 @@ package final class CUDADevice: Device {
   }
 
   package func raise(_ alarm: Address, arena: Address) { raiseAlarm(alarm) }
+}
+
+private final class FenceBox: Sendable {
+  private let fence: any StreamFence
+  init(_ fence: any StreamFence) { self.fence = fence }
 }
 
 /// Launches of one rank as a CUDA graph.

@@ -1,5 +1,6 @@
 import CUDADriver
 import EPKernels
+import Glibc
 import HostMachine
 
 /// A stream of the caller's on a GPU: a `CUstream`, which is a `cudaStream_t`, of the GPU's primary context, as the CUDA
@@ -22,11 +23,42 @@ public struct CUDAStream: Hashable, @unchecked Sendable {
   func borrowed(on gpu: GPU) -> CUDADriver.Stream { CUDADriver.Stream(gpu, borrowing: handle) }
 }
 
+/// What streams of GPUs can wait for.
+package protocol StreamFence: ReuseFence {
+  /// What is queued on the stream later comes behind it. The fence must outlive that wait.
+  func hold(_ stream: CUDADriver.Stream) throws(DriverError)
+  func wait() throws(DriverError)
+  var gpu: GPU { get }
+}
+
+extension StreamFence {
+  func hold(_ stream: CUDAStream) throws(EPError) {
+    do throws(DriverError) { try hold(stream.borrowed(on: gpu)) } catch { throw EPError(error, rank: -1) }
+  }
+}
+
+/// The end of a launch, by the word that its device tells it in.
+struct TicketFence: StreamFence {
+  let word: any TensorStorage
+  let ticket: UInt64
+  let gpu: GPU
+
+  var isPassed: Bool { loadAcquiring(word.base) >= ticket }
+
+  func hold(_ stream: CUDADriver.Stream) throws(DriverError) {
+    try stream.wait(until: DeviceAddress(bits: word.base.bits), isAtLeast: ticket)
+  }
+
+  func wait() throws(DriverError) { while !isPassed { usleep(20) } }
+}
+
 /// What streams have been told to do by now.
-struct StreamFence: ReuseFence {
-  let events: [StreamEvent]
+struct EventFence: StreamFence {
+  let gpu: GPU
+  private let events: [StreamEvent]
 
   init(_ streams: some Collection<CUDAStream>, on gpu: GPU) throws(DriverError) {
+    self.gpu = gpu
     var events: [StreamEvent] = []
     for stream in streams {
       let event = try StreamEvent(gpu, isTimed: false)
@@ -36,17 +68,9 @@ struct StreamFence: ReuseFence {
     self.events = events
   }
 
-  func wait() throws(EPError) {
-    do throws(DriverError) { for event in events { try event.synchronize() } } catch { throw EPError(error, rank: -1) }
-  }
+  func wait() throws(DriverError) { for event in events { try event.synchronize() } }
 
-  func hold(_ stream: CUDAStream) throws(EPError) {
-    do throws(DriverError) {
-      for event in events { try stream.borrowed(on: event.gpu).wait(for: event) }
-    } catch {
-      throw EPError(error, rank: -1)
-    }
-  }
+  func hold(_ stream: CUDADriver.Stream) throws(DriverError) { for event in events { try stream.wait(for: event) } }
 
   /// A GPU that is lost does nothing any more.
   var isPassed: Bool { events.allSatisfy { (try? $0.isReached()) ?? true } }
@@ -68,9 +92,9 @@ final class StreamUses: Sendable {
   }
 
   /// What they have been told to do by now; nil where none uses the memory.
-  func fence(on gpu: GPU) -> StreamFence? {
+  func fence(on gpu: GPU) -> EventFence? {
     let streams = streams.withLock { $0 }
     // A GPU that is lost uses nothing any more.
-    return streams.isEmpty ? nil : try? StreamFence(streams, on: gpu)
+    return streams.isEmpty ? nil : try? EventFence(streams, on: gpu)
   }
 }

@@ -78,7 +78,7 @@ final class DevicePool: Sendable {
     return DeviceBlock(self, range, at: Address(bits: memory.base.bits), copier)
   }
 
-  fileprivate func give(_ range: Range<Int64>, behind fence: StreamFence?) {
+  fileprivate func give(_ range: Range<Int64>, behind fence: EventFence?) {
     ranges.withLock { $0.give(range, behind: fence) }
   }
 }
