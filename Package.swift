@@ -60,7 +60,10 @@ let package = Package(
       name: "ConformanceTests", dependencies: ["CPlatform", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
-      name: "GPUTests", dependencies: ["Conformance", "CUDADriver", "SwiftEP"], swiftSettings: strict),
+      name: "GPUTests", dependencies: ["CPlatform", "Conformance", "CUDADriver", "HostMachine", "SwiftEP"],
+      // The conformance suite is in it, but for what has no ranks, or ranks on CPUs.
+      exclude: ["Suite/MemoryNeedTests.swift", "Suite/Ranks.swift", "Suite/ReusableRangesTests.swift"],
+      swiftSettings: strict),
     .testTarget(
       name: "ToolTests",
       dependencies: [

@@ -62,7 +62,9 @@ package struct ThreadFabric: Fabric {
 /// Ranks are threads of this process that reach each other as processes do: over sockets, each with a mapping of its own
 /// of every arena.
 package struct SocketFabric: Fabric {
-  package init() {}
+  package let machines: [Machine]
+
+  package init(_ machines: [Machine] = [.cpu]) { self.machines = machines }
 
   package func values<Value: Codable & Sendable>(
     rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value

@@ -106,7 +106,7 @@ extension ConformanceTests {
       let plan = try job.makePlan()
       let kept = Guarded<[Int: DispatchHandle]>([:])
       // Of ranks in one process: a handle does not travel.
-      try ThreadFabric().test(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
+      try threadFabric.test(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
         let handle = try job.dispatch(on: buffer).handle
         kept.withLock { $0[buffer.rank] = handle }
       }
@@ -134,7 +134,7 @@ extension ConformanceTests {
       let plan = try job.makePlan()
       let kept = Guarded<DispatchHandle?>(nil)
       for _ in 0..<30 {
-        try ThreadFabric().test(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
+        try threadFabric.test(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
           if let old = kept.withLock({ $0 }) {
             let error = try error { () throws(EPError) in _ = try job.dispatch(on: buffer, handle: old) }
             try require(error == Self.foreign(0), "\(error)")
@@ -176,7 +176,7 @@ extension ConformanceTests {
         _ = try Communicator.threads(rankCount: 0)
       }
       let plan = try smallJob().makePlan()
-      let most = try fabric.machine(ofRank: 0).workerCountMax()
+      let most = try threadFabric.machine(ofRank: 0).workerCountMax()
       for workers in [0, most + 1] {
         let expected = EPError.invalidArgument(
           rank: 1, argument: "workers", expected: "1 to \(most)", found: "\(workers)")

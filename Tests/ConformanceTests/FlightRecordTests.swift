@@ -318,7 +318,7 @@ extension ConformanceTests {
     /// Loses a buffer: rank 1 is silent. For a process of its own.
     private static func loseABuffer() throws {
       let job = smallJob(rankCount: 2)
-      try ThreadFabric().test(plan: try job.makePlan(), workers: 1, timeout: .milliseconds(200)) { buffer in
+      try threadFabric.test(plan: try job.makePlan(), workers: 1, timeout: .milliseconds(200)) { buffer in
         for step in 0..<3 { _ = try job.dispatch(on: buffer, step: step) }
         if buffer.rank == 1 {
           usleep(500_000)
@@ -330,9 +330,15 @@ extension ConformanceTests {
       }
     }
 
+    /// As a program has it where nobody says otherwise; tests turn it off when they are first asked for their fabric.
+    private static func printLosses() {
+      _ = threadFabric
+      unsetenv("SWIFTEP_FLIGHT_RECORDER")
+    }
+
     @Test func aLossIsPrinted() async throws {
       let result = await #expect(processExitsWith: .success, observing: [\.standardErrorContent]) {
-        unsetenv("SWIFTEP_FLIGHT_RECORDER")
+        ConformanceTests.FlightRecordTests.printLosses()
         try ConformanceTests.FlightRecordTests.loseABuffer()
       }
       let text = String(decoding: try #require(result).standardErrorContent, as: UTF8.self)
@@ -359,9 +365,9 @@ extension ConformanceTests {
     /// That peers close their buffers is no misfortune.
     @Test func closingIsNotPrinted() async throws {
       let result = await #expect(processExitsWith: .success, observing: [\.standardErrorContent]) {
-        unsetenv("SWIFTEP_FLIGHT_RECORDER")
+        ConformanceTests.FlightRecordTests.printLosses()
         let job = smallJob(rankCount: 2)
-        try ThreadFabric().test(plan: try job.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
+        try threadFabric.test(plan: try job.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
           if buffer.rank == 1 { return buffer.close() }
           _ = try error { () throws(EPError) in _ = try job.dispatch(on: buffer) }
         }

@@ -1,32 +1,12 @@
 import Conformance
-import Foundation
 import SwiftEP
 import Testing
 
-/// All suites of this target, one test at a time: each runs many threads of its own.
-@Suite(.serialized) struct ConformanceTests {}
-
-/// What kind of ranks the tests run on: `SWIFTEP_TEST_FABRIC` is `threads` (the default), `sockets` (threads that reach
-/// each other as processes do), `processes`, or `cuda` (threads that share the GPUs `0..<SWIFTEP_TEST_GPUS`).
-let fabric: any Fabric = {
-  // Buffers are lost here on purpose.
-  setenv("SWIFTEP_FLIGHT_RECORDER", "off", 0)
-  let environment = ProcessInfo.processInfo.environment
-  switch environment["SWIFTEP_TEST_FABRIC"] {
-  case nil, "threads": return ThreadFabric()
-  case "sockets": return SocketFabric()
-  case "processes": return ProcessFabric(patience: .seconds(120))
-  case "cuda":
-    let count = environment["SWIFTEP_TEST_GPUS"].map { Int($0)! } ?? 1
-    return ThreadFabric((0..<count).map { .cuda(gpu: $0) })
-  case let other?:
-    preconditionFailure("SWIFTEP_TEST_FABRIC: expected threads, sockets, processes or cuda, found \(other)")
-  }
-}()
-
+/// Whether ranks run on GPUs.
 let isOnGPU = fabric.machine(ofRank: 0) != .cpu
 
-/// The same, but ranks are threads of this process: for tests that look at several of them at once.
+/// The same, but ranks are threads of this process: for tests that look at several of them at once. Of CPUs, where ranks are
+/// processes otherwise: those could not use GPUs that this process has used.
 let threadFabric: any Fabric = fabric is ProcessFabric ? SocketFabric() : fabric
 
 /// A rank's buffer for tests that give it tensors of the host: each is copied to where the buffer's machine reaches it,
@@ -37,12 +17,13 @@ struct TestBuffer: Sendable {
 
   init(_ buffer: ExpertBuffer) { self.buffer = buffer }
 
-  /// On what the tests' ranks run on.
+  /// Of a thread of this process, on what its rank of the tests runs on.
   init(
     _ communicator: Communicator, plan: ExpertBuffer.Plan, workers: Int? = nil, timeout: Duration = .seconds(100)
   ) throws(EPError) {
+    let machine = threadFabric.machine(ofRank: communicator.rank)
     buffer = try ExpertBuffer(
-      communicator, plan: plan, workers: workers, timeout: timeout, machine: fabric.machine(ofRank: communicator.rank))
+      communicator, plan: plan, workers: workers, timeout: timeout, machine: machine)
   }
 
   subscript<Value>(dynamicMember path: KeyPath<ExpertBuffer, Value>) -> Value { buffer[keyPath: path] }
