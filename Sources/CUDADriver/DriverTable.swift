@@ -39,8 +39,7 @@ struct DriverTable: Sendable {
       UnsafeMutablePointer<UnsafeMutableRawPointer?>, UnsafeMutableRawPointer?
     ) -> Code
 
-  let cuCtxGetStreamPriorityRange: @convention(c) (Out<Int32>, Out<Int32>) -> Code
-  let cuStreamCreateWithPriority: @convention(c) (Out<CUHandle?>, UInt32, Int32) -> Code
+  let cuStreamCreate: @convention(c) (Out<CUHandle?>, UInt32) -> Code
   let cuStreamDestroy: @convention(c) (CUHandle) -> Code
   let cuStreamSynchronize: @convention(c) (CUHandle?) -> Code
   let cuStreamQuery: @convention(c) (CUHandle?) -> Code
@@ -118,8 +117,7 @@ struct DriverTable: Sendable {
     cuFuncGetAttribute = try library.symbol("cuFuncGetAttribute")
     cuOccupancyMaxActiveBlocksPerMultiprocessor = try library.symbol("cuOccupancyMaxActiveBlocksPerMultiprocessor")
     cuLaunchKernel = try library.symbol("cuLaunchKernel")
-    cuCtxGetStreamPriorityRange = try library.symbol("cuCtxGetStreamPriorityRange")
-    cuStreamCreateWithPriority = try library.symbol("cuStreamCreateWithPriority")
+    cuStreamCreate = try library.symbol("cuStreamCreate")
     cuStreamDestroy = try library.symbol("cuStreamDestroy_v2")
     cuStreamSynchronize = try library.symbol("cuStreamSynchronize")
     cuStreamQuery = try library.symbol("cuStreamQuery")

@@ -5,17 +5,11 @@ package final class Stream: @unchecked Sendable {
   let handle: CUHandle?
   private let isOwned: Bool
 
-  /// - Parameter isUrgent: its kernels start before those of other streams. The driver also keeps such streams apart from
-  ///   those: what is queued there never waits because a stream that is not urgent does.
-  package init(_ gpu: GPU, isUrgent: Bool = false) throws(DriverError) {
+  package init(_ gpu: GPU) throws(DriverError) {
     (self.gpu, isOwned) = (gpu, true)
-    var (least, greatest): (Int32, Int32) = (0, 0)
-    try gpu.call("cuCtxGetStreamPriorityRange") { $0.cuCtxGetStreamPriorityRange(&least, &greatest) }
     var handle: CUHandle?
     let nonBlocking: UInt32 = 1
-    try gpu.call("cuStreamCreateWithPriority") {
-      $0.cuStreamCreateWithPriority(&handle, nonBlocking, isUrgent ? greatest : least)
-    }
+    try gpu.call("cuStreamCreate") { $0.cuStreamCreate(&handle, nonBlocking) }
     self.handle = handle!
   }
 

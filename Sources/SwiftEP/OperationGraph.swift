@@ -10,10 +10,10 @@ public final class OperationGraph: Sendable {
   private let graph: any DeviceGraph
   fileprivate let operations: [PendingOperation]
 
-  fileprivate init(_ core: BufferCore, _ recording: Recording) throws(EPError) {
+  fileprivate init(_ core: BufferCore, _ recording: Recording, repeatCount: Int) throws(EPError) {
     self.core = core
     operations = recording.operations
-    graph = try core.device.makeGraph(recording.launches)
+    graph = try core.device.makeGraph(Array(repeatElement(recording.launches, count: repeatCount).joined()))
   }
 
   /// Runs the operations once more, behind everything that the buffer was told to do before. Collective: all ranks launch
@@ -74,6 +74,11 @@ extension ExpertBuffer {
   ///   `driver`.
   public func record<Result>(
     _ body: () throws(EPError) -> Result
+  ) throws(EPError) -> (graph: OperationGraph, result: Result) { try record(repeatCount: 1, body) }
+
+  /// - Parameter repeatCount: how often each launch runs the operations, one after the other.
+  package func record<Result>(
+    repeatCount: Int, _ body: () throws(EPError) -> Result
   ) throws(EPError) -> (graph: OperationGraph, result: Result) {
     try core.checkOpen()
     let isFree = core.recording.withLock { recording in
@@ -93,7 +98,7 @@ extension ExpertBuffer {
     if recording.operations.isEmpty {
       throw .invalidArgument(rank: rank, argument: "body", expected: "at least one operation", found: "none")
     }
-    return (try OperationGraph(core, recording), result)
+    return (try OperationGraph(core, recording, repeatCount: repeatCount), result)
   }
 }
 

@@ -15,7 +15,7 @@ let benchCommand = Command(
     Flag("iterations", "N", "timed iterations (default 20)"),
     Flag(
       "replays", "N",
-      "on a GPU: record each operation as a graph, and time N launches in\na row (default 0: call it once)"),
+      "on a GPU: record each operation as a graph that runs it N times in\na row (default 0: call it once)"),
     Flag("seed", "S", "of everything random (default 1)"),
     Flag("skew", "S", "Zipf exponent of the experts' popularity, 0: uniform (default 0)"),
     Flag("text", "FILE", "take the tokens from a text: seeded embeddings, routed by a seeded gate"),

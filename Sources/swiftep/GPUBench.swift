@@ -16,7 +16,7 @@ final class GPUBench: Sendable {
   let plan: ExpertBuffer.Plan
   let workerCount: Int
   let iterationCount: Int
-  /// How often a recorded operation is run in a row; 0: operations are called, not recorded.
+  /// How often a graph runs an operation; 0: operations are called, not recorded.
   let replayCount: Int
   /// Whether the flight records of all timed iterations are kept: of as many operations of each as a record has.
   let isTraced: Bool
@@ -174,8 +174,8 @@ final class GPUBench: Sendable {
         if bench.replayCount > 0 {
           graphs = try graphs ?? record(buffer, tokens, weights)
           let count = UInt64(bench.replayCount)
-          dispatchTime = try measure(stream) { [bench] in try bench.replay(graphs!.dispatch) } / count
-          combineTime = try measure(stream) { [bench] in try bench.replay(graphs!.combine) } / count
+          dispatchTime = try measure(stream) { try graphs!.dispatch.launch() } / count
+          combineTime = try measure(stream) { try graphs!.combine.launch() } / count
           try graphs!.combine.launch().wait()
         } else {
           var dispatched: DispatchResult?
@@ -202,11 +202,11 @@ final class GPUBench: Sendable {
     private func record(
       _ buffer: ExpertBuffer, _ tokens: RankTokens, _ weights: Tensor
     ) throws -> (OperationGraph, OperationGraph) {
-      let (dispatchGraph, dispatched) = try buffer.record { () throws(EPError) in
+      let (dispatchGraph, dispatched) = try buffer.record(repeatCount: bench.replayCount) { () throws(EPError) in
         try bench.dispatch(buffer, tokens, sizing: .worstCase)
       }
       let rows = try bench.combineRows(buffer, dispatched)
-      let (combineGraph, _) = try buffer.record { () throws(EPError) in
+      let (combineGraph, _) = try buffer.record(repeatCount: bench.replayCount) { () throws(EPError) in
         try bench.combine(buffer, rows, dispatched.handle, weights, isAsynchronous: true)
       }
       return (dispatchGraph, combineGraph)
@@ -272,10 +272,6 @@ final class GPUBench: Sendable {
   }
 
   // MARK: Operations
-
-  private func replay(_ graph: OperationGraph) throws {
-    for _ in 0..<replayCount { try graph.launch() }
-  }
 
   private func dispatch(_ buffer: ExpertBuffer, _ tokens: RankTokens, sizing: Sizing) throws(EPError) -> DispatchResult
   {

@@ -15,7 +15,7 @@ package final class CUDADevice: Device {
   private let finishedWord: any TensorStorage
   /// By which streams wait for each other; what it says is heard when a wait is queued.
   private let joint: StreamEvent
-  /// UInt32: where a launch's blocks count themselves out.
+  /// Where a launch's blocks count themselves out: `KernelModule.End.counter`.
   private let counter: any TensorStorage
   private let state = Guarded(State())
 
@@ -78,11 +78,14 @@ package final class CUDADevice: Device {
   ) -> UInt64 {
     if let other, (try? state(of: other)) == .capturing { return capture(launch, workerCount, owner, on: other) }
     return enqueue(keeping: owner) { ticket throws(DriverError) in
-      let end = KernelModule.End(
-        counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits),
-        ticket: ticket)
-      try between(other) { () throws(DriverError) in try start(launch, end, workerCount, on: stream) }
+      try between(other) { () throws(DriverError) in try start(launch, end(ticket), workerCount, on: stream) }
     }
+  }
+
+  private func end(_ ticket: UInt64) -> KernelModule.End {
+    KernelModule.End(
+      counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits), ticket: ticket
+    )
   }
 
   /// Makes the launch part of the graph that is captured on the stream.
@@ -125,17 +128,9 @@ package final class CUDADevice: Device {
   }
 
   package func enqueueWait(for fence: any StreamFence) {
-    // Until the wait is over.
-    _ = enqueue(keeping: nil) { ticket throws(DriverError) in
-      try fence.hold(stream)
-      try stream.write(ticket, to: DeviceAddress(bits: finishedWord.base.bits))
-    }
-    keep(fence)
-  }
-
-  /// Until what is queued by now has finished.
-  private func keep(_ fence: any StreamFence) {
-    state.withLock { $0.owners.append(($0.queuedCount, FenceBox(fence))) }
+    queue { () throws(DriverError) in try fence.hold(stream) }
+    // Until the wait is over, and with it the launch that comes next.
+    state.withLock { $0.owners.append(($0.queuedCount + 1, FenceBox(fence))) }
   }
 
   private func start(
@@ -161,7 +156,10 @@ package final class CUDADevice: Device {
       // Not on the rank's own stream, which others may ask for its health meanwhile: that would end the capture.
       let captured = try CUDADriver.Stream(host.gpu)
       let graph = try CUDADriver.Graph(of: captured) { () throws(DriverError) in
-        for next in launches { try start(next.launch, .untold, next.workerCount, on: captured) }
+        for (index, next) in launches.enumerated() {
+          let isLast = index == launches.count - 1
+          try start(next.launch, isLast ? end(KernelModule.End.next) : .untold, next.workerCount, on: captured)
+        }
       }
       return CUDAGraph(self, graph, keeping: launches.map(\.owner))
     } catch {
@@ -174,17 +172,18 @@ package final class CUDADevice: Device {
   ) -> UInt64 {
     enqueue(keeping: owner) { ticket throws(DriverError) in
       try between(other) { () throws(DriverError) in try graph.launch(on: stream) }
-      try stream.write(ticket, to: DeviceAddress(bits: finishedWord.base.bits))
     }
   }
 
   package func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void) {
-    let word = finishedWord
-    _ = enqueue(keeping: nil) { ticket throws(DriverError) in
-      try stream.enqueue {
-        body()
-        storeReleasing(ticket, in: word.base)
-      }
+    queue { () throws(DriverError) in try stream.enqueue(body) }
+  }
+
+  /// Queues what has no ticket.
+  private func queue(_ body: () throws(DriverError) -> Void) {
+    state.withLock { state in
+      if state.failure != nil { return }
+      do throws(DriverError) { try body() } catch { state.failure = EPError(error, rank: rank) }
     }
   }
 
@@ -244,8 +243,8 @@ package final class CUDADevice: Device {
 
   package func close() {
     wait(for: state.withLock { $0.queuedCount })
-    // What was queued before a call of the driver failed still runs, unless the GPU is lost.
-    if failure != nil { try? stream.synchronize() }
+    // Waits without a launch behind them; and what was queued before a call of the driver failed, unless the GPU is lost.
+    try? stream.synchronize()
     let wasReserved = state.withLock { state in
       state.owners = []
       defer { state.isReserved = false }

@@ -138,7 +138,7 @@ extension GPUHost {
 
   func takeStream() throws(DriverError) -> CUDADriver.Stream {
     if let stream = idleStreams.withLock({ $0.popLast() }) { return stream }
-    let stream = try CUDADriver.Stream(gpu, isUrgent: true)
+    let stream = try CUDADriver.Stream(gpu)
     // Nothing of it is left to be set up when ranks wait for each other.
     let words = try VirtualMemory(gpu, reservedByteCount: 64)
     try words.grow(to: 64)
