@@ -25,7 +25,8 @@ let package = Package(
       dependencies: ["Arena", "CPlatform", "CUDADriver", "EPKernels", "HostFacts", "HostMachine", "Rendezvous"],
       swiftSettings: strict),
     .target(
-      name: "Conformance", dependencies: ["Arena", "CPlatform", "HostMachine", "SwiftEP"], swiftSettings: strict),
+      name: "Conformance", dependencies: ["Arena", "CPlatform", "CUDADriver", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
     .executableTarget(
       name: "swiftep",
       dependencies: [
@@ -46,7 +47,8 @@ let package = Package(
       name: "HostMachineTests", dependencies: ["CPlatform", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
-      name: "GroupTests", dependencies: ["Arena", "Conformance", "CPlatform", "HostMachine", "SwiftEP"],
+      name: "GroupTests",
+      dependencies: ["Arena", "Conformance", "CPlatform", "CUDADriver", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
       name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
@@ -57,8 +59,12 @@ let package = Package(
       dependencies: ["Arena", "CPlatform", "Conformance", "HostMachine", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
       swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests",
-      dependencies: ["CPlatform", "Conformance", "EPKernels", "HostFacts", "HostMachine", "SwiftEP"],
+      name: "ConformanceTests", dependencies: ["CPlatform", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "GPUTests", dependencies: ["CPlatform", "Conformance", "CUDADriver", "HostMachine", "SwiftEP"],
+      // The conformance suite is in it, but for what has no ranks, or ranks on CPUs.
+      exclude: ["Suite/MemoryNeedTests.swift", "Suite/Ranks.swift", "Suite/ReusableRangesTests.swift"],
       swiftSettings: strict),
     .testTarget(
       name: "ToolTests",

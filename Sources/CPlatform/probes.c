@@ -28,6 +28,7 @@ typedef int (*get_integer)(int *);
 typedef int (*get_device)(int *, int);
 typedef int (*get_name)(char *, int, int);
 typedef int (*get_memory)(size_t *, int);
+typedef int (*get_access)(int *, int, int);
 
 static void ask_driver(struct swiftep_gpu_driver *driver) {
   void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -43,7 +44,9 @@ static void ask_driver(struct swiftep_gpu_driver *driver) {
   get_device cuDeviceGet = (get_device)dlsym(library, "cuDeviceGet");
   get_name cuDeviceGetName = (get_name)dlsym(library, "cuDeviceGetName");
   get_memory cuDeviceTotalMem = (get_memory)dlsym(library, "cuDeviceTotalMem_v2");
-  if (!cuInit || !cuDriverGetVersion || !cuDeviceGetCount || !cuDeviceGet || !cuDeviceGetName || !cuDeviceTotalMem) {
+  get_access cuDeviceCanAccessPeer = (get_access)dlsym(library, "cuDeviceCanAccessPeer");
+  if (!cuInit || !cuDriverGetVersion || !cuDeviceGetCount || !cuDeviceGet || !cuDeviceGetName || !cuDeviceTotalMem ||
+      !cuDeviceCanAccessPeer) {
     snprintf(driver->refusal, sizeof driver->refusal, "libcuda.so.1 lacks functions of a CUDA driver");
     return;
   }
@@ -62,6 +65,13 @@ static void ask_driver(struct swiftep_gpu_driver *driver) {
     if (cuDeviceGet(&device, index) != 0) continue;
     cuDeviceGetName(driver->devices[index].name, sizeof driver->devices[index].name, device);
     cuDeviceTotalMem(&driver->devices[index].byte_count, device);
+    for (int other = 0; other < driver->device_count && other < SWIFTEP_GPU_COUNT_MAX; other++) {
+      int peer, reaches = 0;
+      if (other == index || cuDeviceGet(&peer, other) != 0) continue;
+      if (cuDeviceCanAccessPeer(&reaches, device, peer) != 0 || !reaches) {
+        driver->devices[index].unreached |= 1u << other;
+      }
+    }
   }
 }
 

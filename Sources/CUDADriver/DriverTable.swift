@@ -18,6 +18,8 @@ struct DriverTable: Sendable {
   let cuDeviceGetAttribute: @convention(c) (Out<Int32>, Int32, Int32) -> Code
   let cuDeviceTotalMem: @convention(c) (Out<Size>, Int32) -> Code
   let cuDeviceCanAccessPeer: @convention(c) (Out<Int32>, Int32, Int32) -> Code
+  /// Into 16 bytes.
+  let cuDeviceGetUuid: @convention(c) (Out<UInt8>, Int32) -> Code
 
   let cuDevicePrimaryCtxRetain: @convention(c) (Out<CUHandle?>, Int32) -> Code
   let cuDevicePrimaryCtxRelease: @convention(c) (Int32) -> Code
@@ -33,39 +35,53 @@ struct DriverTable: Sendable {
   let cuOccupancyMaxActiveBlocksPerMultiprocessor: @convention(c) (Out<Int32>, CUHandle, Int32, Size) -> Code
   let cuLaunchKernel:
     @convention(c) (
-      CUHandle, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, CUHandle,
+      CUHandle, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, CUHandle?,
       UnsafeMutablePointer<UnsafeMutableRawPointer?>, UnsafeMutableRawPointer?
     ) -> Code
 
   let cuStreamCreate: @convention(c) (Out<CUHandle?>, UInt32) -> Code
   let cuStreamDestroy: @convention(c) (CUHandle) -> Code
-  let cuStreamSynchronize: @convention(c) (CUHandle) -> Code
-  let cuStreamQuery: @convention(c) (CUHandle) -> Code
-  let cuStreamWaitEvent: @convention(c) (CUHandle, CUHandle, UInt32) -> Code
-  let cuStreamWriteValue64: @convention(c) (CUHandle, UInt64, UInt64, UInt32) -> Code
-  let cuStreamWaitValue64: @convention(c) (CUHandle, UInt64, UInt64, UInt32) -> Code
+  let cuStreamSynchronize: @convention(c) (CUHandle?) -> Code
+  let cuStreamQuery: @convention(c) (CUHandle?) -> Code
+  let cuStreamWaitEvent: @convention(c) (CUHandle?, CUHandle, UInt32) -> Code
+  let cuStreamWriteValue64: @convention(c) (CUHandle?, UInt64, UInt64, UInt32) -> Code
+  let cuStreamWaitValue64: @convention(c) (CUHandle?, UInt64, UInt64, UInt32) -> Code
+  let cuThreadExchangeStreamCaptureMode: @convention(c) (Out<Int32>) -> Code
+  let cuStreamIsCapturing: @convention(c) (CUHandle?, Out<Int32>) -> Code
+  let cuStreamGetCaptureInfo:
+    @convention(c) (
+      CUHandle?, Out<Int32>, Out<UInt64>?, Out<CUHandle?>?, UnsafeMutableRawPointer?, Out<Size>?
+    ) -> Code
   let cuLaunchHostFunc:
-    @convention(c) (CUHandle, @convention(c) (UnsafeMutableRawPointer?) -> Void, UnsafeMutableRawPointer?) -> Code
+    @convention(c) (CUHandle?, @convention(c) (UnsafeMutableRawPointer?) -> Void, UnsafeMutableRawPointer?) -> Code
 
   let cuEventCreate: @convention(c) (Out<CUHandle?>, UInt32) -> Code
   let cuEventDestroy: @convention(c) (CUHandle) -> Code
-  let cuEventRecord: @convention(c) (CUHandle, CUHandle) -> Code
+  let cuEventRecord: @convention(c) (CUHandle, CUHandle?) -> Code
+  let cuEventQuery: @convention(c) (CUHandle) -> Code
   let cuEventSynchronize: @convention(c) (CUHandle) -> Code
   let cuEventElapsedTime: @convention(c) (Out<Float>, CUHandle, CUHandle) -> Code
 
-  let cuStreamBeginCapture: @convention(c) (CUHandle, Int32) -> Code
-  let cuStreamEndCapture: @convention(c) (CUHandle, Out<CUHandle?>) -> Code
+  let cuStreamBeginCapture: @convention(c) (CUHandle?, Int32) -> Code
+  let cuStreamEndCapture: @convention(c) (CUHandle?, Out<CUHandle?>) -> Code
+  let cuUserObjectCreate:
+    @convention(c) (
+      Out<CUHandle?>, UnsafeMutableRawPointer, @convention(c) (UnsafeMutableRawPointer?) -> Void, UInt32, UInt32
+    ) -> Code
+  let cuGraphRetainUserObject: @convention(c) (CUHandle, CUHandle, UInt32, UInt32) -> Code
   let cuGraphInstantiate: @convention(c) (Out<CUHandle?>, CUHandle, UInt64) -> Code
-  let cuGraphLaunch: @convention(c) (CUHandle, CUHandle) -> Code
+  let cuGraphLaunch: @convention(c) (CUHandle, CUHandle?) -> Code
   let cuGraphExecDestroy: @convention(c) (CUHandle) -> Code
   let cuGraphDestroy: @convention(c) (CUHandle) -> Code
 
   let cuMemHostAlloc: @convention(c) (Out<UnsafeMutableRawPointer?>, Size, UInt32) -> Code
   let cuMemFreeHost: @convention(c) (UnsafeMutableRawPointer) -> Code
-  let cuMemcpyHtoDAsync: @convention(c) (UInt64, UnsafeRawPointer, Size, CUHandle) -> Code
-  let cuMemcpyDtoHAsync: @convention(c) (UnsafeMutableRawPointer, UInt64, Size, CUHandle) -> Code
-  let cuMemcpyDtoDAsync: @convention(c) (UInt64, UInt64, Size, CUHandle) -> Code
-  let cuMemsetD8Async: @convention(c) (UInt64, UInt8, Size, CUHandle) -> Code
+  let cuMemHostRegister: @convention(c) (UnsafeMutableRawPointer, Size, UInt32) -> Code
+  let cuMemHostUnregister: @convention(c) (UnsafeMutableRawPointer) -> Code
+  let cuMemcpyHtoDAsync: @convention(c) (UInt64, UnsafeRawPointer, Size, CUHandle?) -> Code
+  let cuMemcpyDtoHAsync: @convention(c) (UnsafeMutableRawPointer, UInt64, Size, CUHandle?) -> Code
+  let cuMemcpyDtoDAsync: @convention(c) (UInt64, UInt64, Size, CUHandle?) -> Code
+  let cuMemsetD8Async: @convention(c) (UInt64, UInt8, Size, CUHandle?) -> Code
 
   let cuMemAddressReserve: @convention(c) (Out<UInt64>, Size, Size, UInt64, UInt64) -> Code
   let cuMemAddressFree: @convention(c) (UInt64, Size) -> Code
@@ -88,6 +104,7 @@ struct DriverTable: Sendable {
     cuDeviceGetAttribute = try library.symbol("cuDeviceGetAttribute")
     cuDeviceTotalMem = try library.symbol("cuDeviceTotalMem_v2")
     cuDeviceCanAccessPeer = try library.symbol("cuDeviceCanAccessPeer")
+    cuDeviceGetUuid = try library.symbol("cuDeviceGetUuid_v2")
     cuDevicePrimaryCtxRetain = try library.symbol("cuDevicePrimaryCtxRetain")
     cuDevicePrimaryCtxRelease = try library.symbol("cuDevicePrimaryCtxRelease_v2")
     cuCtxSetCurrent = try library.symbol("cuCtxSetCurrent")
@@ -107,20 +124,28 @@ struct DriverTable: Sendable {
     cuStreamWaitEvent = try library.symbol("cuStreamWaitEvent")
     cuStreamWriteValue64 = try library.symbol("cuStreamWriteValue64_v2")
     cuStreamWaitValue64 = try library.symbol("cuStreamWaitValue64_v2")
+    cuThreadExchangeStreamCaptureMode = try library.symbol("cuThreadExchangeStreamCaptureMode")
+    cuStreamIsCapturing = try library.symbol("cuStreamIsCapturing")
+    cuStreamGetCaptureInfo = try library.symbol("cuStreamGetCaptureInfo_v2")
     cuLaunchHostFunc = try library.symbol("cuLaunchHostFunc")
     cuEventCreate = try library.symbol("cuEventCreate")
     cuEventDestroy = try library.symbol("cuEventDestroy_v2")
     cuEventRecord = try library.symbol("cuEventRecord")
+    cuEventQuery = try library.symbol("cuEventQuery")
     cuEventSynchronize = try library.symbol("cuEventSynchronize")
     cuEventElapsedTime = try library.symbol("cuEventElapsedTime")
     cuStreamBeginCapture = try library.symbol("cuStreamBeginCapture_v2")
     cuStreamEndCapture = try library.symbol("cuStreamEndCapture")
+    cuUserObjectCreate = try library.symbol("cuUserObjectCreate")
+    cuGraphRetainUserObject = try library.symbol("cuGraphRetainUserObject")
     cuGraphInstantiate = try library.symbol("cuGraphInstantiateWithFlags")
     cuGraphLaunch = try library.symbol("cuGraphLaunch")
     cuGraphExecDestroy = try library.symbol("cuGraphExecDestroy")
     cuGraphDestroy = try library.symbol("cuGraphDestroy")
     cuMemHostAlloc = try library.symbol("cuMemHostAlloc")
     cuMemFreeHost = try library.symbol("cuMemFreeHost")
+    cuMemHostRegister = try library.symbol("cuMemHostRegister_v2")
+    cuMemHostUnregister = try library.symbol("cuMemHostUnregister")
     cuMemcpyHtoDAsync = try library.symbol("cuMemcpyHtoDAsync_v2")
     cuMemcpyDtoHAsync = try library.symbol("cuMemcpyDtoHAsync_v2")
     cuMemcpyDtoDAsync = try library.symbol("cuMemcpyDtoDAsync_v2")

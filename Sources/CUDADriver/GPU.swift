@@ -3,11 +3,15 @@ package final class GPU: @unchecked Sendable {
   package let driver: Driver
   package let index: Int
   package let name: String
+  /// The same in every process, whatever GPUs the process may see: 32 hexadecimal digits.
+  package let uuid: String
   package let multiprocessorCount: Int
   /// As 90 for sm_90.
   package let architecture: Int
   package let sharedByteCountMax: Int
   package let byteCount: Int
+  /// Whether kernels reach host memory that is registered at the host's own addresses.
+  package let reachesHostAddresses: Bool
   let ordinal: Int32
   private let context: CUHandle
 
@@ -20,6 +24,7 @@ package final class GPU: @unchecked Sendable {
     var text = [CChar](repeating: 0, count: 128)
     try driver.call("cuDeviceGetName") { $0.cuDeviceGetName(&text, 127, ordinal) }
     name = String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    uuid = try Self.uuid(driver, ordinal)
     var total = 0
     try driver.call("cuDeviceTotalMem") { $0.cuDeviceTotalMem(&total, ordinal) }
     byteCount = total
@@ -28,6 +33,7 @@ package final class GPU: @unchecked Sendable {
       10 * (try Self.attribute(.architectureMajor, driver, ordinal))
       + (try Self.attribute(.architectureMinor, driver, ordinal))
     sharedByteCountMax = try Self.attribute(.sharedByteCountMax, driver, ordinal)
+    reachesHostAddresses = try Self.attribute(.reachesHostAddresses, driver, ordinal) != 0
     var context: CUHandle?
     try driver.call("cuDevicePrimaryCtxRetain") { $0.cuDevicePrimaryCtxRetain(&context, ordinal) }
     self.context = context!
@@ -37,9 +43,16 @@ package final class GPU: @unchecked Sendable {
 
   private enum Attribute: Int32 {
     case multiprocessorCount = 16
+    case reachesHostAddresses = 91
     case architectureMajor = 75
     case architectureMinor = 76
     case sharedByteCountMax = 97
+  }
+
+  private static func uuid(_ driver: Driver, _ ordinal: Int32) throws(DriverError) -> String {
+    var bytes = [UInt8](repeating: 0, count: 16)
+    try driver.call("cuDeviceGetUuid") { $0.cuDeviceGetUuid(&bytes, ordinal) }
+    return bytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
   }
 
   private static func attribute(
@@ -50,16 +63,24 @@ package final class GPU: @unchecked Sendable {
     return Int(value)
   }
 
-  /// Calls a function of the driver for this GPU.
+  /// Calls a function of the driver for this GPU. Whatever graph the caller's threads capture meanwhile, the driver lets it
+  /// pass: what is called concerns nothing that is captured, or belongs into it.
   func call(_ name: String, _ body: (DriverTable) -> Int32) throws(DriverError) {
     try driver.call("cuCtxSetCurrent") { $0.cuCtxSetCurrent(context) }
-    try driver.call(name, body)
+    try driver.call(name) { table in Self.relaxed(table) { body(table) } }
   }
 
   /// As `call`, for giving back: what fails then can be helped by nobody.
   func release(_ body: (DriverTable) -> Int32) {
     _ = driver.table.cuCtxSetCurrent(context)
-    _ = body(driver.table)
+    _ = Self.relaxed(driver.table) { body(driver.table) }
+  }
+
+  private static func relaxed(_ table: DriverTable, _ body: () -> Int32) -> Int32 {
+    var mode: Int32 = 2
+    _ = table.cuThreadExchangeStreamCaptureMode(&mode)
+    defer { _ = table.cuThreadExchangeStreamCaptureMode(&mode) }
+    return body()
   }
 
   package func freeByteCount() throws(DriverError) -> Int {
@@ -68,10 +89,19 @@ package final class GPU: @unchecked Sendable {
     return free
   }
 
-  package func canAccess(_ peer: GPU) throws(DriverError) -> Bool {
-    var can: Int32 = 0
-    try call("cuDeviceCanAccessPeer") { $0.cuDeviceCanAccessPeer(&can, ordinal, peer.ordinal) }
-    return can != 0
+  /// Whether kernels of this GPU reach the memory of the GPU with this UUID: over NVLink or PCIe. Of one that this process
+  /// may not see, no.
+  package func reaches(uuid other: String) throws(DriverError) -> Bool {
+    if other == uuid { return true }
+    for index in 0..<driver.gpuCount {
+      var peer: Int32 = 0
+      try driver.call("cuDeviceGet") { $0.cuDeviceGet(&peer, Int32(index)) }
+      if try Self.uuid(driver, peer) != other { continue }
+      var can: Int32 = 0
+      try driver.call("cuDeviceCanAccessPeer") { $0.cuDeviceCanAccessPeer(&can, ordinal, peer) }
+      return can != 0
+    }
+    return false
   }
 }
 

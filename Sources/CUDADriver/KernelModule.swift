@@ -77,12 +77,15 @@ package final class KernelModule: @unchecked Sendable {
   }
 
   /// How a launch tells the host that it is over: its last block stores the ticket into the word, having counted blocks
-  /// in a UInt32 of the GPU's memory, zero at first. Where the word's address is 0, it does not.
+  /// in a UInt32 of the GPU's memory, zero at first, and keeping the ticket 8 bytes behind it. Where the word's address is 0,
+  /// it does not.
   package struct End: Sendable {
     package let counter: UInt64
     package let word: UInt64
     package let ticket: UInt64
 
+    /// The ticket after the one that was told last.
+    package static let next: UInt64 = 0
     package static let untold = End(counter: DeviceAddress(bits: 0), word: DeviceAddress(bits: 0), ticket: 0)
 
     package init(counter: DeviceAddress, word: DeviceAddress, ticket: UInt64) {

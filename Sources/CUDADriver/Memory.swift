@@ -13,12 +13,12 @@ package final class VirtualMemory: @unchecked Sendable {
   package private(set) var byteCount: Int64 = 0
   private var pieces: [(offset: Int64, byteCount: Int64, handle: UInt64)] = []
   private let granule: Int64
-  private let reachableFrom: [GPU]
+  /// Those that reach it.
+  private var ordinals: [Int32]
 
-  /// - Parameter peers: other GPUs that are to reach it.
-  package init(_ gpu: GPU, reservedByteCount: Int64, peers: [GPU] = []) throws(DriverError) {
+  package init(_ gpu: GPU, reservedByteCount: Int64) throws(DriverError) {
     self.gpu = gpu
-    reachableFrom = [gpu] + peers
+    ordinals = [gpu.ordinal]
     granule = try Self.granule(on: gpu)
     self.reservedByteCount = (max(1, reservedByteCount) + granule - 1) / granule * granule
     base = try Self.reserve(self.reservedByteCount, on: gpu)
@@ -39,23 +39,35 @@ package final class VirtualMemory: @unchecked Sendable {
     return DeviceAddress(bits: base)
   }
 
-  /// Memory of another process, which `descriptor` came from: all of it, and no more.
+  /// Puts a piece of another process's memory where it lies there.
   ///
   /// - Parameters:
-  ///   - descriptor: stays the caller's.
-  ///   - byteCount: what the other had when it exported its one piece.
-  package init(_ gpu: GPU, importing descriptor: Int32, byteCount: Int64) throws(DriverError) {
-    self.gpu = gpu
-    reachableFrom = [gpu]
-    granule = try Self.granule(on: gpu)
-    reservedByteCount = (byteCount + granule - 1) / granule * granule
-    base = try Self.reserve(reservedByteCount, on: gpu)
+  ///   - descriptor: as the other has exported the piece; stays the caller's.
+  ///   - offset: behind all that is here.
+  ///   - pieceByteCount: all of the piece, at most what is reserved.
+  package func map(_ descriptor: Int32, at offset: Int64, byteCount pieceByteCount: Int64) throws(DriverError) {
+    let added = (pieceByteCount + granule - 1) / granule * granule
+    precondition(byteCount <= offset && offset + added <= reservedByteCount, "not behind the rest, or too much")
     var handle: UInt64 = 0
     try gpu.call("cuMemImportFromShareableHandle") {
       $0.cuMemImportFromShareableHandle(
         &handle, UnsafeMutableRawPointer(bitPattern: Int(descriptor)), Self.posixDescriptor)
     }
-    try map(handle, reservedByteCount)
+    try map(handle, at: offset, added)
+  }
+
+  /// Lets another GPU's kernels reach it, all that is there and all that will be.
+  package func letIn(_ peer: GPU) throws(DriverError) {
+    if ordinals.contains(peer.ordinal) { return }
+    ordinals.append(peer.ordinal)
+    for piece in pieces { try setAccess(base.advanced(byBytes: piece.offset), piece.byteCount) }
+  }
+
+  private func setAccess(_ address: DeviceAddress, _ byteCount: Int64) throws(DriverError) {
+    let accesses = ordinals.map {
+      swiftep_cu_access(location: swiftep_cu_location(type: Self.onDevice, id: $0), flags: Self.readAndWrite)
+    }
+    try gpu.call("cuMemSetAccess") { $0.cuMemSetAccess(address.bits, Int(byteCount), accesses, accesses.count) }
   }
 
   deinit {
@@ -89,43 +101,53 @@ package final class VirtualMemory: @unchecked Sendable {
     var allocation = Self.allocation(on: gpu)
     var handle: UInt64 = 0
     try gpu.call("cuMemCreate of \(added) bytes") { $0.cuMemCreate(&handle, Int(added), &allocation, 0) }
-    try map(handle, added)
+    try map(handle, at: byteCount, added)
   }
 
-  /// Puts a piece, which is this object's from now on, behind those that are there.
-  private func map(_ handle: UInt64, _ added: Int64) throws(DriverError) {
-    let address = base.advanced(byBytes: byteCount).bits
+  /// Puts a piece there, which is this object's from now on.
+  private func map(_ handle: UInt64, at offset: Int64, _ added: Int64) throws(DriverError) {
+    let address = base.advanced(byBytes: offset)
     do throws(DriverError) {
-      try gpu.call("cuMemMap") { $0.cuMemMap(address, Int(added), 0, handle, 0) }
+      try gpu.call("cuMemMap") { $0.cuMemMap(address.bits, Int(added), 0, handle, 0) }
     } catch {
       gpu.release { $0.cuMemRelease(handle) }
       throw error
     }
-    pieces.append((byteCount, added, handle))
-    let accesses = reachableFrom.map {
-      swiftep_cu_access(location: swiftep_cu_location(type: Self.onDevice, id: $0.ordinal), flags: Self.readAndWrite)
-    }
-    try gpu.call("cuMemSetAccess") { $0.cuMemSetAccess(address, Int(added), accesses, accesses.count) }
-    byteCount += added
+    pieces.append((offset, added, handle))
+    byteCount = offset + added
+    try setAccess(address, added)
   }
 
-  /// Open descriptors of the pieces, in order, the caller's to close.
-  package func exportDescriptors() throws(DriverError) -> [Int32] {
-    var descriptors: [Int32] = []
-    do throws(DriverError) {
-      for piece in pieces {
-        var descriptor: Int32 = -1
-        try gpu.call("cuMemExportToShareableHandle") {
-          $0.cuMemExportToShareableHandle(&descriptor, piece.handle, Self.posixDescriptor, 0)
-        }
-        descriptors.append(descriptor)
-      }
-    } catch {
-      for descriptor in descriptors { close(descriptor) }
-      throw error
+  /// An open descriptor, the caller's to close, of the piece that begins at `offset`, and the piece's size.
+  package func export(pieceAt offset: Int64) throws(DriverError) -> (descriptor: Int32, byteCount: Int64) {
+    guard let piece = pieces.first(where: { $0.offset == offset }) else { preconditionFailure("no piece begins there") }
+    var descriptor: Int32 = -1
+    try gpu.call("cuMemExportToShareableHandle") {
+      $0.cuMemExportToShareableHandle(&descriptor, piece.handle, Self.posixDescriptor, 0)
     }
-    return descriptors
+    return (descriptor, piece.byteCount)
   }
+}
+
+/// The host's memory made reachable for the kernels of all GPUs of this process, at the host's own addresses, as long as
+/// this object lives.
+package final class RegisteredMemory: @unchecked Sendable {
+  private let gpu: GPU
+  private let base: UnsafeMutableRawPointer
+  private let owner: AnyObject
+
+  /// - Parameters:
+  ///   - base: of whole pages.
+  ///   - owner: what keeps them mapped.
+  package init(
+    _ gpu: GPU, base: UnsafeMutableRawPointer, byteCount: Int, keeping owner: AnyObject
+  ) throws(DriverError) {
+    (self.gpu, self.base, self.owner) = (gpu, base, owner)
+    let portableAndMapped: UInt32 = 1 | 2
+    try gpu.call("cuMemHostRegister of \(byteCount) bytes") { $0.cuMemHostRegister(base, byteCount, portableAndMapped) }
+  }
+
+  deinit { gpu.release { $0.cuMemHostUnregister(base) } }
 }
 
 /// Host memory that kernels reach at the same address.

@@ -1,17 +1,58 @@
 /// A queue of work for a GPU, in no order with any other.
 package final class Stream: @unchecked Sendable {
   package let gpu: GPU
-  let handle: CUHandle
+  /// Nil: the default stream, which others can be made to wait for and to be waited for by as any stream.
+  let handle: CUHandle?
+  private let isOwned: Bool
 
   package init(_ gpu: GPU) throws(DriverError) {
-    self.gpu = gpu
+    (self.gpu, isOwned) = (gpu, true)
     var handle: CUHandle?
     let nonBlocking: UInt32 = 1
     try gpu.call("cuStreamCreate") { $0.cuStreamCreate(&handle, nonBlocking) }
     self.handle = handle!
   }
 
-  deinit { gpu.release { $0.cuStreamDestroy(handle) } }
+  /// A stream of somebody else's, which is to live longer.
+  package init(_ gpu: GPU, borrowing handle: UnsafeMutableRawPointer?) {
+    (self.gpu, isOwned, self.handle) = (gpu, false, handle.map { CUHandle($0) })
+  }
+
+  deinit { if isOwned { gpu.release { $0.cuStreamDestroy(handle!) } } }
+
+  /// The same in every object for this stream.
+  package var rawHandle: UnsafeMutableRawPointer? { handle.map { UnsafeMutableRawPointer($0) } }
+
+  /// Whether what is queued becomes part of a graph, rather than being run.
+  package func isCapturing() throws(DriverError) -> Bool {
+    var status: Int32 = 0
+    try gpu.call("cuStreamIsCapturing") { $0.cuStreamIsCapturing(handle, &status) }
+    return status != 0
+  }
+
+  /// Keeps `owner` as long as the graph lives that is captured on this stream, and what is made from it.
+  package func keepInGraph(_ owner: AnyObject & Sendable) throws(DriverError) {
+    final class Box: Sendable {
+      let owner: AnyObject & Sendable
+      init(_ owner: AnyObject & Sendable) { self.owner = owner }
+    }
+    var (status, graph): (Int32, CUHandle?) = (0, nil)
+    try gpu.call("cuStreamGetCaptureInfo") { $0.cuStreamGetCaptureInfo(handle, &status, nil, &graph, nil, nil) }
+    guard let graph else { return }
+    let box = Unmanaged.passRetained(Box(owner))
+    var object: CUHandle?
+    let (isNotWaitedFor, isHandedOver): (UInt32, UInt32) = (1, 1)
+    do throws(DriverError) {
+      try gpu.call("cuUserObjectCreate") { table in
+        table.cuUserObjectCreate(
+          &object, box.toOpaque(), { Unmanaged<Box>.fromOpaque($0!).release() }, 1, isNotWaitedFor)
+      }
+    } catch {
+      box.release()
+      throw error
+    }
+    try gpu.call("cuGraphRetainUserObject") { $0.cuGraphRetainUserObject(graph, object!, 1, isHandedOver) }
+  }
 
   package func synchronize() throws(DriverError) {
     try gpu.call("cuStreamSynchronize") { $0.cuStreamSynchronize(handle) }
@@ -71,20 +112,22 @@ package final class Stream: @unchecked Sendable {
     }
   }
 
-  package func wait(for event: TimedEvent) throws(DriverError) {
+  /// Queues a wait until the event is reached, as it was recorded last.
+  package func wait(for event: StreamEvent) throws(DriverError) {
     try gpu.call("cuStreamWaitEvent") { $0.cuStreamWaitEvent(handle, event.handle, 0) }
   }
 }
 
-/// A point in a stream's work, and when it was reached.
-package final class TimedEvent: @unchecked Sendable {
+/// A point in a stream's work; timed, also when it was reached.
+package final class StreamEvent: @unchecked Sendable {
   private let gpu: GPU
   let handle: CUHandle
 
-  package init(_ gpu: GPU) throws(DriverError) {
+  package init(_ gpu: GPU, isTimed: Bool) throws(DriverError) {
     self.gpu = gpu
     var handle: CUHandle?
-    try gpu.call("cuEventCreate") { $0.cuEventCreate(&handle, 0) }
+    let withoutTime: UInt32 = 2
+    try gpu.call("cuEventCreate") { $0.cuEventCreate(&handle, isTimed ? 0 : withoutTime) }
     self.handle = handle!
   }
 
@@ -94,12 +137,22 @@ package final class TimedEvent: @unchecked Sendable {
     try gpu.call("cuEventRecord") { $0.cuEventRecord(handle, stream.handle) }
   }
 
+  /// Whether all is done that was queued before it was recorded.
+  package func isReached() throws(DriverError) -> Bool {
+    do throws(DriverError) {
+      try gpu.call("cuEventQuery") { $0.cuEventQuery(handle) }
+      return true
+    } catch  where error.code == DriverError.notReady {
+      return false
+    }
+  }
+
   package func synchronize() throws(DriverError) {
     try gpu.call("cuEventSynchronize") { $0.cuEventSynchronize(handle) }
   }
 
-  /// Both must have been reached.
-  package func microseconds(since earlier: TimedEvent) throws(DriverError) -> Double {
+  /// Both must be timed, and have been reached.
+  package func microseconds(since earlier: StreamEvent) throws(DriverError) -> Double {
     var milliseconds: Float = 0
     try gpu.call("cuEventElapsedTime") { $0.cuEventElapsedTime(&milliseconds, earlier.handle, handle) }
     return 1000 * Double(milliseconds)

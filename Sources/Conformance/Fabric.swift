@@ -5,8 +5,8 @@ import SwiftEP
 /// What the suite asks of the way in which ranks are run: a group of them. It knows nothing else of them, so it is the
 /// same for threads, processes and GPUs.
 package protocol Fabric: Sendable {
-  /// What their operations run on.
-  var machine: Machine { get }
+  /// What their operations run on: each rank on one, in turn.
+  var machines: [Machine] { get }
 
   /// Makes a group and runs `body` on every rank, all at the same time. Returns, by rank, what it returned, when all
   /// are done; throws what the first to fail has thrown. Nothing else that `body` does need be seen here.
@@ -18,7 +18,9 @@ package protocol Fabric: Sendable {
 }
 
 extension Fabric {
-  package var machine: Machine { .cpu }
+  package var machines: [Machine] { [.cpu] }
+
+  package func machine(ofRank rank: Int) -> Machine { machines[rank % machines.count] }
 
   /// The same with a buffer on every rank, closed at the end.
   package func values<Value: Codable & Sendable>(
@@ -26,7 +28,8 @@ extension Fabric {
     _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
   ) throws -> [Value] {
     try values(rankCount: plan.shape.rankCount, timeout: timeout) { communicator in
-      let buffer = try ExpertBuffer(communicator, plan: plan, workers: workers, timeout: timeout, machine: machine)
+      let buffer = try ExpertBuffer(
+        communicator, plan: plan, workers: workers, timeout: timeout, machine: machine(ofRank: communicator.rank))
       defer { buffer.close() }
       return try body(buffer)
     }
@@ -44,9 +47,9 @@ extension Fabric {
 
 /// Ranks are threads of this process.
 package struct ThreadFabric: Fabric {
-  package let machine: Machine
+  package let machines: [Machine]
 
-  package init(_ machine: Machine = .cpu) { self.machine = machine }
+  package init(_ machines: [Machine] = [.cpu]) { self.machines = machines }
 
   package func values<Value: Codable & Sendable>(
     rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value
@@ -59,7 +62,9 @@ package struct ThreadFabric: Fabric {
 /// Ranks are threads of this process that reach each other as processes do: over sockets, each with a mapping of its own
 /// of every arena.
 package struct SocketFabric: Fabric {
-  package init() {}
+  package let machines: [Machine]
+
+  package init(_ machines: [Machine] = [.cpu]) { self.machines = machines }
 
   package func values<Value: Codable & Sendable>(
     rankCount: Int, timeout: Duration, _ body: @escaping @Sendable (Communicator) throws -> Value

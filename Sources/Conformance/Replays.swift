@@ -86,6 +86,8 @@ package struct GraphInputs {
     set(tokens)
   }
 
+  package var routing: Routing { .topK(indices: indices, weights: weights) }
+
   /// Of the same shape.
   package func set(_ tokens: RankTokens) {
     guard case .topK(let indices, let weights?) = tokens.routing else {
@@ -101,7 +103,7 @@ package struct GraphInputs {
     _ options: DispatchOptions, _ combineOptions: CombineOptions, on buffer: ExpertBuffer
   ) throws(EPError) -> (graph: OperationGraph, result: (DispatchResult, CombineResult)) {
     try buffer.record { () throws(EPError) in
-      let dispatched = try buffer.dispatch(x, to: .topK(indices: indices, weights: weights), options: options)
+      let dispatched = try buffer.dispatch(x, to: routing, options: options)
       return (dispatched, try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions))
     }
   }

@@ -131,7 +131,7 @@ extension RankView {
 @inlinable func checkArrivals<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, operation) = (arguments.view, arguments.operation)
   // Not all workers need have left the countdown before this one.
-  guard machine.arriveLocal(view.arrivals.advanced(byBytes: 4)), operation.isOK else { return }
+  guard machine.arriveLocal(view.arrivals.advanced(byBytes: 4), for: .rank), operation.isOK else { return }
   checkOrigins(machine, arguments)
   _ = endsInFailedCheck(machine, view: view, operation: operation)
 }

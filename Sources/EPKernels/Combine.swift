@@ -66,7 +66,7 @@
       bytesPerRow: arguments.byteCountPerRow)
   }
   if arguments.header.fault == 0 { stage(machine, arguments) }
-  guard machine.arriveLocal(view.arrivals) else { return false }
+  guard machine.arriveLocal(view.arrivals, for: .peers) else { return false }
   findRows(machine, arguments)
   if !arguments.operation.isOK { arguments.operation.tell(machine) }
   return true

@@ -50,8 +50,15 @@
 
 /// A whole dispatch, for outputs of the worst case: no host has to know the counts in between.
 @inlinable public func dispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
-  let isPrepared = inTurn(machine, view: arguments.view, operation: arguments.operation) {
-    prepareDispatch(machine, arguments)
+  let (view, handle) = (arguments.view, arguments.handle)
+  // By expert, the counts say where padding lies. Integers, since kernels keep those in registers.
+  let countsLater: Int32 = handle.layout.layout == .bySource && !arguments.isCached ? 1 : 0
+  let isPrepared = inTurn(machine, view: view, operation: arguments.operation) {
+    prepare(machine, arguments, counting: countsLater == 0)
+  } then: {
+    if countsLater != 0 && arguments.operation.isOK {
+      countReceived(machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle)
+    }
   }
   if isPrepared { deliverDispatch(machine, arguments) }
 }
@@ -59,6 +66,11 @@
 /// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
 /// has moved. Returns true on the worker that has ended it.
 @inlinable public func prepareDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) -> Bool {
+  prepare(machine, arguments, counting: true)
+}
+
+/// - Parameter counting: count what is received at once.
+@inlinable func prepare<M: Machine>(_ machine: M, _ arguments: DispatchArguments, counting: Bool) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   // The first worker has the most to do.
   if machine.workerIndex &+ 1 == machine.workerCount {
@@ -75,15 +87,17 @@
       chunk = chunk &+ machine.workerCount
     }
   }
-  guard machine.arriveLocal(view.arrivals) else { return false }
-  agree(machine, arguments, isLaidOut: isLaidOut)
+  guard machine.arriveLocal(view.arrivals, for: .rank) else { return false }
+  agree(machine, arguments, isLaidOut: isLaidOut, counting: counting)
   // With exact sizing the host waits for it; what has failed ends here.
   if arguments.header.sizing == 0 || !operation.isOK { operation.tell(machine) }
   return true
 }
 
 /// The part of one worker alone: what all ranks tell each other, and what follows from it.
-@inlinable func agree<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isLaidOut: Bool) {
+@inlinable func agree<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, isLaidOut: Bool, counting: Bool
+) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   operation.resetCounter(machine)
   let epoch = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
@@ -101,6 +115,9 @@
     place(
       machine, view: view, epoch: epoch, expertAlignment: arguments.expertAlignment, handle: handle,
       operation: operation)
+    if counting {
+      countReceived(machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle)
+    }
   }
   fitOutputs(machine, view, epoch: epoch, columns: arguments.columns, handle: handle, operation: operation)
   #if CHECKED

@@ -55,16 +55,18 @@
 }
 
 /// Runs `first` on all workers; one of them ends it alone, to which it returns true. The others wait for that one, and
-/// see all that it saw. Returns false where it does not come: not all of this rank's workers run.
+/// see all that it saw; it runs `then` when it has let them go on. Returns false where it does not come: not all of this
+/// rank's workers run.
 @inlinable func inTurn<M: Machine>(
-  _ machine: M, view: RankView, operation: OperationView, _ first: () -> Bool
+  _ machine: M, view: RankView, operation: OperationView, _ first: () -> Bool, then: () -> Void = {}
 ) -> Bool {
   let arena = view.ownArena
   // Nobody lets anybody go on before all have come this far.
   let turn = arena.advanced(byBytes: ControlLayout.turnOffset).load(UInt64.self, at: 0) &+ 1
   let begin = machine.now
   if first() {
-    machine.signal(1, epoch: turn) { _ in SignalWord(arena: arena, offset: ControlLayout.turnOffset) }
+    machine.signal(1, epoch: turn, to: .rank) { _ in SignalWord(arena: arena, offset: ControlLayout.turnOffset) }
+    then()
     return true
   }
   // Later than the peers' deadline, whenever the one begins to wait for them: who is missing should be told by it.
@@ -72,7 +74,7 @@
   var heard: UInt64 = 0
   while true {
     let wait = machine.await(
-      arena, count: 1, epoch: turn, deadline: deadline, alarm: view.alarm, heard: heard,
+      arena, count: 1, epoch: turn, as: .rank, deadline: deadline, alarm: view.alarm, heard: heard,
       offset: { _ in ControlLayout.turnOffset }, awaited: { _ in }, seen: { _ in })
     switch wait.result {
     case .signalled: return true
@@ -101,8 +103,8 @@
   var heard: UInt64 = 0
   while true {
     let wait = machine.await(
-      view.ownArena, count: view.rankCount &- 1, epoch: epoch, deadline: deadline, alarm: view.alarm, heard: heard,
-      offset: { view.control.signalOffset(slot, source: view.other($0)) },
+      view.ownArena, count: view.rankCount &- 1, epoch: epoch, as: .peers, deadline: deadline, alarm: view.alarm,
+      heard: heard, offset: { view.control.signalOffset(slot, source: view.other($0)) },
       awaited: { recorder.await(machine, peer: view.other($0)) },
       seen: {
         end = machine.now
@@ -193,7 +195,7 @@
 
 /// Tells every peer that this rank has reached `epoch` in `slot`.
 @inlinable func signalPeers<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64) {
-  machine.signal(view.rankCount &- 1, epoch: epoch) { index in
+  machine.signal(view.rankCount &- 1, epoch: epoch, to: .peers) { index in
     SignalWord(
       arena: view.arena(of: view.peer(index)), offset: view.control.signalOffset(slot, source: view.rank))
   }
@@ -201,7 +203,7 @@
 
 /// The end of every operation: the last worker of this rank tells all peers, then waits for all of them.
 @inlinable func complete<M: Machine>(_ machine: M, view: RankView, operation: OperationView) {
-  guard machine.arriveLocal(view.arrivals) else { return }
+  guard machine.arriveLocal(view.arrivals, for: .peers) else { return }
   #if CHECKED
     if endsInFailedCheck(machine, view: view, operation: operation) { return }
   #endif

@@ -87,21 +87,25 @@ public protocol Machine {
   /// Counts this worker in at `counter` (a UInt32 in this rank's own memory, zero at first). Returns true to the last
   /// of `workerCount` workers, which then sees everything that the others wrote before they arrived; the counter is
   /// zero again.
-  func arriveLocal(_ counter: Address) -> Bool
+  ///
+  /// - Parameter audience: who is to see that, too: peers that the last worker signals, or nobody.
+  func arriveLocal(_ counter: Address, for audience: Audience) -> Bool
 
-  /// Stores `epoch` into `count` signal words with release order at system scope, and wakes who waits there.
-  func signal(_ count: Int32, epoch: UInt64, word: (_ index: Int32) -> SignalWord)
+  /// Stores `epoch` into `count` signal words with release order for the audience, and wakes who waits there.
+  func signal(_ count: Int32, epoch: UInt64, to audience: Audience, word: (_ index: Int32) -> SignalWord)
 
   /// Waits until `count` signal words of one arena are all at least `epoch`. Its acquire pairs with the release in
   /// `signal`. Ends without that when `deadline` (see `now`) passes first, or when `alarm` is not `heard` any more; what
   /// the words say counts more than either.
   ///
   /// - Parameters:
+  ///   - audience: to whom the signals are given.
   ///   - awaited: called, in the order of the signals, for each that is not there when its turn comes.
   ///   - seen: called when that one is there.
   func await(
-    _ arena: Address, count: Int32, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64,
-    offset: (_ index: Int32) -> Int64, awaited: (_ index: Int32) -> Void, seen: (_ index: Int32) -> Void
+    _ arena: Address, count: Int32, epoch: UInt64, as audience: Audience, deadline: UInt64, alarm: Address,
+    heard: UInt64, offset: (_ index: Int32) -> Int64, awaited: (_ index: Int32) -> Void,
+    seen: (_ index: Int32) -> Void
   ) -> Wait
 
   /// The alarm's value; what the host wrote before it raised the alarm is seen.
@@ -133,6 +137,14 @@ extension Machine {
   @inlinable public func scatterRows(_ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget) {
     scatterRows(job, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
   }
+}
+
+/// Whom stores are for.
+@frozen public enum Audience: Sendable {
+  /// This rank's own workers.
+  case rank
+  /// All ranks.
+  case peers
 }
 
 /// Where a signal goes.

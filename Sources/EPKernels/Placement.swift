@@ -1,6 +1,6 @@
 /// From the counts of one exchange to the final row of every token: sums over sources, nothing else.
 
-/// Fills the handle's totals, bases and received counts. Run by one worker after a dispatch's exchange.
+/// Fills the handle's totals and bases. Run by one worker after a dispatch's exchange.
 @inlinable func place<M: Machine>(
   _ machine: M, view: RankView, epoch: UInt64, expertAlignment: Int32, handle: HandleView, operation: OperationView
 ) {
@@ -12,7 +12,14 @@
     placeByExpert(
       machine, view: view, epoch: epoch, expertAlignment: expertAlignment, handle: handle, operation: operation)
   }
+}
 
+/// Fills the handle's counts of what this rank receives. Run by the worker that has placed it.
+@inlinable func countReceived<M: Machine>(
+  _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView
+) {
+  let layout = handle.layout
+  let epoch = handle.at(layout.epoch).load(UInt64.self, at: 0)
   handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0)
   machine.forEach(view.rankCount) { source in
     let tokenCount = exchangedCount(view, epoch: epoch, source: source, index: view.rank)

@@ -5,11 +5,11 @@ extension GPUMachine {
   public func settle() { ptx_block_barrier() }
 
   @inline(__always)
-  public func arriveLocal(_ counter: Address) -> Bool {
+  public func arriveLocal(_ counter: Address, for audience: Audience) -> Bool {
     // Joins what the block's threads have stored; each has waited for its own bulk copies.
     ptx_block_barrier()
     let isLast = Shared.word(Shared.meetingOffset)
-    if thread == 0 { isLast[0] = countIn(counter) ? 1 : 0 }
+    if thread == 0 { isLast[0] = countIn(counter, for: audience) ? 1 : 0 }
     ptx_block_barrier()
     let result = isLast[0] != 0
     ptx_block_barrier()
@@ -18,28 +18,42 @@ extension GPUMachine {
 
   /// By one thread: whether its block is the last of all that come here. If so, it sees what all have stored.
   @inline(__always)
-  private func countIn(_ counter: Address) -> Bool {
+  private func countIn(_ counter: Address, for audience: Audience) -> Bool {
     // Releases the block's stores to the last, and through its signal to the peers.
-    ptx_fence_system()
+    fence(for: audience)
     let isLast = ptx_add(counter.bits, 1) &+ 1 == UInt32(bitPattern: workerCount)
     if isLast {
       // Acquires those of all blocks.
-      ptx_fence_system()
+      fence(for: audience)
       counter.store(UInt32(0), at: 0)
     }
     return isLast
   }
 
+  /// A fence for the system takes longer than one for the GPU.
+  @inline(__always)
+  private func fence(for audience: Audience) {
+    if audience == .peers { ptx_fence_system() } else { ptx_fence_gpu() }
+  }
+
   /// The end of every kernel: the last block tells the host, in a word that it watches; null where it watches none.
+  ///
+  /// - Parameters:
+  ///   - counter: UInt32, as that of `arriveLocal`; 8 bytes behind it, a UInt64: what the host was told last.
+  ///   - ticket: what to tell; 0: one more than last time.
   @inline(__always)
   func leave(_ counter: Address, word: Address, ticket: UInt64) {
     if word.isNull { return }
     ptx_block_barrier()
-    if thread == 0 && countIn(counter) { ptx_store_release(word.bits, ticket) }
+    if thread != 0 || !countIn(counter, for: .rank) { return }
+    let last = counter.advanced(byBytes: 8)
+    let told = ticket == 0 ? last.load(UInt64.self, at: 0) &+ 1 : ticket
+    last.store(told, at: 0)
+    ptx_store_release(word.bits, told)
   }
 
   @inline(__always)
-  public func signal(_ count: Int32, epoch: UInt64, word: (Int32) -> SignalWord) {
+  public func signal(_ count: Int32, epoch: UInt64, to audience: Audience, word: (Int32) -> SignalWord) {
     // Joins the threads' stores to this lane's release.
     ptx_block_barrier()
     var index = thread
@@ -47,7 +61,8 @@ extension GPUMachine {
       let target = word(index)
       // Releases what this block stored, and what it acquired from the others when it was the last to arrive. Pairs with
       // the acquire in `await`.
-      ptx_store_release(target.arena.advanced(byBytes: target.offset).bits, epoch)
+      let word = target.arena.advanced(byBytes: target.offset).bits
+      if audience == .peers { ptx_store_release(word, epoch) } else { ptx_store_release_gpu(word, epoch) }
       index = index &+ Self.threadCount
     }
   }
@@ -56,8 +71,8 @@ extension GPUMachine {
   /// the record of them in their order, by what those tell it in shared memory.
   @inline(__always)
   public func await(
-    _ arena: Address, count: Int32, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64,
-    offset: (Int32) -> Int64, awaited: (Int32) -> Void, seen: (Int32) -> Void
+    _ arena: Address, count: Int32, epoch: UInt64, as audience: Audience, deadline: UInt64, alarm: Address,
+    heard: UInt64, offset: (Int32) -> Int64, awaited: (Int32) -> Void, seen: (Int32) -> Void
   ) -> Wait {
     let missing = Shared.word(Shared.meetingOffset)
     let alarms = Shared.word(Shared.meetingOffset &+ 4)
@@ -73,7 +88,7 @@ extension GPUMachine {
       var turn: UInt32 = 0
       var state = Watch.there
       // Pairs with the release in `signal`.
-      while ptx_load_acquire(word) < epoch {
+      while (audience == .peers ? ptx_load_acquire(word) : ptx_load_acquire_gpu(word)) < epoch {
         if turn == 0 { _ = ptx_shared_add(Watch.word(index), Watch.awaited) }
         turn = turn &+ 1
         // The clock is one for the whole GPU, and the alarm lies in the host's memory: who asks for them often holds up
@@ -151,8 +166,8 @@ extension GPUMachine {
 
   @inline(__always)
   public func publish(_ word: UInt64, at address: Address) {
-    // Pairs with the acquire in `read`.
-    if thread == 0 { ptx_store_release(address.bits, word) }
+    // Read by copies of the host's, which see the GPU's memory as its threads do.
+    if thread == 0 { ptx_store_release_gpu(address.bits, word) }
   }
 
   @inline(__always)

@@ -133,7 +133,7 @@ extension HostMachine {
 // MARK: - Order
 
 extension HostMachine {
-  package func arriveLocal(_ counter: Address) -> Bool {
+  package func arriveLocal(_ counter: Address, for _: Audience) -> Bool {
     let word = atomic(counter, UInt32.self)
     // Releases this worker's stores to the last; the last acquires those of all.
     let arrived = word.pointee.wrappingAdd(1, ordering: .acquiringAndReleasing).newValue
@@ -146,7 +146,7 @@ extension HostMachine {
   @inline(__always)
   package func settle() {}
 
-  package func signal(_ count: Int32, epoch: UInt64, word: (Int32) -> SignalWord) {
+  package func signal(_ count: Int32, epoch: UInt64, to _: Audience, word: (Int32) -> SignalWord) {
     forEach(count) { index in
       let target = word(index)
       // Releases everything written to the peer; pairs with the acquire in `await`.
@@ -156,7 +156,7 @@ extension HostMachine {
   }
 
   package func await(
-    _ arena: Address, count: Int32, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64,
+    _ arena: Address, count: Int32, epoch: UInt64, as _: Audience, deadline: UInt64, alarm: Address, heard: UInt64,
     offset: (Int32) -> Int64, awaited: (Int32) -> Void, seen: (Int32) -> Void
   ) -> Wait {
     var index: Int32 = 0

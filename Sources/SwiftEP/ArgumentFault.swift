@@ -29,6 +29,7 @@ package struct ArgumentFault: Error, Equatable {
   package enum Name: Int64 {
     case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
     case rows, topKWeights, rowWeights, biases, output
+    case stream
   }
 
   package let kind: Kind
@@ -71,6 +72,7 @@ package struct ArgumentFault: Error, Equatable {
         allowed.map { "\($0)" }.joined(separator: " or "), DType(rawValue: Int(found)).map { "\($0)" } ?? "\(found)"
       )
     case .rowByteCount: texts = ("rows of a positive multiple of \(expected) bytes, at most 2^30", "\(found) bytes")
+    case .presence where name == .stream: texts = ("none on a machine without streams", "one")
     case .presence: texts = expected == 1 ? ("a tensor", "none") : ("none", "a tensor")
     case .atLeast: texts = ("at least \(expected)", "\(found)")
     case .atMost: texts = ("at most \(expected)", "\(found)")

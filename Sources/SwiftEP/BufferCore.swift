@@ -96,6 +96,7 @@ final class BufferCore: Sendable {
     Self.fill(image.base, offsets, arenas: arenas, owners: owners)
     try tables.write(UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(offsets.byteCount)))
     try identify(membership)
+    group.mesh.register(arenas, for: membership.key)
     group.mesh.register(
       DepartureBoard(memory: notices, view: view, arena: arena, device: device), for: membership.key)
   }

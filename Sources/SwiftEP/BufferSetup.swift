@@ -4,8 +4,9 @@ import Glibc
 import HostFacts
 import HostMachine
 
-/// The creation of one rank's buffer. In three gathers, so that what goes wrong anywhere is the same error everywhere:
-/// what the ranks want, the arenas that they have made for it, and whether each could reach all of those.
+/// The creation of one rank's buffer. In gathers, so that what goes wrong anywhere is the same error everywhere: what the
+/// ranks want; between several GPUs, whether each reaches all; the arenas that they have made; and whether each could
+/// reach all of those.
 struct BufferSetup {
   let group: Group
   let plan: ExpertBuffer.Plan
@@ -20,21 +21,27 @@ struct BufferSetup {
     key = group.mesh.nextBuffer(of: group.generation)
   }
 
+  private enum Step: Int {
+    case wishes, reach, arenas, attachment
+  }
+
   func run() throws(EPError) -> BufferCore {
-    _ = try gather(0) { contribution throws(EPError) in
+    let wishes = try gather(.wishes) { contribution throws(EPError) in
       try checkArguments()
       contribution.terms = terms
       contribution.memory = try machine.memoryNeed(plan, group)
-      contribution.blocks = try machine.blockNeed(workerCount: workerCount())
+      contribution.blocks = try machine.blockNeed(workers: workers)
+      contribution.arenaPlace = machine.wantedArenaPlace
       return nil
-    } checkingAll: { all throws(EPError) in
-      try compare(all)
-      try MemoryNeed.check(all.map(\.memory))
-      try BlockNeed.check(all.map(\.blocks))
-    }
+    }.map(\.contribution)
+    try compare(wishes)
+    let place = try agreeOnPlace(wishes)
+    try MemoryNeed.check(wishes.map { $0.memory[place] })
+    try BlockNeed.check(wishes.map(\.blocks))
     var made: (arena: RankArena, device: any Device)?
-    let parcels = try gather(1) { contribution throws(EPError) in
-      let device = try makeDevice()
+    let parcels = try gather(.arenas) { contribution throws(EPError) in
+      let device = try machine.makeDevice(
+        group, key, workers: workers, needs: wishes.map(\.blocks), arenaPlace: place)
       let mine = (try makeArena(on: device), device)
       contribution.arenaReservedByteCount = mine.0.memory.reservedByteCount
       contribution.arenaByteCount = mine.0.memory.byteCount
@@ -43,7 +50,7 @@ struct BufferSetup {
     }
     guard let (arena, device) = made else { preconditionFailure("nothing made and no failure") }
     var core: BufferCore?
-    _ = try gather(2) { _ throws(EPError) in
+    _ = try gather(.attachment) { _ throws(EPError) in
       core = try BufferCore(
         membership: Membership(group: group, key: key, timeout: timeout, arena: arena), plan: plan, device: device,
         arena: arena, arenas: try attach(parcels, own: arena.memory, to: device), timeout: timeout)
@@ -52,12 +59,23 @@ struct BufferSetup {
     return core!
   }
 
+  /// Where all arenas lie: in host memory if some rank wants that, or does not reach the GPU of another.
+  private func agreeOnPlace(_ wishes: [Contribution]) throws(EPError) -> ArenaPlace {
+    if wishes.contains(where: { $0.arenaPlace == .host }) { return .host }
+    let gpus = Set(wishes.compactMap { $0.blocks?.gpu })
+    if gpus.count < 2 { return .machine }
+    let found = try gather(.reach) { contribution throws(EPError) in
+      contribution.arenaPlace = try machine.reaches(gpus, rank: group.rank) ? .machine : .host
+      return nil
+    }
+    return found.contains { $0.contribution.arenaPlace == .host } ? .host : .machine
+  }
+
   // MARK: Gathers
 
   /// Contributes what `prepare` makes, and throws what it or any other rank's has thrown.
   private func gather(
-    _ step: Int, _ prepare: (inout Contribution) throws(EPError) -> (any SymmetricMemory)?,
-    checkingAll check: ([Contribution]) throws(EPError) -> Void = { _ in }
+    _ step: Step, _ prepare: (inout Contribution) throws(EPError) -> (any SymmetricMemory)?
   ) throws(EPError) -> [(contribution: Contribution, parcel: Parcel)] {
     var contribution = Contribution()
     var memory: (any SymmetricMemory)?
@@ -66,11 +84,10 @@ struct BufferSetup {
     } catch {
       contribution.failure = error
     }
-    let all = try group.mesh.gather(contribution, memory: memory, for: key, step: step, timeout: timeout)
+    let all = try group.mesh.gather(contribution, memory: memory, for: key, step: step.rawValue, timeout: timeout)
     for (contribution, _) in all {
       if let failure = contribution.failure { throw failure }
     }
-    try check(all.map(\.contribution))
     return all
   }
 
@@ -114,7 +131,6 @@ struct BufferSetup {
         rank: group.rank, argument: "plan.shape.rankCount", expected: "\(group.rankCount)",
         found: "\(plan.shape.rankCount)")
     }
-    try machine.check(rank: group.rank, rankCount: group.rankCount)
     let workerCountMax = try machine.workerCountMax()
     if let workers, !(1...workerCountMax).contains(workers) {
       throw .invalidArgument(
@@ -126,16 +142,13 @@ struct BufferSetup {
     let control = ControlLayout(rankCount: Int32(plan.shape.rankCount), expertCount: Int32(plan.shape.expertCount))
     let memory = try device.makeArena(
       byteCountMax: plan.arenaByteCountMax, clearing: roundUpToPages(plan.arenaByteCount))
-    return RankArena(rank: group.rank, memory: memory, controlByteCount: control.byteCount)
-  }
-
-  private func makeDevice() throws(EPError) -> any Device {
-    try machine.makeDevice(group, key, workerCount: workerCount())
-  }
-
-  private func workerCount() throws(EPError) -> Int {
-    if let workers { return workers }
-    return try machine.workerCount(rankCount: group.rankCount)
+    guard group.isOfProcesses else {
+      return RankArena(rank: group.rank, memory: memory, controlByteCount: control.byteCount)
+    }
+    return RankArena(rank: group.rank, memory: memory, controlByteCount: control.byteCount) {
+      [mesh = group.mesh, key, timeout] piece throws(EPError) in
+      try mesh.share(piece, of: key, timeout: timeout)
+    }
   }
 
   /// Every rank's arena, mapped here.
@@ -145,11 +158,11 @@ struct BufferSetup {
     try all.enumerated().map { peer, gathered throws(EPError) in
       if peer == group.rank { return own }
       // Ranks of one process pass the memory itself.
-      if let memory = gathered.parcel.memory { return memory }
-      guard let file = gathered.parcel.file else {
-        // A descriptor that this process may not have more of is left out of the message that it came with.
-        throw .systemCall(rank: group.rank, name: "recvmsg(SCM_RIGHTS)", code: EMFILE)
+      if let memory = gathered.parcel.memory {
+        try device.reach(memory)
+        return memory
       }
+      guard let file = gathered.parcel.file else { throw .receivedNoDescriptor(rank: group.rank) }
       let contribution = gathered.contribution
       return try device.attach(
         file, reservedByteCount: contribution.arenaReservedByteCount, byteCount: contribution.arenaByteCount)

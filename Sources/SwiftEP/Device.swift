@@ -19,7 +19,21 @@ package protocol Device: AnyObject, Sendable {
 
   /// Queues a launch behind all earlier ones; `owner` is kept alive until it has finished. Returns its ticket.
   /// An urgent launch makes progress though nobody waits for it.
-  func enqueue(_ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool) -> UInt64
+  ///
+  /// - Parameter stream: a caller's: the launch comes behind what is queued there, and what is queued there later comes
+  ///   behind it. Where a graph is captured there, it becomes part of that and is not run; then the ticket is 0.
+  func enqueue(
+    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream: CUDAStream?
+  ) -> UInt64
+
+  /// Whether this device knows streams of callers at all, and whether a graph is captured on this one.
+  func state(of stream: CUDAStream) throws(EPError) -> StreamState
+
+  /// What streams of GPUs can wait for, and comes with the end of the launch; nil where this is no GPU.
+  func fence(behind ticket: UInt64) -> (any StreamFence)?
+
+  /// Later launches come behind the fence. Of a device that has fences.
+  func enqueueWait(for fence: any StreamFence)
 
   /// Queues a wait: later launches begin after `body` has returned.
   func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void)
@@ -40,6 +54,9 @@ package protocol Device: AnyObject, Sendable {
   /// - Parameter byteCount: what was there of it when it was sent.
   func attach(_ file: Descriptor, reservedByteCount: Int64, byteCount: Int64) throws(EPError) -> any SymmetricMemory
 
+  /// Lets this rank's kernels reach the arena of a rank of this process.
+  func reach(_ arena: any SymmetricMemory) throws(EPError)
+
   /// Memory for this rank's kernels alone, whatever lay there before.
   func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage
 
@@ -59,6 +76,10 @@ package protocol Device: AnyObject, Sendable {
   func close()
 }
 
+package enum StreamState: Sendable {
+  case unknown, running, capturing
+}
+
 /// A launch that is to be queued later.
 package struct RecordedLaunch: Sendable {
   let launch: KernelLaunch
@@ -69,7 +90,9 @@ package struct RecordedLaunch: Sendable {
 /// Launches of one device, which it queues one behind the other.
 package protocol DeviceGraph: AnyObject, Sendable {
   /// Queues them behind all earlier launches; returns the last one's ticket.
-  func launch() -> UInt64
+  ///
+  /// - Parameter stream: as that of `Device.enqueue`.
+  func launch(stream: CUDAStream?) -> UInt64
 }
 
 private final class HostGraph: DeviceGraph {
@@ -78,9 +101,10 @@ private final class HostGraph: DeviceGraph {
 
   init(_ device: HostDevice, _ launches: [RecordedLaunch]) { (self.device, self.launches) = (device, launches) }
 
-  func launch() -> UInt64 {
+  func launch(stream: CUDAStream?) -> UInt64 {
     launches.reduce(0) { _, next in
-      device.enqueue(next.launch, workerCount: next.workerCount, keeping: next.owner, isUrgent: true)
+      device.enqueue(
+        next.launch, workerCount: next.workerCount, keeping: next.owner, isUrgent: true, stream: stream)
     }
   }
 }
@@ -103,7 +127,7 @@ package final class HostDevice: Device {
   package var workerCountMax: Int { stream.workerCountMax }
 
   package func enqueue(
-    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool
+    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream _: CUDAStream?
   ) -> UInt64 {
     stream.enqueue(launch, workerCount: workerCount, keeping: owner, isUrgent: isUrgent)
   }
@@ -111,6 +135,10 @@ package final class HostDevice: Device {
   package func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void) {
     _ = stream.enqueue(isUrgent: isUrgent, body)
   }
+
+  package func state(of stream: CUDAStream) -> StreamState { .unknown }
+  package func fence(behind ticket: UInt64) -> (any StreamFence)? { nil }
+  package func enqueueWait(for fence: any StreamFence) {}
 
   package func makeGraph(_ launches: [RecordedLaunch]) -> any DeviceGraph { HostGraph(self, launches) }
 
@@ -140,6 +168,8 @@ package final class HostDevice: Device {
       throw .systemCall(rank: rank, name: error.call, code: error.code)
     }
   }
+
+  package func reach(_ arena: any SymmetricMemory) {}
 
   package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
     try HostMemory(byteCount: byteCount)

@@ -38,6 +38,15 @@ public struct DispatchOptions: Sendable {
   /// What is given is ready only when these events are complete. With exact sizing the call itself waits for them,
   /// since it waits for the counts.
   public var after: [Event] = []
+  /// A stream of the caller's on the buffer's GPU: the operation comes behind what is queued there, and what is queued there
+  /// later comes behind the operation, without any wait of the host. What the call returns counts as used there (see
+  /// `Tensor.noteUse`).
+  ///
+  /// While a graph is captured on the stream, an asynchronous call of worst-case size becomes part of it and keeps what it
+  /// uses as long as the graph lives. All ranks then launch graphs of the same operations; of launches, those of graphs
+  /// too, this buffer sees the order only as far as they name the same stream. The event of such a call is complete at
+  /// once; waiting for it throws what the latest run failed with.
+  public var stream: CUDAStream?
 
   public init() {}
 }
@@ -132,6 +141,8 @@ public struct CombineOptions: Sendable {
   public var isAsynchronous = false
   /// What is given is ready only when these events are complete.
   public var after: [Event] = []
+  /// As `DispatchOptions.stream`.
+  public var stream: CUDAStream?
 
   public init() {}
 }

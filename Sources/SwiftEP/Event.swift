@@ -1,3 +1,4 @@
+import CUDADriver
 import EPKernels
 import Glibc
 import HostMachine
@@ -9,6 +10,7 @@ public final class Event: Sendable {
     /// A launch of the graph, by its ticket.
     case graph(OperationGraph, UInt64)
     case manual(Guarded<Bool>)
+    case stream(EventFence)
   }
 
   private let kind: Kind
@@ -18,6 +20,39 @@ public final class Event: Sendable {
 
   /// An event that the caller completes with `signal()`: for work of its own that operations are to wait for.
   public init() { kind = .manual(Guarded(false)) }
+
+  /// What a stream of the caller's has been told to do by now: operations wait for it on the GPU, and for nothing of the
+  /// host's.
+  ///
+  /// - Parameter gpu: the stream's, by its index among those that the driver shows.
+  /// - Throws: `machineUnavailable`, `driver`.
+  public init(recordedOn stream: CUDAStream, gpu: Int) throws(EPError) {
+    let gpu = try GPUHost.shared(gpu).gpu
+    do throws(DriverError) { kind = .stream(try EventFence([stream], on: gpu)) } catch {
+      throw EPError(error, rank: -1)
+    }
+  }
+
+  /// What is queued on the stream later comes behind the event, without any wait of the host. The event must live until then.
+  ///
+  /// - Throws: `driver`; `invalidArgument` of an event that no GPU completes.
+  public func enqueueWait(on stream: CUDAStream) throws(EPError) {
+    guard let fence else {
+      throw .invalidArgument(
+        rank: -1, argument: "event", expected: "one that a GPU completes", found: "one that the host completes")
+    }
+    try fence.hold(stream)
+  }
+
+  /// The event as it is now, for streams to wait for; nil where no GPU completes it.
+  var fence: (any StreamFence)? {
+    switch kind {
+    case .operation(let operation): operation.fence
+    case .graph(let graph, let ticket): graph.fence(behind: ticket)
+    case .manual: nil
+    case .stream(let fence): fence
+    }
+  }
 
   /// Completes an event that was made with `init()`; of others, nothing changes.
   public func signal() {
@@ -29,6 +64,7 @@ public final class Event: Sendable {
     case .operation(let operation): operation.isFinished
     case .graph(let graph, let ticket): graph.isFinished(ticket)
     case .manual(let flag): flag.withLock { $0 }
+    case .stream(let fence): fence.isPassed
     }
   }
 
@@ -41,6 +77,8 @@ public final class Event: Sendable {
     case .graph(let graph, let ticket): try graph.finish(ticket)
     case .manual(let flag):
       while !flag.withLock({ $0 }) { usleep(50) }
+    case .stream(let fence):
+      do throws(DriverError) { try fence.wait() } catch { throw EPError(error, rank: -1) }
     }
   }
 
@@ -60,15 +98,8 @@ public final class Event: Sendable {
         graph.wait(ticket)
         return true
       }
-    case .manual(let flag):
-      return { nanoseconds in
-        let deadline = monotonicNow() &+ nanoseconds
-        while !flag.withLock({ $0 }) {
-          if monotonicNow() >= deadline { return false }
-          usleep(50)
-        }
-        return true
-      }
+    case .manual(let flag): return { poll(for: $0) { flag.withLock { $0 } } }
+    case .stream(let fence): return { poll(for: $0) { fence.isPassed } }
     }
   }
 
@@ -77,9 +108,19 @@ public final class Event: Sendable {
     switch kind {
     case .operation(let operation): operation.core === core
     case .graph(let graph, _): graph.isOf(core)
-    case .manual: false
+    case .manual, .stream: false
     }
   }
+}
+
+/// Returns whether `isThere` has become true within so many nanoseconds.
+private func poll(for nanoseconds: UInt64, _ isThere: () -> Bool) -> Bool {
+  let deadline = monotonicNow() &+ nanoseconds
+  while !isThere() {
+    if monotonicNow() >= deadline { return false }
+    usleep(50)
+  }
+  return true
 }
 
 /// An operation under way. Keeps its status, not what its kernels use.
@@ -111,17 +152,26 @@ final class PendingOperation: Sendable {
   }
 
   /// Queues a launch of this operation, or records it.
-  func enqueue(_ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources, isUrgent: Bool) {
+  ///
+  /// - Parameter stream: as that of `Device.enqueue`.
+  func enqueue(
+    _ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources, isUrgent: Bool,
+    stream: CUDAStream? = nil
+  ) {
     let recorded = RecordedLaunch(launch: launch, workerCount: workerCount, owner: resources)
     if core.record(recorded, of: self) { return }
     isQueued(
-      as: core.device.enqueue(launch, workerCount: workerCount, keeping: resources, isUrgent: isUrgent))
+      as: core.device.enqueue(
+        launch, workerCount: workerCount, keeping: resources, isUrgent: isUrgent, stream: stream))
   }
 
   /// Its last launch so far has this ticket.
   func isQueued(as queued: UInt64) { ticket.withLock { $0 = queued } }
 
   var isFinished: Bool { core.device.isFinished(ticket.withLock { $0 }) }
+
+  /// The end of all launches queued so far.
+  var fence: (any StreamFence)? { core.device.fence(behind: ticket.withLock { $0 }) }
 
   /// Waits for all launches queued so far.
   func wait() { core.device.wait(for: ticket.withLock { $0 }) }

@@ -1,3 +1,4 @@
+import Arena
 import EPKernels
 import HostMachine
 
@@ -57,11 +58,13 @@ private struct CombineCall {
   private var weightsPerRow: Int { handle.rowLayout == .bySource ? handle.topK : 1 }
 
   func run() throws(EPError) -> CombineResult {
-    try core.checkRecordable(isAsynchronous: options.isAsynchronous, sizing: .worstCase, after: options.after)
+    try core.checkRecordable(
+      isAsynchronous: options.isAsynchronous, sizing: .worstCase, after: options.after,
+      stream: options.stream)
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
-      try core.report(error, as: .combine, workerCount: 1)
+      try core.report(error, as: .combine, stream: options.stream)
     }
     let pending = try PendingOperation(
       core, chunkCount: 0)
@@ -78,7 +81,7 @@ private struct CombineCall {
       resources.retain([outputs!.tokens, outputs!.topKWeights])
     } catch {
       header.set(error)
-      if core.isRecording { throw core.exhausted(header) }
+      if try core.isGraphed(options.stream) { throw core.exhausted(header) }
     }
     let arguments = CombineArguments(
       view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
@@ -89,13 +92,16 @@ private struct CombineCall {
       biases: (options.biases.first?.address ?? .null, options.biases.dropFirst().first?.address ?? .null),
       weightsOutput: outputs?.topKWeights?.address ?? .null)
     pending.enqueue(
-      .combine(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
+      .combine(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous,
+      stream: options.stream)
+    if let stream = options.stream, let outputs { try outputs.tokens.noteUse(on: stream) }
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
     return CombineResult(tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending))
   }
 
   private func checkArguments() throws(ArgumentFault) {
+    try core.check(options.stream)
     try core.check(handle)
     try core.check(.rows, rows)
     try core.check(.topKWeights, options.topKWeights)
@@ -147,7 +153,7 @@ private struct CombineCall {
     let weightsOffset = weights.map { core.arenaOffset(of: $0) } ?? 0
     let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(rows.byteCount), to: 128) : 0
     let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
-    let block = try core.arena.take(stagedRowBytes + stagedWeightBytes, from: .high)
+    let block = try core.take(stagedRowBytes + stagedWeightBytes, from: .high, stream: options.stream)
     resources.retain([block as any Sendable, weights as any Sendable])
     header.outputOffset = rowsOffset ?? block.range.lowerBound
     header.weightsOffset = weightsOffset ?? block.range.lowerBound + stagedRowBytes
@@ -157,7 +163,7 @@ private struct CombineCall {
   private func makeOutputs() throws(EPError) -> (Tensor, Tensor?) {
     let rowBytes = options.output == nil ? alignUp(Int64(handle.tokenCount * rows.rowByteCount), to: 128) : 0
     let weightBytes = options.topKWeights == nil ? 0 : Int64(handle.tokenCount * handle.topK * 4)
-    let block = try core.arena.take(rowBytes + weightBytes, from: .high)
+    let block = try core.take(rowBytes + weightBytes, from: .high, stream: options.stream)
     let tokens =
       options.output
       ?? Tensor(dtype: rows.dtype, shape: [handle.tokenCount, hidden], storage: block, byteOffset: 0)
@@ -184,6 +190,19 @@ extension BufferCore {
     if handle.buffer !== identity { throw ArgumentFault(.foreign, .handle, expected: 0, found: 1) }
   }
 
+  func check(_ stream: CUDAStream?) throws(ArgumentFault) {
+    if let stream, (try? device.state(of: stream)) == .unknown {
+      throw ArgumentFault(.presence, .stream, expected: 0, found: 1)
+    }
+  }
+
+  /// Arena memory for an operation of the call's stream.
+  func take(_ byteCount: Int64, from end: HoleList.End, stream: CUDAStream?) throws(EPError) -> ArenaBlock {
+    // What is captured does not come behind what waits on this buffer's own stream.
+    if try isCaptured(stream) { return try arena.take(byteCount, from: end) }
+    return try arena.take(byteCount, from: end) { [device] in device.enqueueWait(for: $0) }
+  }
+
   /// Kernels must be able to use the tensor where it lies.
   func check(_ name: ArgumentFault.Name, _ tensor: Tensor?) throws(ArgumentFault) {
     if let tensor, !device.reaches(tensor) { throw ArgumentFault(.memory, name, expected: 0, found: 1) }
@@ -198,6 +217,10 @@ extension BufferCore {
   /// Queues waits for the events that this buffer's own order does not imply.
   func queueWaits(_ events: [Event], of operation: Operation, isUrgent: Bool) {
     for event in events where !event.isOf(self) {
+      if let fence = fence(of: event) {
+        device.enqueueWait(for: fence)
+        continue
+      }
       let view = viewBehindWaits
       // A GPU's arena is not the host's to write to: there, records begin with the operation itself.
       let recorder = arena.memory.copier == nil ? FlightRecorder(view) : nil
@@ -215,8 +238,11 @@ extension BufferCore {
 
   /// This rank's view for an operation that waits for events.
   func view(after events: [Event]) -> RankView {
-    events.contains { !$0.isOf(self) } ? viewBehindWaits : view
+    events.contains { !$0.isOf(self) && fence(of: $0) == nil } ? viewBehindWaits : view
   }
+
+  /// What the device itself can wait for.
+  private func fence(of event: Event) -> (any StreamFence)? { device is CUDADevice ? event.fence : nil }
 
   /// What a header says of memory that its rank does not have, as this rank's own error.
   func exhausted(_ header: ExchangeHeader) -> EPError {
@@ -224,8 +250,8 @@ extension BufferCore {
   }
 
   /// Meets the peers of a call that this rank cannot make, so that all ranks learn why. Throws what they throw.
-  func report(_ fault: ArgumentFault, as operation: Operation, workerCount: Int) throws(EPError) -> Never {
-    if isRecording { throw fault.error(rank: rank) }
+  func report(_ fault: ArgumentFault, as operation: Operation, stream: CUDAStream?) throws(EPError) -> Never {
+    if try isGraphed(stream) { throw fault.error(rank: rank) }
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.set(fault)
@@ -240,7 +266,7 @@ extension BufferCore {
       rowCount: 0,
       format: .bf16, elementsPerRow: 0, output: .null, rowWeights: .null, biases: (.null, .null), weightsOutput: .null)
     pending.enqueue(
-      .combine(arguments), workerCount: workerCount, keeping: pending.makeResources([]), isUrgent: false)
+      .combine(arguments), workerCount: 1, keeping: pending.makeResources([]), isUrgent: false)
     try pending.finish()
     preconditionFailure("a fault that no rank reported")
   }

@@ -42,11 +42,13 @@ private struct DispatchCall {
   private var core: BufferCore { buffer.core }
 
   func run() throws(EPError) -> DispatchResult {
-    try core.checkRecordable(isAsynchronous: options.isAsynchronous, sizing: options.sizing, after: options.after)
+    try core.checkRecordable(
+      isAsynchronous: options.isAsynchronous, sizing: options.sizing, after: options.after,
+      stream: options.stream)
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
-      try core.report(error, as: operation, workerCount: 1)
+      try core.report(error, as: operation, stream: options.stream)
     }
     let handle: DispatchHandle
     if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle() }
@@ -64,9 +66,10 @@ private struct DispatchCall {
         return try launch(
           .dispatch(arguments), arguments.columns, handle, pending, resources, block, rowCapacity: handle.rowCapacity)
       }
-      if core.isRecording { throw core.exhausted(arguments.header) }
+      if try core.isGraphed(options.stream) { throw core.exhausted(arguments.header) }
       pending.enqueue(
-        .prepareDispatch(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
+        .prepareDispatch(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous,
+        stream: options.stream)
       try pending.waitForStatus()
       let status = pending.status
       if let block, status.code == StatusCode.ok.rawValue {
@@ -89,7 +92,12 @@ private struct DispatchCall {
     _ launch: KernelLaunch, _ columns: Columns, _ handle: DispatchHandle, _ pending: PendingOperation,
     _ resources: OperationResources, _ block: ArenaBlock, rowCapacity: Int
   ) throws(EPError) -> DispatchResult {
-    pending.enqueue(launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous)
+    pending.enqueue(
+      launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
+    if let stream = options.stream {
+      try block.noteUse(on: stream)
+      try handle.memory.noteUse(on: stream)
+    }
     if !options.isAsynchronous { try pending.finish() }
     return makeResult(columns, handle, pending, block, rowCapacity: rowCapacity)
   }
@@ -137,6 +145,7 @@ private struct DispatchCall {
   // MARK: Checks
 
   private func checkArguments() throws(ArgumentFault) {
+    try core.check(options.stream)
     try core.check(.x, x)
     try x.check(.x, shape: [nil, nil])
     try x.check(.x, dtype: options.quantization == nil ? [.bf16, .fp16, .fp32, .fp8E4M3, .uint8] : [.bf16])
@@ -269,9 +278,10 @@ private struct DispatchCall {
       let block: ArenaBlock
       if options.sizing == .worstCase {
         header.outputRowCapacity = Int64(worstCaseRows)
-        block = try core.arena.take(columns.byteCount(rowCapacity: header.outputRowCapacity), from: .low)
+        block = try core.take(
+          columns.byteCount(rowCapacity: header.outputRowCapacity), from: .low, stream: options.stream)
       } else if let needing {
-        block = try core.arena.take(needing, from: .low)
+        block = try core.take(needing, from: .low, stream: options.stream)
       } else {
         block = core.arena.takeLargest()
       }

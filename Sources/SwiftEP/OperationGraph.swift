@@ -10,28 +10,34 @@ public final class OperationGraph: Sendable {
   private let graph: any DeviceGraph
   fileprivate let operations: [PendingOperation]
 
-  fileprivate init(_ core: BufferCore, _ recording: Recording) throws(EPError) {
+  fileprivate init(_ core: BufferCore, _ recording: Recording, repeatCount: Int) throws(EPError) {
     self.core = core
     operations = recording.operations
-    graph = try core.device.makeGraph(recording.launches)
+    graph = try core.device.makeGraph(Array(repeatElement(recording.launches, count: repeatCount).joined()))
   }
 
   /// Runs the operations once more, behind everything that the buffer was told to do before. Collective: all ranks launch
   /// graphs of the same operations. Returns at once.
   ///
+  /// - Parameter stream: as `DispatchOptions.stream`; a graph that is captured there is no place for another.
   /// - Returns: what is complete when all operations of this launch are, and throws what the first of them failed with: of
   ///   launches that are queued one behind the other, what the latest that has run did. The operations' own events are of the
   ///   latest launch.
   /// - Throws: `bufferLost`, `bufferClosed`; `invalidArgument` inside of a recording.
   @discardableResult
-  public func launch() throws(EPError) -> Event {
+  public func launch(stream: CUDAStream? = nil) throws(EPError) -> Event {
     let ticket = try core.callLock.withLock { _ throws(EPError) in
       try core.checkOpen()
+      if let stream, try core.device.state(of: stream) != .running {
+        throw .invalidArgument(
+          rank: core.rank, argument: "stream", expected: "one of this buffer's GPU on which no graph is captured",
+          found: "another")
+      }
       if core.isRecording {
         throw .invalidArgument(
           rank: core.rank, argument: "body", expected: "no launch of a graph while one is recorded", found: "one")
       }
-      let ticket = graph.launch()
+      let ticket = graph.launch(stream: stream)
       for operation in operations { operation.isQueued(as: ticket) }
       return ticket
     }
@@ -41,6 +47,8 @@ public final class OperationGraph: Sendable {
   func isFinished(_ ticket: UInt64) -> Bool { core.device.isFinished(ticket) }
 
   func isOf(_ core: BufferCore) -> Bool { self.core === core }
+
+  func fence(behind ticket: UInt64) -> (any StreamFence)? { core.device.fence(behind: ticket) }
 
   func wait(_ ticket: UInt64) { core.device.wait(for: ticket) }
 
@@ -66,6 +74,11 @@ extension ExpertBuffer {
   ///   `driver`.
   public func record<Result>(
     _ body: () throws(EPError) -> Result
+  ) throws(EPError) -> (graph: OperationGraph, result: Result) { try record(repeatCount: 1, body) }
+
+  /// - Parameter repeatCount: how often each launch runs the operations, one after the other.
+  package func record<Result>(
+    repeatCount: Int, _ body: () throws(EPError) -> Result
   ) throws(EPError) -> (graph: OperationGraph, result: Result) {
     try core.checkOpen()
     let isFree = core.recording.withLock { recording in
@@ -85,7 +98,7 @@ extension ExpertBuffer {
     if recording.operations.isEmpty {
       throw .invalidArgument(rank: rank, argument: "body", expected: "at least one operation", found: "none")
     }
-    return (try OperationGraph(core, recording), result)
+    return (try OperationGraph(core, recording, repeatCount: repeatCount), result)
   }
 }
 
@@ -108,16 +121,31 @@ extension BufferCore {
     }
   }
 
-  /// Throws where a graph is being recorded, and a call cannot be part of it.
-  func checkRecordable(isAsynchronous: Bool, sizing: Sizing, after events: [Event]) throws(EPError) {
-    if !isRecording { return }
+  /// Throws where a graph is being recorded, or captured on the call's stream, and the call cannot be part of it.
+  func checkRecordable(
+    isAsynchronous: Bool, sizing: Sizing, after events: [Event], stream: CUDAStream?
+  ) throws(EPError) {
+    if try !isGraphed(stream) { return }
     func fail(_ argument: String, expected: String, found: String) -> EPError {
       .invalidArgument(rank: rank, argument: argument, expected: "\(expected) while a graph is recorded", found: found)
     }
+    if isRecording && stream != nil { throw fail("stream", expected: "none", found: "one") }
     if !isAsynchronous { throw fail("isAsynchronous", expected: "true", found: "false") }
     if sizing != .worstCase { throw fail("sizing", expected: "worstCase", found: "exact") }
     if let index = events.firstIndex(where: { !$0.isOf(self) }) {
       throw fail("after[\(index)]", expected: "an event of the same buffer", found: "another")
     }
+  }
+
+  /// Whether a call becomes part of a graph, rather than being run.
+  func isGraphed(_ stream: CUDAStream?) throws(EPError) -> Bool {
+    if isRecording { return true }
+    return try isCaptured(stream)
+  }
+
+  /// Whether a call becomes part of a graph of the caller's.
+  func isCaptured(_ stream: CUDAStream?) throws(EPError) -> Bool {
+    guard let stream else { return false }
+    return try device.state(of: stream) == .capturing
   }
 }

@@ -8,51 +8,70 @@ package final class RankArena: Sendable {
   package let byteCountMax: Int64
   package let controlByteCount: Int64
   private let rank: Int
+  /// Has other processes map what was added.
+  private let share: @Sendable (ArenaPiece) throws(EPError) -> Void
   private let quarantined = Guarded<[any Sendable]>([])
-  private let holes: Guarded<HoleList>
+  private let ranges: Guarded<ReusableRanges>
 
   /// - Parameters:
   ///   - memory: with the bytes that are taken at once.
   ///   - controlByteCount: bytes at the beginning that are never handed out.
-  package init(rank: Int, memory: any SymmetricMemory, controlByteCount: Int64) {
+  ///   - share: returns when all other processes have mapped the piece.
+  package init(
+    rank: Int, memory: any SymmetricMemory, controlByteCount: Int64,
+    share: @escaping @Sendable (ArenaPiece) throws(EPError) -> Void = { _ in }
+  ) {
     self.rank = rank
+    self.share = share
     self.memory = memory
     self.controlByteCount = controlByteCount
     byteCountMax = memory.reservedByteCount
-    var holes = HoleList()
-    holes.give(controlByteCount..<memory.byteCount)
-    self.holes = Guarded(holes)
+    var ranges = ReusableRanges()
+    ranges.give(controlByteCount..<memory.byteCount)
+    self.ranges = Guarded(ranges)
   }
 
   package var base: Address { memory.address }
 
   /// Bytes that the arena takes now.
-  package var byteCount: Int64 { holes.withLock { _ in memory.byteCount } }
+  package var byteCount: Int64 { ranges.withLock { _ in memory.byteCount } }
 
   /// A block of `byteCount` bytes; the arena grows for it if it must and may.
-  package func take(_ byteCount: Int64, from end: HoleList.End) throws(EPError) -> ArenaBlock {
-    try holes.withLock { holes throws(EPError) in
-      if let range = holes.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
-      let free = holes.hole(endingAt: memory.byteCount)?.count ?? 0
+  ///
+  /// - Parameter wait: called with fences that whoever uses the block must come behind, before the arena grows; nil: the
+  ///   caller cannot.
+  package func take(
+    _ byteCount: Int64, from end: HoleList.End, behind wait: ((any StreamFence) -> Void)? = nil
+  ) throws(EPError) -> ArenaBlock {
+    // Not under the lock: a device that queues a wait may let go of blocks.
+    var fences: [any ReuseFence] = []
+    defer { for case let fence as any StreamFence in fences { wait?(fence) } }
+    return try ranges.withLock { ranges throws(EPError) in
+      if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
+      if wait != nil {
+        fences = ranges.reclaimAll()
+        if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
+      }
+      let free = ranges.hole(endingAt: memory.byteCount)?.count ?? 0
       let size = memory.byteCount + roundUpToPages(byteCount) - Int64(free)
       guard size <= byteCountMax else {
         throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: byteCountMax)
       }
       let before = memory.byteCount
-      do {
-        try memory.extend(to: size)
-      } catch {
+      let pieces: [ArenaPiece]
+      do throws(EPError) { pieces = try memory.extend(to: size) } catch {
         // The system has no more, whatever the plan allows.
         throw .outOfMemory(rank: rank, neededByteCount: size, availableByteCount: before)
       }
-      holes.give(before..<size)
-      return ArenaBlock(arena: self, range: holes.take(byteCount, from: end)!)
+      for piece in pieces { try share(piece) }
+      ranges.give(before..<size)
+      return ArenaBlock(arena: self, range: ranges.take(byteCount, from: end)!)
     }
   }
 
   /// The largest hole, whole.
   package func takeLargest() -> ArenaBlock {
-    ArenaBlock(arena: self, range: holes.withLock { $0.takeLargest() })
+    ArenaBlock(arena: self, range: ranges.withLock { $0.takeLargest() })
   }
 
   /// Gives back all of `block`, a hole that nothing uses yet, but its first `byteCount` bytes.
@@ -60,7 +79,7 @@ package final class RankArena: Sendable {
     let end = block.range.lowerBound + roundUpToPages(byteCount)
     let rest = end..<block.range.upperBound
     block.shrink(to: block.range.lowerBound..<end)
-    give(rest)
+    give(rest, behind: nil)
   }
 
   /// Keeps `memory` from being handed out again, as long as the buffer lives.
@@ -68,7 +87,9 @@ package final class RankArena: Sendable {
 
   package func endQuarantine() { quarantined.withLock { $0 = [] } }
 
-  fileprivate func give(_ range: Range<Int64>) { holes.withLock { $0.give(range) } }
+  fileprivate func give(_ range: Range<Int64>, behind fence: (any ReuseFence)?) {
+    ranges.withLock { $0.give(range, behind: fence) }
+  }
 }
 
 /// A range of a rank's arena, given back when the last reference to it is gone.
@@ -76,13 +97,18 @@ package final class ArenaBlock: TensorStorage, @unchecked Sendable {
   package let arena: RankArena
   /// Changes only while the block's one user trims it, before it is shared.
   package private(set) var range: Range<Int64>
+  private let uses = StreamUses()
 
   fileprivate init(arena: RankArena, range: Range<Int64>) {
     self.arena = arena
     self.range = range
   }
 
-  deinit { arena.give(range) }
+  deinit { arena.give(range, behind: arena.memory.gpu.flatMap { uses.fence(on: $0) }) }
+
+  package func noteUse(on stream: CUDAStream) throws(EPError) {
+    if let gpu = arena.memory.gpu { try uses.note(stream, on: gpu, of: self) }
+  }
 
   fileprivate func shrink(to range: Range<Int64>) { self.range = range }
 

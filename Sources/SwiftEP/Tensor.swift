@@ -72,6 +72,30 @@ public struct Tensor: Sendable {
     values.withUnsafeBytes { source in withUnsafeMutableBytes { $0.copyMemory(from: source) } }
   }
 
+  /// The caller's memory on a GPU, not copied; otherwise as `init(unsafeMemory:shape:_:owner:)`.
+  ///
+  /// - Parameters:
+  ///   - address: a `CUdeviceptr` of the GPU's primary context, which calls want to be a multiple of 16.
+  ///   - gpu: by its index among those that the driver shows.
+  /// - Throws: as `init(zeros:_:)`; `machineUnavailable`, `driver`.
+  public init(
+    unsafeDeviceAddress address: UInt64, gpu: Int, shape: [Int], _ dtype: DType, owner: (AnyObject & Sendable)? = nil
+  ) throws(EPError) {
+    _ = try Self.byteCount(shape, dtype)
+    let storage = BorrowedDeviceMemory(base: Address(bits: address), try GPUHost.shared(gpu).copier, owner: owner)
+    self.init(dtype: dtype, shape: shape, storage: storage, byteOffset: 0)
+  }
+
+  /// Where the elements lie: an address of this process, or of its GPU. Valid as long as a tensor on the same memory.
+  public var unsafeAddress: UInt64 { address.bits }
+
+  /// The stream uses the tensor's memory: once the last tensor on it is gone, the memory is used again only behind what
+  /// the stream has been told to do by then. A call's own stream (`DispatchOptions.stream`) needs no such word for what the
+  /// call returns; nor does a caller's own memory. While a graph is captured on the stream, the graph keeps the memory.
+  ///
+  /// - Throws: `driver`.
+  public func noteUse(on stream: CUDAStream) throws(EPError) { try storage.noteUse(on: stream) }
+
   static func byteCount(_ shape: [Int], _ dtype: DType) throws(EPError) -> Int {
     // Counted as if no size were zero, so that every part of a shape has a size that can be counted.
     var byteCount = dtype.byteCount
@@ -156,10 +180,14 @@ package protocol TensorStorage: AnyObject, Sendable {
   var base: Address { get }
   /// How the host reads and writes it; nil where it does so itself.
   var copier: (any MemoryCopier)? { get }
+  /// What the stream has been told to do by the time when the last reference is gone, is to be done before the memory is
+  /// used for something else.
+  func noteUse(on stream: CUDAStream) throws(EPError)
 }
 
 extension TensorStorage {
   package var copier: (any MemoryCopier)? { nil }
+  package func noteUse(on stream: CUDAStream) throws(EPError) {}
 
   /// Writes the first bytes.
   func write(_ bytes: UnsafeRawBufferPointer) throws(EPError) {

@@ -15,7 +15,7 @@ let benchCommand = Command(
     Flag("iterations", "N", "timed iterations (default 20)"),
     Flag(
       "replays", "N",
-      "on a GPU: record each operation as a graph, and time N launches in\na row (default 0: call it once)"),
+      "on a GPU: record each operation as a graph that runs it N times in\na row (default 0: call it once)"),
     Flag("seed", "S", "of everything random (default 1)"),
     Flag("skew", "S", "Zipf exponent of the experts' popularity, 0: uniform (default 0)"),
     Flag("text", "FILE", "take the tokens from a text: seeded embeddings, routed by a seeded gate"),
@@ -25,9 +25,9 @@ let benchCommand = Command(
     Flag("trace", "FILE", "write what every rank did in the timed iterations, for Perfetto or\nchrome://tracing"),
   ],
   notes: """
-    An operation's time is from when the last rank is ready until the last rank has finished; on a GPU from when
-    the first rank's begins, by the GPU's clock. GB/s are the bytes of rows that a rank received (its own tokens'
-    included) over the median time.
+    An operation's time is from when the last rank is ready until the last rank has finished; on GPUs, the longest
+    of the ranks' own, from where it begins there, by the GPU's clock. GB/s are the bytes of rows that a rank
+    received (its own tokens' included) over the median time.
 
     The floor is (rows read once + rows written once) / the bandwidth of a copy: memcpy or streaming stores,
     the better, by as many threads over the same sizes, measured in the same run; on a GPU, the driver's own copy
@@ -42,7 +42,8 @@ let benchCommand = Command(
     if settings.jsonPath == "-" {
       try printDocument(try report.json())
     } else {
-      let kind = settings.machine != .cpu ? "one GPU" : settings.processes ? "processes" : "threads"
+      let gpus = settings.machines.isGPU ? " on \(settings.machines.gpuCountText)" : ""
+      let kind = (settings.processes ? "processes" : "threads") + gpus
       let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
       print("\(settings.job.summary); \(kind), \(workers), \(report.iterations) iterations\n")
       print(report.table())
@@ -56,7 +57,7 @@ let benchCommand = Command(
 
 struct BenchSettings {
   private(set) var job: JobSpec
-  let machine: Machine
+  let machines: MachineSpec
   let workerCount: Int
   let iterationCount: Int
   let replayCount: Int
@@ -70,10 +71,9 @@ struct BenchSettings {
 
   init(_ arguments: Arguments) throws {
     job = try JobSpec(arguments)
-    machine = try MachineSpec(arguments).machine
-    var unitCount = usableCoreCount()
-    if machine != .cpu { unitCount = try GPUHost.shared(0).gpu.multiprocessorCount }
-    workerCount = try arguments.integer("workers", in: 1...256, default: max(1, unitCount / job.rankCount))
+    machines = try MachineSpec(arguments)
+    processes = arguments.has("processes")
+    workerCount = try arguments.integer("workers", in: 1...256) ?? machines.workerCount(rankCount: job.rankCount)
     let threadCountMax = 1024
     if job.rankCount * workerCount > threadCountMax {
       throw UsageError(
@@ -81,22 +81,15 @@ struct BenchSettings {
       )
     }
     iterationCount = try arguments.integer("iterations", in: 1...1_000_000, default: 20)
-    if machine != .cpu && arguments.has("processes") {
-      throw UsageError("--processes", expected: "none with --machine cuda, not yet", found: "one")
-    }
-    if machine == .cpu && arguments.has("replays") {
+    if !machines.isGPU && arguments.has("replays") {
       throw UsageError("--replays", expected: "none with --machine cpu", found: "one")
     }
     replayCount = try arguments.integer("replays", in: 0...1000, default: 0)
     seed = try arguments.seed("seed", default: 1)
     skew = try arguments.real("skew", in: 0...10, default: 0)
     jsonPath = arguments.string("json")
-    processes = arguments.has("processes")
     if let jsonPath, jsonPath != "-" { try checkWritable(jsonPath, flag: "json") }
     tracePath = arguments.string("trace")
-    if machine != .cpu && tracePath != nil {
-      throw UsageError("--trace", expected: "none with --machine cuda", found: "one")
-    }
     if let tracePath { try checkWritable(tracePath, flag: "trace") }
     for other in ["routing", "input", "skew"] where arguments.has("text") && arguments.has(other) {
       throw UsageError("--\(other)", expected: "none with --text", found: "one")
@@ -127,7 +120,7 @@ struct BenchSettings {
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
     let plan = try job.plan(
       receivedTokensMax: receivedTokens, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
-    if machine != .cpu { return (try runOnGPU(workload), []) }
+    if machines.isGPU { return try runOnGPU(workload) }
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
@@ -137,12 +130,18 @@ struct BenchSettings {
     return (BenchReport(bench, all, processes: processes), all.compactMap(\.flight))
   }
 
-  private func runOnGPU(_ workload: Workload) throws -> BenchReport {
+  private func runOnGPU(_ workload: Workload) throws -> (BenchReport, [FlightRecord]) {
     // Worst-case sizes, though what arrives is known.
     let plan = try job.plan(workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
     let bench = try GPUBench(
-      job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount, replayCount: replayCount)
-    return BenchReport(bench, try bench.run())
+      job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount, replayCount: replayCount,
+      isTraced: tracePath != nil)
+    let all =
+      processes
+      ? try bench.run(on: ProcessFabric(machines: machines.machines))
+      : try bench.run(on: ThreadFabric(machines.machines))
+    let report = BenchReport(bench, all, gpuCount: machines.machines.count, processes: processes)
+    return (report, all.compactMap(\.flight))
   }
 
   /// Inputs, what is received, copies of both, and what the oracle expects; where a token goes to as many ranks as it

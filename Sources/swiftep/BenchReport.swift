@@ -18,6 +18,8 @@ struct BenchReport: Codable, Equatable {
   }
 
   var machine = "cpu"
+  /// That the ranks share; nil on CPUs.
+  var gpus: Int?
   var ranks: Int
   var tokens: Int
   var hidden: Int
@@ -68,26 +70,28 @@ struct BenchReport: Codable, Equatable {
     ]
   }
 
-  init(_ bench: GPUBench, _ measurements: GPUBench.Measurements) {
+  init(_ bench: GPUBench, _ all: [GPUBench.Measurements], gpuCount: Int, processes: Bool) {
     let job = bench.job
-    machine = "cuda"
+    (machine, gpus) = ("cuda", gpuCount)
     (ranks, tokens, hidden) = (job.rankCount, job.tokensPerRank, job.hidden)
     (topK, experts, dtype) = (job.topK, job.expertCount, job.rowType.rawValue)
     (workersPerRank, layout, iterations) = (bench.workerCount, job.layout.rawValue, bench.iterationCount)
-    (resultHash, residentBytes) = (measurements.resultHash, measurements.takenByteCount)
-    processes = false
+    var hash = FNVHash()
+    for rank in all { hash.add(rank.resultHash) }
+    (resultHash, residentBytes) = (hash.text, all.reduce(0) { $0 + $1.takenByteCount })
+    self.processes = processes
     plannedBytesPerRank = bench.plan.byteCount
-    (processor, cores) = (bench.gpuName, bench.multiprocessorCount)
-    (copyGigabytesPerSecond, copyKind) = (measurements.copyBytesPerNanosecond, "the driver's")
+    (processor, cores) = (all[0].gpuName, all[0].multiprocessorCount)
+    (copyGigabytesPerSecond, copyKind) = (all[0].copyBytesPerNanosecond, "the driver's")
     let copy = CopyBandwidth(bytesPerNanosecond: copyGigabytesPerSecond)
     let dispatchSizes = CopyFloor.dispatchSizes(job, bench.workload)
     let combineSizes = CopyFloor.combineSizes(job, bench.workload)
     operations = [
       Operation(
-        "dispatch", measurements.dispatch, dispatchSizes, copy,
+        "dispatch", all.map(\.dispatch).maxima, dispatchSizes, copy,
         receivedByteCount: dispatchSizes.reduce(0) { $0 + $1.writtenByteCount }),
       Operation(
-        "combine", measurements.combine, combineSizes, copy,
+        "combine", all.map(\.combine).maxima, combineSizes, copy,
         receivedByteCount: combineSizes.reduce(0) { $0 + $1.readByteCount }),
     ]
   }
@@ -156,6 +160,13 @@ private struct CopyBandwidth {
     let best = medians.min { $0.time < $1.time }!
     kind = best.kind
     bytesPerNanosecond = best.time == 0 ? 0 : Double(sizes.movedByteCount) / best.time
+  }
+}
+
+extension [[UInt64]] {
+  /// The greatest of each column.
+  var maxima: [UInt64] {
+    (0..<(first?.count ?? 0)).map { column in self.map { $0[column] }.max()! }
   }
 }
 

@@ -8,7 +8,8 @@ let verifyCommand = Command(
     Flag("seed", "S", "of the first job; each further one counts up (default 1)"),
     Flag(
       "replays", "N",
-      "instead: a dispatch and a combine, recorded as graphs and run N times\nwith changing routing, in each layout"),
+      "instead: a dispatch and a combine, recorded as graphs and run N times\nwith changing routing, in each layout;\non GPUs, on streams of the caller's too"
+    ),
     Flag(
       "checks", nil,
       "instead: rows are led astray, and kernels that check themselves must say so\n(of a debug build; on a GPU those of SWIFTEP_KERNELS)"
@@ -22,20 +23,16 @@ let verifyCommand = Command(
   body: { arguments in
     let seconds = try arguments.real("seconds", in: 0.1...1_000_000, default: 10)
     let seed = try arguments.seed("seed", default: 1)
-    let machine = try MachineSpec(arguments).machine
+    let spec = try MachineSpec(arguments)
     let replayCount = try arguments.integer("replays", in: 0...100_000_000, default: 0)
-    if machine != .cpu && arguments.has("processes") && replayCount == 0 {
-      // Random jobs are made to outgrow their plans.
-      throw UsageError(
-        "--processes", expected: "with --machine cuda only --replays, not yet random jobs", found: "none")
-    }
     let sharesLaunches = arguments.has("one-launch")
-    if sharesLaunches && (machine == .cpu || arguments.has("processes") || replayCount > 0) {
+    if sharesLaunches && (!spec.isGPU || arguments.has("processes") || replayCount > 0) {
       throw UsageError(
         "--one-launch", expected: "with --machine cuda, without --processes and --replays", found: "otherwise")
     }
     if sharesLaunches { GPUHost.sharesLaunches.withLock { $0 = true } }
-    let fabric: any Fabric = arguments.has("processes") ? ProcessFabric(machine: machine) : ThreadFabric(machine)
+    let fabric: any Fabric =
+      arguments.has("processes") ? ProcessFabric(machines: spec.machines) : ThreadFabric(spec.machines)
     let status = StatusLine()
     try printNow("seed \(seed)")
     do {
@@ -43,7 +40,7 @@ let verifyCommand = Command(
         try checkBrokenPlaces(on: fabric)
         return print("rows that were led astray were all found")
       }
-      if replayCount > 0 { return try verifyReplays(replayCount, seed: seed, on: fabric) }
+      if replayCount > 0 { return try verifyReplays(replayCount, seed: seed, on: fabric, spec) }
       let report = { (job: Job, passedCount: Int) in
         status.show("verify: \(passedCount) jobs")
         if passedCount % 100 == 0 { try? printNow("\(passedCount) jobs passed, the last of seed \(job.seed)") }
@@ -55,28 +52,29 @@ let verifyCommand = Command(
       status.clear()
       throw CheckFailure(
         what: failureText(
-          failure, processes: arguments.has("processes"), machine, replays: replayCount, sharesLaunches: sharesLaunches)
-      )
+          failure, processes: arguments.has("processes"), spec, replays: replayCount, sharesLaunches: sharesLaunches))
     }
   })
 
-private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric) throws {
+private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric, _ machines: MachineSpec) throws {
   for layout in RowLayout.allCases {
     var job = Job(rankCount: 4, tokenCount: 64, hidden: 512, topK: 4, expertCount: 16)
     (job.layout, job.seed, job.workers, job.skew) = (layout, seed, 2, 0.5)
     try checkReplays(job, count: count, on: fabric)
     try printNow("\(count) runs of graphs passed, rows \(layout)")
+    if !machines.isGPU { continue }
+    try checkStreams(job, count: count, on: fabric)
+    try printNow("\(count) calls on streams and \(count) runs of graphs captured there passed, rows \(layout)")
   }
 }
 
 /// What failed, with which job, and how to see it again.
 func failureText(
-  _ failure: ConformanceFailure, processes: Bool, _ machine: Machine = .cpu, replays: Int = 0,
+  _ failure: ConformanceFailure, processes: Bool, _ machines: MachineSpec? = nil, replays: Int = 0,
   sharesLaunches: Bool = false
 ) -> String {
   let flags =
-    (processes ? " --processes" : "") + (machine == .cpu ? "" : " --machine cuda")
-    + (sharesLaunches ? " --one-launch" : "")
+    (processes ? " --processes" : "") + (machines?.flagText ?? "") + (sharesLaunches ? " --one-launch" : "")
   let place = failure.rank < 0 ? "" : "rank \(failure.rank), "
   return """
     \(place)\(failure.step): \(failure.what)

@@ -12,9 +12,9 @@ extension ConformanceTests {
     @Test(arguments: RowLayout.allCases, [1, 2])
     func rowsMayComeLater(_ layout: RowLayout, workers: Int) throws {
       let job = Self.job.with { $0.layout = layout }
-      try fabric.run(plan: job.makePlan(), workers: workers, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: job.makePlan(), workers: workers, timeout: .seconds(30)) { buffer in
         let tokens = job.makeTokens(rank: buffer.rank)
-        let x = try! Tensor(zeros: tokens.x.shape, tokens.x.dtype)
+        let x = try buffer.makeTensor(zeros: tokens.x.shape, tokens.x.dtype)
         let ready = Event()
         var options = job.dispatchOptions
         options.after = [ready]
@@ -89,8 +89,8 @@ extension ConformanceTests {
       let plan = try job.makePlan()
       let (first, second) = (try Communicator.threads(rankCount: 3), try Communicator.threads(rankCount: 3))
       try inParallel(3) { rank in
-        let producer = try ExpertBuffer(first[rank], plan: plan, workers: 1, timeout: .seconds(30))
-        let consumer = try ExpertBuffer(second[rank], plan: plan, workers: 1, timeout: .seconds(30))
+        let producer = try TestBuffer(first[rank], plan: plan, workers: 1, timeout: .seconds(30))
+        let consumer = try TestBuffer(second[rank], plan: plan, workers: 1, timeout: .seconds(30))
         let gate = Event()
         var options = job.dispatchOptions
         options.after = [gate]
@@ -187,7 +187,7 @@ extension ConformanceTests {
     /// Closing finishes what is queued.
     @Test func closingFinishesTheQueue() throws {
       let job = Self.job
-      try fabric.run(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
         let results = try (0..<5).map { try job.dispatch(on: buffer, step: $0) }
         buffer.close()
         for (step, result) in results.enumerated() {

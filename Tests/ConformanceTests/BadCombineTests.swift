@@ -1,7 +1,8 @@
 import Conformance
 import HostMachine
-import SwiftEP
 import Testing
+
+@testable import SwiftEP
 
 extension ConformanceTests {
   /// As `BadInputTests`, for combine, for handles of other buffers, for closed buffers and for what cannot be set up.
@@ -105,7 +106,7 @@ extension ConformanceTests {
       let plan = try job.makePlan()
       let kept = Guarded<[Int: DispatchHandle]>([:])
       // Of ranks in one process: a handle does not travel.
-      try ThreadFabric().run(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
+      try threadFabric.test(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
         let handle = try job.dispatch(on: buffer).handle
         kept.withLock { $0[buffer.rank] = handle }
       }
@@ -133,7 +134,7 @@ extension ConformanceTests {
       let plan = try job.makePlan()
       let kept = Guarded<DispatchHandle?>(nil)
       for _ in 0..<30 {
-        try ThreadFabric().run(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
+        try threadFabric.test(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
           if let old = kept.withLock({ $0 }) {
             let error = try error { () throws(EPError) in _ = try job.dispatch(on: buffer, handle: old) }
             try require(error == Self.foreign(0), "\(error)")
@@ -151,7 +152,7 @@ extension ConformanceTests {
 
     @Test func aClosedBufferRefusesCalls() throws {
       let job = smallJob()
-      try fabric.run(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
         let result = try job.dispatch(on: buffer)
         let bytes = result.bytes
         buffer.close()
@@ -175,8 +176,10 @@ extension ConformanceTests {
         _ = try Communicator.threads(rankCount: 0)
       }
       let plan = try smallJob().makePlan()
-      for (workers, found) in [(0, "0"), (1025, "1025")] {
-        let expected = EPError.invalidArgument(rank: 1, argument: "workers", expected: "1 to 1024", found: found)
+      let most = try threadFabric.machine(ofRank: 0).workerCountMax()
+      for workers in [0, most + 1] {
+        let expected = EPError.invalidArgument(
+          rank: 1, argument: "workers", expected: "1 to \(most)", found: "\(workers)")
         #expect(
           try setupErrors(plans: [plan, plan, plan], workers: [1, workers, 1]) == [expected, expected, expected])
       }
@@ -194,7 +197,7 @@ extension ConformanceTests {
       let communicators = try Communicator.threads(rankCount: plans.count)
       return try valuesInParallel(plans.count) { rank in
         try error { () throws(EPError) in
-          _ = try ExpertBuffer(communicators[rank], plan: plans[rank], workers: workers[rank])
+          _ = try TestBuffer(communicators[rank], plan: plans[rank], workers: workers[rank])
         }
       }
     }
@@ -204,7 +207,7 @@ extension ConformanceTests {
       let communicators = try Communicator.threads(rankCount: 3)
       let errors = try valuesInParallel(2) { rank in
         try error { () throws(EPError) in
-          _ = try ExpertBuffer(communicators[rank], plan: plan, workers: 1, timeout: .milliseconds(200))
+          _ = try TestBuffer(communicators[rank], plan: plan, workers: 1, timeout: .milliseconds(200))
         }
       }
       let expected = EPError.rankMissing(rank: 2, step: .setup, because: .silent(.milliseconds(200)))

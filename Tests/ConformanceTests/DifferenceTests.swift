@@ -31,7 +31,7 @@ extension ConformanceTests {
       let wanted = job
       let tokens = (0..<wanted.rankCount).map { wanted.makeTokens(rank: $0) }
       let oracle = wanted.makeOracle()
-      try fabric.run(plan: try wanted.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: try wanted.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
         let rank = buffer.rank
         var options = DispatchOptions()
         (options.layout, options.quantization) = (layout, wanted.quantization)

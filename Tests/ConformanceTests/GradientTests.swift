@@ -114,7 +114,7 @@ extension ConformanceTests {
       }
     }
 
-    private static func inputs(_ mixture: Mixture, _ buffer: ExpertBuffer) -> (x: Tensor, g: Tensor, routing: Routing) {
+    private static func inputs(_ mixture: Mixture, _ buffer: TestBuffer) -> (x: Tensor, g: Tensor, routing: Routing) {
       let (job, rank) = (mixture.job, buffer.rank)
       let shape = [job.tokensPerRank[rank], job.hidden]
       let slots = [job.tokensPerRank[rank], job.topK]
@@ -127,12 +127,12 @@ extension ConformanceTests {
       )
     }
 
-    private static func globalExperts(_ buffer: ExpertBuffer, _ mixture: Mixture) -> [Int] {
+    private static func globalExperts(_ buffer: TestBuffer, _ mixture: Mixture) -> [Int] {
       mixture.job.owners.indices.filter { mixture.job.owners[$0] == buffer.rank }
     }
 
     /// Weights are applied at the experts; their gradients travel back beside the rows'.
-    private static func bySource(_ mixture: Mixture, _ buffer: ExpertBuffer) throws -> Gradients {
+    private static func bySource(_ mixture: Mixture, _ buffer: TestBuffer) throws -> Gradients {
       let (job, experts) = (mixture.job, globalExperts(buffer, mixture))
       let (x, g, routing) = inputs(mixture, buffer)
       let forward = try buffer.dispatch(x, to: routing, options: job.dispatchOptions)
@@ -166,7 +166,7 @@ extension ConformanceTests {
     }
 
     /// Weights are applied as rows are summed; backward they are applied at the experts.
-    private static func byExpert(_ mixture: Mixture, _ buffer: ExpertBuffer) throws -> Gradients {
+    private static func byExpert(_ mixture: Mixture, _ buffer: TestBuffer) throws -> Gradients {
       let (job, experts) = (mixture.job, globalExperts(buffer, mixture))
       let (x, g, routing) = inputs(mixture, buffer)
       guard case .topK(_, let rowWeights) = routing else { preconditionFailure("routed by top-k") }

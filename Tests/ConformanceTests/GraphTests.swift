@@ -14,7 +14,7 @@ extension ConformanceTests {
     }
 
     /// What a call that is not recorded sums, for each of several steps.
-    private static func sums(_ job: Job, _ steps: Range<Int>, on buffer: ExpertBuffer) throws -> [[UInt8]] {
+    private static func sums(_ job: Job, _ steps: Range<Int>, on buffer: TestBuffer) throws -> [[UInt8]] {
       try steps.map { step in
         let dispatched = try job.dispatch(on: buffer, step: step)
         let combined = try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions)
@@ -33,11 +33,11 @@ extension ConformanceTests {
     /// Several graphs and plain calls take turns on one buffer; launches are queued without waiting.
     @Test func graphsShareABuffer() throws {
       let job = Self.job
-      try fabric.run(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
         let sums = try Self.sums(job, 0..<3, on: buffer)
         let recorded = try (0..<3).map { step in
-          try GraphInputs(job.makeTokens(rank: buffer.rank, step: step), on: buffer)
-            .record(job.dispatchOptions, Self.combineOptions, on: buffer)
+          try GraphInputs(job.makeTokens(rank: buffer.rank, step: step), on: buffer.buffer)
+            .record(job.dispatchOptions, Self.combineOptions, on: buffer.buffer)
         }
         for run in 0..<50 {
           let order = run % 2 == 0 ? [0, 1, 2] : [2, 0, 1]
@@ -59,10 +59,10 @@ extension ConformanceTests {
       let (first, second) = (try Communicator.threads(rankCount: 3), try Communicator.threads(rankCount: 3))
       let plan = try job.makePlan()
       try inParallel(3) { rank in
-        let a = try ExpertBuffer(first[rank], plan: plan, workers: 1, timeout: .seconds(30))
-        let b = try ExpertBuffer(second[rank], plan: plan, workers: 1, timeout: .seconds(30))
-        let inputs = try GraphInputs(job.makeTokens(rank: rank), on: a)
-        let (graph, result) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: a)
+        let a = try TestBuffer(first[rank], plan: plan, workers: 1, timeout: .seconds(30))
+        let b = try TestBuffer(second[rank], plan: plan, workers: 1, timeout: .seconds(30))
+        let inputs = try GraphInputs(job.makeTokens(rank: rank), on: a.buffer)
+        let (graph, result) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: a.buffer)
         let gate = Event()
         var options = job.dispatchOptions
         let launched = try graph.launch()
@@ -105,8 +105,8 @@ extension ConformanceTests {
         try expectRefusal { () throws(EPError) in
           _ = try buffer.record { () throws(EPError) in }
         }
-        let inputs = try GraphInputs(tokens, on: buffer)
-        let (graph, _) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: buffer)
+        let inputs = try GraphInputs(tokens, on: buffer.buffer)
+        let (graph, _) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: buffer.buffer)
         try expectRefusal { () throws(EPError) in try graph.launch() }
         try job.checkDispatch(on: buffer)
         return refused
@@ -120,9 +120,9 @@ extension ConformanceTests {
       let job = Self.job
       let errors = try onEachRank(try job.makePlan()) { buffer in
         let tokens = job.makeTokens(rank: buffer.rank)
-        let inputs = try GraphInputs(tokens, on: buffer)
+        let inputs = try GraphInputs(tokens, on: buffer.buffer)
         let sums = try Self.sums(job, 0..<1, on: buffer)
-        let (graph, (_, combined)) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: buffer)
+        let (graph, (_, combined)) = try inputs.record(job.dispatchOptions, Self.combineOptions, on: buffer.buffer)
         if buffer.rank == 1 {
           inputs.indices.copyBeginning(from: try Tensor(copying: [77 as Int64], shape: [1], .int64))
         }

@@ -11,7 +11,7 @@ extension ConformanceTests {
       let (rankCount, workers) = ranksAndWorkers
       let job = smallJob(rankCount: rankCount)
       let plan = try ExpertBuffer.Plan(job.shape, workers: workers, arenaByteCountMax: 0)
-      try fabric.run(plan: plan, workers: workers, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: plan, workers: workers, timeout: .seconds(30)) { buffer in
         let tokens = job.makeTokens(rank: buffer.rank)
         var options = DispatchOptions()
         options.sizing = sizing
@@ -29,7 +29,7 @@ extension ConformanceTests {
     @Test func eventsKeepNoMemory() throws {
       let job = smallJob(rankCount: 2)
       let plan = try ExpertBuffer.Plan(job.shape, arenaByteCountMax: 0)
-      try fabric.run(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: plan, workers: 1, timeout: .seconds(30)) { buffer in
         let tokens = job.makeTokens(rank: buffer.rank)
         var events: [Event] = []
         for _ in 0..<20 {
@@ -47,8 +47,8 @@ extension ConformanceTests {
       let plan = try job.makePlan()
       let communicators = try Communicator.threads(rankCount: 2)
       try inParallel(2) { rank in
-        let first = try ExpertBuffer(communicators[rank], plan: plan, timeout: .seconds(20))
-        let second = try ExpertBuffer(communicators[rank], plan: plan, timeout: .seconds(20))
+        let first = try TestBuffer(communicators[rank], plan: plan, workers: 1, timeout: .seconds(20))
+        let second = try TestBuffer(communicators[rank], plan: plan, workers: 1, timeout: .seconds(20))
         let tokens = job.makeTokens(rank: rank)
         var cells = [Int64](repeating: -1, count: 32)
         if rank == 1 { cells[0] = 999 }

@@ -59,7 +59,7 @@ import Testing
         try threads?[rank]
         ?? Communicator.processes(rank: rank, rankCount: 2) { try meeting.gather($0, from: rank) }
       do {
-        _ = try ExpertBuffer(communicator, plan: plan)
+        _ = try TestBuffer(communicator, plan: plan)
       } catch let error as EPError {
         errors.withLock { $0[rank] = error }
       }

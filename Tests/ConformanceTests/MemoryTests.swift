@@ -80,7 +80,7 @@ extension ConformanceTests {
       #expect(errors == [expected, expected, expected])
     }
 
-    private static func combineTooMuch(_ job: Job, on buffer: ExpertBuffer) throws -> EPError {
+    private static func combineTooMuch(_ job: Job, on buffer: TestBuffer) throws -> EPError {
       let handle = try job.dispatch(on: buffer).handle
       if buffer.rank == 1 {
         let local = try error { () throws(EPError) in

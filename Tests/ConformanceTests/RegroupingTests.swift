@@ -18,7 +18,7 @@ extension ConformanceTests {
     /// One checked dispatch among the ranks of `communicator`.
     private static func work(_ communicator: Communicator) throws {
       let job = smallJob(rankCount: communicator.rankCount)
-      let buffer = try ExpertBuffer(communicator, plan: try job.makePlan(), workers: 1, timeout: .seconds(30))
+      let buffer = try TestBuffer(communicator, plan: try job.makePlan(), workers: 1, timeout: .seconds(30))
       defer { buffer.close() }
       try job.checkDispatch(on: buffer)
       // Nobody closes before all have theirs.

@@ -31,7 +31,7 @@ extension ConformanceTests {
     @Test(arguments: [[3, 1, 2], [1, 3, 2]])
     func aHandleServesAnyWorkers(_ workers: [Int]) throws {
       let job = smallJob().with { $0.layout = .byExpert }
-      try fabric.run(plan: job.makePlan(), workers: 3, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: job.makePlan(), workers: 3, timeout: .seconds(30)) { buffer in
         var options = job.dispatchOptions
         options.workers = workers[0]
         let first = try job.dispatch(on: buffer, options: options)
@@ -51,7 +51,7 @@ extension ConformanceTests {
     func aHandleServesEitherSizing(_ layout: RowLayout, _ sizing: Sizing) throws {
       let job = smallJob().with { ($0.layout, $0.sizing) = (layout, sizing) }
       let other = job.with { $0.sizing = sizing == .exact ? .worstCase : .exact }
-      try fabric.run(plan: job.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: job.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
         let oracle = job.makeOracle(step: 1)
         let first = try job.dispatch(on: buffer)
         let second = try other.dispatch(on: buffer, step: 1, handle: first.handle)
@@ -126,7 +126,7 @@ extension ConformanceTests {
     /// Rows handed to combine, its sums and a dispatch's rows lie apart.
     @Test func neighboursKeepTheirBytes() throws {
       let job = smallJob()
-      try fabric.run(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
+      try fabric.test(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
         let result = try job.dispatch(on: buffer)
         let inputs = try (0..<3).map { _ in try buffer.combineInput(for: result.handle, hidden: 24, dtype: .bf16) }
         for (index, input) in inputs.enumerated() {

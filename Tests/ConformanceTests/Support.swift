@@ -1,26 +1,86 @@
 import Conformance
-import Foundation
 import SwiftEP
 import Testing
 
-/// All suites of this target, one test at a time: each runs many threads of its own.
-@Suite(.serialized) struct ConformanceTests {}
+/// Whether ranks run on GPUs.
+let isOnGPU = fabric.machine(ofRank: 0) != .cpu
 
-/// What kind of ranks the tests run on: `SWIFTEP_TEST_FABRIC` is `threads` (the default), `sockets` (threads that reach
-/// each other as processes do) or `processes`.
-let fabric: any Fabric = {
-  // Buffers are lost here on purpose.
-  setenv("SWIFTEP_FLIGHT_RECORDER", "off", 0)
-  return switch ProcessInfo.processInfo.environment["SWIFTEP_TEST_FABRIC"] {
-  case nil, "threads": ThreadFabric()
-  case "sockets": SocketFabric()
-  case "processes": ProcessFabric(patience: .seconds(120))
-  case let other?: preconditionFailure("SWIFTEP_TEST_FABRIC: expected threads, sockets or processes, found \(other)")
-  }
-}()
-
-/// The same, but ranks are threads of this process: for tests that look at several of them at once.
+/// The same, but ranks are threads of this process: for tests that look at several of them at once. Of CPUs, where ranks are
+/// processes otherwise: those could not use GPUs that this process has used.
 let threadFabric: any Fabric = fabric is ProcessFabric ? SocketFabric() : fabric
+
+/// A rank's buffer for tests that give it tensors of the host: each is copied to where the buffer's machine reaches it,
+/// unless it lies there. What is to change after a call must be made by `makeTensor`.
+@dynamicMemberLookup
+struct TestBuffer: Sendable {
+  let buffer: ExpertBuffer
+
+  init(_ buffer: ExpertBuffer) { self.buffer = buffer }
+
+  /// Of a thread of this process, on what its rank of the tests runs on.
+  init(
+    _ communicator: Communicator, plan: ExpertBuffer.Plan, workers: Int? = nil, timeout: Duration = .seconds(100)
+  ) throws(EPError) {
+    let machine = threadFabric.machine(ofRank: communicator.rank)
+    buffer = try ExpertBuffer(
+      communicator, plan: plan, workers: workers, timeout: timeout, machine: machine)
+  }
+
+  subscript<Value>(dynamicMember path: KeyPath<ExpertBuffer, Value>) -> Value { buffer[keyPath: path] }
+
+  func dispatch(
+    _ x: Tensor, scales: Tensor? = nil, sidecars: [Tensor] = [], to routing: Routing,
+    options: DispatchOptions = DispatchOptions()
+  ) throws(EPError) -> DispatchResult {
+    let tokens = try RankTokens(x: x, scales: scales, sidecars: sidecars, routing: routing).reachable(from: buffer)
+    return try buffer.dispatch(
+      tokens.x, scales: tokens.scales, sidecars: tokens.sidecars, to: tokens.routing, options: options)
+  }
+
+  func combine(
+    _ rows: Tensor, with handle: DispatchHandle, options: CombineOptions = CombineOptions()
+  ) throws(EPError) -> CombineResult {
+    var options = options
+    options.rowWeights = try reachable(options.rowWeights)
+    options.topKWeights = try reachable(options.topKWeights)
+    options.biases = try options.biases.map { bias throws(EPError) in try buffer.reachable(bias) }
+    options.output = try reachable(options.output)
+    return try buffer.combine(try buffer.reachable(rows), with: handle, options: options)
+  }
+
+  private func reachable(_ tensor: Tensor?) throws(EPError) -> Tensor? {
+    if let tensor { return try buffer.reachable(tensor) }
+    return nil
+  }
+
+  func combineInput(for handle: DispatchHandle, hidden: Int, dtype: DType) throws(EPError) -> Tensor {
+    try buffer.combineInput(for: handle, hidden: hidden, dtype: dtype)
+  }
+
+  func makeTensor(zeros shape: [Int], _ dtype: DType) throws(EPError) -> Tensor {
+    try buffer.makeTensor(zeros: shape, dtype)
+  }
+
+  func record<Result>(
+    _ body: () throws(EPError) -> Result
+  ) throws(EPError) -> (graph: OperationGraph, result: Result) { try buffer.record(body) }
+
+  func forgetLongestWaits() { buffer.forgetLongestWaits() }
+
+  func close() { buffer.close() }
+}
+
+extension Fabric {
+  /// Runs `body` with a buffer on every rank.
+  func test(
+    plan: ExpertBuffer.Plan, workers: Int, timeout: Duration, _ body: @escaping @Sendable (TestBuffer) throws -> Void
+  ) throws {
+    _ = try values(plan: plan, workers: workers, timeout: timeout) { (buffer: ExpertBuffer) in
+      try body(TestBuffer(buffer))
+      return true
+    }
+  }
+}
 
 extension Tensor {
   var bytes: [UInt8] { withUnsafeBytes { Array($0) } }
@@ -48,9 +108,9 @@ func require(_ condition: Bool, _ description: @autoclosure () -> String) throws
 /// Makes a buffer on every rank, runs `body` with each, and returns what it returned, by rank.
 func onEachRank<Value: Codable & Sendable>(
   of fabric: any Fabric = fabric, _ plan: ExpertBuffer.Plan, workers: Int = 1, timeout: Duration = .seconds(30),
-  _ body: @escaping @Sendable (ExpertBuffer) throws -> Value
+  _ body: @escaping @Sendable (TestBuffer) throws -> Value
 ) throws -> [Value] {
-  try fabric.values(plan: plan, workers: workers, timeout: timeout, body)
+  try fabric.values(plan: plan, workers: workers, timeout: timeout) { try body(TestBuffer($0)) }
 }
 
 /// What a call throws; a `Mismatch` when it throws nothing.
@@ -83,7 +143,7 @@ extension Job {
 
   /// This rank's part of dispatch `step`.
   func dispatch(
-    on buffer: ExpertBuffer, step: Int = 0, handle: DispatchHandle? = nil, options: DispatchOptions? = nil
+    on buffer: TestBuffer, step: Int = 0, handle: DispatchHandle? = nil, options: DispatchOptions? = nil
   ) throws(EPError) -> DispatchResult {
     let tokens = makeTokens(rank: buffer.rank, step: step)
     var routing = tokens.routing
@@ -93,7 +153,7 @@ extension Job {
   }
 
   /// One dispatch that must be right: the buffer still works.
-  func checkDispatch(on buffer: ExpertBuffer, step: Int = 0) throws {
+  func checkDispatch(on buffer: TestBuffer, step: Int = 0) throws {
     let result = try dispatch(on: buffer, step: step)
     try result.event.wait()
     let expected = makeOracle(step: step).dispatched(to: buffer.rank)

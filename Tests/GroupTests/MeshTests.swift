@@ -1,6 +1,8 @@
 import Arena
 import CPlatform
+import CUDADriver
 import Conformance
+import EPKernels
 import Glibc
 import HostMachine
 import Testing
@@ -54,6 +56,68 @@ import Testing
       connection = nil
       #expect(throws: EPError.self) { try open.mesh.regroup(0, timeout: .seconds(20)) }
     }
+  }
+
+  // MARK: Arenas that grow
+
+  /// What an arena has grown by is mapped by the peer, with the file that came with it, before `share` returns.
+  @Test func growthIsMappedByPeers() throws {
+    let (groups, key) = (try makePair(.sockets), BufferKey(generation: 0, index: 0))
+    let arenas = [MadeUpArena(), MadeUpArena()]
+    groups[1].mesh.register(arenas, for: key)
+    let file = try Descriptor("open") { open("/dev/null", O_RDONLY | O_CLOEXEC) }
+    for offset: Int64 in [4096, 8192] {
+      let piece = ArenaPiece(range: offset..<offset + 4096, file: offset == 4096 ? file : nil)
+      try groups[0].mesh.share(piece, of: key, timeout: .seconds(20))
+      #expect(arenas[0].mapped.last == .init(range: piece.range, hasFile: piece.file != nil))
+    }
+    #expect(arenas[0].mapped.count == 2 && arenas[1].mapped.isEmpty)
+  }
+
+  @Test func whoCannotMapAGrowthIsTold() throws {
+    let (groups, key) = (try makePair(.sockets), BufferKey(generation: 0, index: 0))
+    let failure = EPError.systemCall(rank: 1, name: "mmap", code: ENOMEM)
+    groups[1].mesh.register([MadeUpArena(failure: failure), MadeUpArena()], for: key)
+    #expect(throws: failure) {
+      try groups[0].mesh.share(ArenaPiece(range: 0..<4096, file: nil), of: key, timeout: .seconds(20))
+    }
+  }
+
+  @Test func nobodyWaitsForAMappingByWhoIsGone() throws {
+    var groups = try makePair(.sockets)
+    let key = BufferKey(generation: 0, index: 0)
+    groups[1].mesh.tell(.closed, of: key)
+    try groups[0].mesh.share(ArenaPiece(range: 0..<4096, file: nil), of: key, timeout: .seconds(20))
+    groups.removeLast()
+    try groups[0].mesh.share(ArenaPiece(range: 4096..<8192, file: nil), of: key, timeout: .seconds(20))
+  }
+
+  private final class MadeUpArena: SymmetricMemory {
+    struct Mapped: Equatable {
+      let range: Range<Int64>
+      let hasFile: Bool
+    }
+
+    private let pieces = Guarded<[Mapped]>([])
+    private let failure: EPError?
+
+    init(failure: EPError? = nil) { self.failure = failure }
+
+    var mapped: [Mapped] { pieces.withLock { $0 } }
+
+    func map(_ piece: ArenaPiece) throws(EPError) {
+      if let failure { throw failure }
+      pieces.withLock { $0.append(Mapped(range: piece.range, hasFile: piece.file != nil)) }
+    }
+
+    var address: Address { .null }
+    var reservedByteCount: Int64 { 0 }
+    var byteCount: Int64 { 0 }
+    var descriptor: Descriptor? { nil }
+    var copier: (any MemoryCopier)? { nil }
+    var clockOffset: UInt64 { 0 }
+    var gpu: GPU? { nil }
+    func extend(to byteCount: Int64) throws(EPError) -> [ArenaPiece] { [] }
   }
 
   private func makePair(_ kind: Kind) throws -> [Group] {

@@ -57,7 +57,7 @@ import Testing
     let ranks = try Ranks(count: 4)
     ranks.wait(2, for: 3, in: .completion, epoch: 4)
     let offset = ranks.views[2].control.signalOffset(.completion, source: 3)
-    HostMachine.host.signal(1, epoch: 4) { _ in SignalWord(arena: ranks.memory[2].base, offset: offset) }
+    HostMachine.host.signal(1, epoch: 4, to: .peers) { _ in SignalWord(arena: ranks.memory[2].base, offset: offset) }
     #expect(ranks.missing(2, in: .exchange, epoch: 5).rank == 2)
   }
 

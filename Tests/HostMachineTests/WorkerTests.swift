@@ -15,7 +15,8 @@ extension HostMachine {
     _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
   ) -> WaitResult {
     self.await(
-      arena, count: 1, epoch: epoch, deadline: deadline, alarm: alarm, heard: heard, offset: { _ in offset },
+      arena, count: 1, epoch: epoch, as: .peers, deadline: deadline, alarm: alarm, heard: heard,
+      offset: { _ in offset },
       awaited: { _ in }, seen: { _ in }
     ).result
   }
@@ -27,7 +28,7 @@ extension HostMachine {
   }
 
   fileprivate func signal(_ arena: Address, offset: Int64, epoch: UInt64) {
-    signal(1, epoch: epoch) { _ in SignalWord(arena: arena, offset: offset) }
+    signal(1, epoch: epoch, to: .peers) { _ in SignalWord(arena: arena, offset: offset) }
   }
 }
 
@@ -120,7 +121,7 @@ private final class Words: @unchecked Sendable {
     var told: [String] = []
     func wait(until deadline: UInt64 = 0) -> Wait {
       machine().await(
-        arena, count: 3, epoch: 4, deadline: deadline, alarm: arena.advanced(byBytes: 2048), heard: 0,
+        arena, count: 3, epoch: 4, as: .peers, deadline: deadline, alarm: arena.advanced(byBytes: 2048), heard: 0,
         offset: { 512 + 64 * Int64($0) },
         awaited: {
           told.append("awaited \($0)")
@@ -128,7 +129,7 @@ private final class Words: @unchecked Sendable {
         },
         seen: { told.append("seen \($0)") })
     }
-    machine().signal(2, epoch: 4) { SignalWord(arena: arena, offset: 512 + 128 * Int64($0)) }
+    machine().signal(2, epoch: 4, to: .peers) { SignalWord(arena: arena, offset: 512 + 128 * Int64($0)) }
     let missed = wait()
     #expect(missed.result == .timedOut && missed.missing == 1 && told == ["awaited 1"])
     #expect(wait(until: .max).result == .signalled && told == ["awaited 1", "awaited 1", "seen 1"])
@@ -162,7 +163,7 @@ private final class Words: @unchecked Sendable {
         let worker = machine(Int32(index), of: Int32(workerCount))
         for round in 0..<rounds {
           notes.store(Int32(round + 1), at: Int32(round * workerCount + index))
-          guard worker.arriveLocal(Address(words.base + 64 * round)) else { continue }
+          guard worker.arriveLocal(Address(words.base + 64 * round), for: .rank) else { continue }
           let isComplete = (0..<workerCount).allSatisfy {
             notes.load(Int32.self, at: Int32(round * workerCount + $0)) == Int32(round + 1)
           }

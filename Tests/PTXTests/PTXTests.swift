@@ -21,6 +21,10 @@ private let kernels = [
         #expect(text.count("st.release.sys.global.u64", in: kernel) >= 2)
         #expect(text.count("ld.acquire.sys.global.u64", in: kernel) >= 2)
       }
+      // What rows are told of by: the countdown before it, and its last block.
+      for kernel in ["swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine"] {
+        #expect(text.count("fence.acq_rel.sys", in: kernel) >= 2)
+      }
     }
   }
 
@@ -31,8 +35,10 @@ private let kernels = [
 
   /// Every rule is broken once, and seen.
   @Test(arguments: [
-    ("fence.acq_rel.sys;", "", "a release store without a fence"),
+    ("fence.acq_rel.gpu;", "", "a release store without a fence"),
+    ("fence.acq_rel.gpu;", "", "a countdown without a fence before"),
     ("fence.acq_rel.sys;", "", "a countdown without a fence before"),
+    ("fence.acq_rel.sys;", "fence.acq_rel.gpu;", "rows without a countdown for the system"),
     ("fence.proxy.async;", "", "a bulk load before fence.proxy.async"),
     ("fence.proxy.async.shared::cta;", "", "a bulk load before the fence of shared memory"),
     ("cp.async.bulk.wait_group 0;", "", "bulk stores not waited for before the countdown"),

@@ -150,6 +150,8 @@ enum { SWIFTEP_GPU_COUNT_MAX = 16 };
 struct swiftep_gpu {
   char name[96];
   size_t byte_count;
+  /// Bit i: it does not reach the memory of device i.
+  uint32_t unreached;
 };
 
 struct swiftep_gpu_driver {

@@ -7,11 +7,11 @@ import SwiftEP
 package struct ProcessFabric: Fabric {
   /// How long a run may take: then its processes are killed.
   package var patience: Duration
-  package let machine: Machine
+  package let machines: [Machine]
 
-  /// - Parameter machine: which this process itself must not have used: what a driver holds is not the children's.
-  package init(patience: Duration = .seconds(600), machine: Machine = .cpu) {
-    (self.patience, self.machine) = (patience, machine)
+  /// - Parameter machines: which this process itself must not have used: what a driver holds is not the children's.
+  package init(patience: Duration = .seconds(600), machines: [Machine] = [.cpu]) {
+    (self.patience, self.machines) = (patience, machines)
   }
 
   package func values<Value: Codable & Sendable>(

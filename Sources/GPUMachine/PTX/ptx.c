@@ -51,6 +51,18 @@ PTX uint32_t ptx_match(uint32_t value) {
 
 PTX void ptx_fence_system(void) { __asm__ volatile("fence.acq_rel.sys;" ::: "memory"); }
 
+PTX void ptx_fence_gpu(void) { __asm__ volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+PTX uint64_t ptx_load_acquire_gpu(uint64_t address) {
+  uint64_t value;
+  __asm__ volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  return value;
+}
+
+PTX void ptx_store_release_gpu(uint64_t address, uint64_t value) {
+  __asm__ volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
 PTX uint64_t ptx_load_acquire(uint64_t address) {
   uint64_t value;
   __asm__ volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");

@@ -32,12 +32,16 @@ uint32_t ptx_match(uint32_t value);
 // MARK: Order
 
 void ptx_fence_system(void);
+void ptx_fence_gpu(void);
 /// Orders bulk copies after ordinary accesses that came before.
 void ptx_fence_proxy(void);
 /// As `ptx_fence_proxy`, for shared memory.
 void ptx_fence_proxy_shared(void);
 uint64_t ptx_load_acquire(uint64_t address);
+/// What ends with `_gpu` is ordered for the GPU's own threads only.
+uint64_t ptx_load_acquire_gpu(uint64_t address);
 void ptx_store_release(uint64_t address, uint64_t value);
+void ptx_store_release_gpu(uint64_t address, uint64_t value);
 void ptx_store_relaxed(uint64_t address, uint64_t value);
 /// Relaxed, for this GPU; returns the value before.
 uint32_t ptx_add(uint64_t address, uint32_t value);

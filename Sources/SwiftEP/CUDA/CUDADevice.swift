@@ -8,11 +8,14 @@ import HostMachine
 package final class CUDADevice: Device {
   private let rank: Int
   private let host: GPUHost
+  private let arenaPlace: ArenaPlace
   package let stream: CUDADriver.Stream
   package let workerCountMax: Int
   /// UInt64: launches that have finished, as the last of them has told.
   private let finishedWord: any TensorStorage
-  /// UInt32: where a launch's blocks count themselves out.
+  /// By which streams wait for each other; what it says is heard when a wait is queued.
+  private let joint: StreamEvent
+  /// Where a launch's blocks count themselves out: `KernelModule.End.counter`.
   private let counter: any TensorStorage
   /// By which its launches are those of all ranks; nil where they are its own.
   private let shared: SharedLaunches?
@@ -26,13 +29,19 @@ package final class CUDADevice: Device {
     var isReserved = true
   }
 
-  init(rank: Int, on host: GPUHost, workerCount: Int, sharing shared: SharedLaunches?) throws(EPError) {
+  init(
+    rank: Int, on host: GPUHost, workerCount: Int, arenaPlace: ArenaPlace, sharing shared: SharedLaunches?
+  ) throws(EPError) {
     self.rank = rank
+    self.arenaPlace = arenaPlace
     self.host = host
     self.shared = shared
     workerCountMax = workerCount
     try host.reserve(blockCount: workerCount, rank: rank)
-    do throws(DriverError) { stream = try host.takeStream() } catch {
+    do throws(DriverError) {
+      joint = try StreamEvent(host.gpu, isTimed: false)
+      stream = try host.takeStream()
+    } catch {
       host.release(blockCount: workerCount)
       throw EPError(error, rank: rank)
     }
@@ -69,18 +78,71 @@ package final class CUDADevice: Device {
   // MARK: Launches
 
   package func enqueue(
-    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool
+    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool,
+    stream other: CUDAStream?
   ) -> UInt64 {
-    enqueue(keeping: owner) { ticket throws(EPError) in
-      let end = KernelModule.End(
-        counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits),
-        ticket: ticket)
+    if let other, (try? state(of: other)) == .capturing { return capture(launch, workerCount, owner, on: other) }
+    return enqueue(keeping: owner) { ticket throws(EPError) in
       if let shared {
-        let part = SharedLaunches.Part(launch: launch, end: end, workerCount: workerCount, stream: stream)
+        if other != nil { throw .machineUnavailable("callers' streams, with one launch for all ranks") }
+        let part = SharedLaunches.Part(launch: launch, end: end(ticket), workerCount: workerCount, stream: stream)
         return try shared.launch(part, as: rank)
       }
-      try driving { () throws(DriverError) in try start(launch, end, workerCount, on: stream) }
+      try driving { () throws(DriverError) in
+        try between(other) { () throws(DriverError) in try start(launch, end(ticket), workerCount, on: stream) }
+      }
     }
+  }
+
+  private func end(_ ticket: UInt64) -> KernelModule.End {
+    KernelModule.End(
+      counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits), ticket: ticket
+    )
+  }
+
+  /// Makes the launch part of the graph that is captured on the stream.
+  private func capture(
+    _ launch: KernelLaunch, _ workerCount: Int, _ owner: AnyObject & Sendable, on other: CUDAStream
+  ) -> UInt64 {
+    state.withLock { state in
+      do throws(DriverError) {
+        let borrowed = other.borrowed(on: host.gpu)
+        try borrowed.keepInGraph(owner)
+        try start(launch, .untold, workerCount, on: borrowed)
+      } catch {
+        state.failure = state.failure ?? EPError(error, rank: rank)
+      }
+    }
+    return 0
+  }
+
+  /// Queues what `body` queues behind what is on the caller's stream, and what will be there behind that. By one thread at
+  /// a time.
+  private func between(_ other: CUDAStream?, _ body: () throws(DriverError) -> Void) throws(DriverError) {
+    guard let borrowed = other?.borrowed(on: host.gpu) else { return try body() }
+    try joint.record(on: borrowed)
+    try stream.wait(for: joint)
+    try body()
+    try joint.record(on: stream)
+    try borrowed.wait(for: joint)
+  }
+
+  package func state(of stream: CUDAStream) throws(EPError) -> StreamState {
+    do throws(DriverError) {
+      return try stream.borrowed(on: host.gpu).isCapturing() ? .capturing : .running
+    } catch {
+      throw EPError(error, rank: rank)
+    }
+  }
+
+  package func fence(behind ticket: UInt64) -> (any StreamFence)? {
+    TicketFence(word: finishedWord, ticket: ticket, gpu: host.gpu)
+  }
+
+  package func enqueueWait(for fence: any StreamFence) {
+    queue { () throws(DriverError) in try fence.hold(stream) }
+    // Until the wait is over, and with it the launch that comes next.
+    state.withLock { $0.owners.append(($0.queuedCount + 1, FenceBox(fence))) }
   }
 
   private func start(
@@ -107,7 +169,10 @@ package final class CUDADevice: Device {
       // Not on the rank's own stream, which others may ask for its health meanwhile: that would end the capture.
       let captured = try CUDADriver.Stream(host.gpu)
       let graph = try CUDADriver.Graph(of: captured) { () throws(DriverError) in
-        for next in launches { try start(next.launch, .untold, next.workerCount, on: captured) }
+        for (index, next) in launches.enumerated() {
+          let isLast = index == launches.count - 1
+          try start(next.launch, isLast ? end(KernelModule.End.next) : .untold, next.workerCount, on: captured)
+        }
       }
       return CUDAGraph(self, graph, keeping: launches.map(\.owner))
     }
@@ -118,24 +183,25 @@ package final class CUDADevice: Device {
     do throws(DriverError) { return try body() } catch { throw EPError(error, rank: rank) }
   }
 
-  fileprivate func launch(_ graph: CUDADriver.Graph, keeping owner: AnyObject & Sendable) -> UInt64 {
+  fileprivate func launch(
+    _ graph: CUDADriver.Graph, keeping owner: AnyObject & Sendable, stream other: CUDAStream?
+  ) -> UInt64 {
     enqueue(keeping: owner) { ticket throws(EPError) in
       try driving { () throws(DriverError) in
-        try graph.launch(on: stream)
-        try stream.write(ticket, to: DeviceAddress(bits: finishedWord.base.bits))
+        try between(other) { () throws(DriverError) in try graph.launch(on: stream) }
       }
     }
   }
 
   package func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void) {
-    let word = finishedWord
-    _ = enqueue(keeping: nil) { ticket throws(EPError) in
-      try driving { () throws(DriverError) in
-        try stream.enqueue {
-          body()
-          storeReleasing(ticket, in: word.base)
-        }
-      }
+    queue { () throws(DriverError) in try stream.enqueue(body) }
+  }
+
+  /// Queues what has no ticket.
+  private func queue(_ body: () throws(DriverError) -> Void) {
+    state.withLock { state in
+      if state.failure != nil { return }
+      do throws(DriverError) { try body() } catch { state.failure = EPError(error, rank: rank) }
     }
   }
 
@@ -198,8 +264,9 @@ package final class CUDADevice: Device {
   package func close() {
     wait(for: state.withLock { $0.queuedCount })
     shared?.leave(rank)
+    // Waits without a launch behind them; and what was queued before a call of the driver failed, unless the GPU is lost.
+    try? stream.synchronize()
     let wasReserved = state.withLock { state in
-      // After a failure nothing runs any more.
       state.owners = []
       defer { state.isReserved = false }
       return state.isReserved
@@ -210,16 +277,36 @@ package final class CUDADevice: Device {
   // MARK: Memory
 
   package func makeArena(byteCountMax: Int64, clearing byteCount: Int64) throws(EPError) -> any SymmetricMemory {
-    let arena = try GPUArena(host, reservedByteCount: byteCountMax, rank: rank)
-    try arena.extend(to: byteCount)
-    try host.copier.clear(arena.address, byteCount: byteCount)
-    return arena
+    switch arenaPlace {
+    case .machine:
+      let arena = try GPUArena(host, reservedByteCount: byteCountMax, rank: rank)
+      _ = try arena.extend(to: byteCount)
+      try host.copier.clear(arena.address, byteCount: byteCount)
+      return arena
+    case .host:
+      let arena = try RegisteredArena(host, reservedByteCount: byteCountMax, rank: rank)
+      _ = try arena.extend(to: byteCount)
+      return arena
+    }
+  }
+
+  package func reach(_ arena: any SymmetricMemory) throws(EPError) {
+    try (arena as? GPUArena)?.letIn(host.gpu)
   }
 
   package func attach(
     _ file: Descriptor, reservedByteCount: Int64, byteCount: Int64
   ) throws(EPError) -> any SymmetricMemory {
-    try GPUArena(host, attaching: file, byteCount: byteCount, rank: rank)
+    switch arenaPlace {
+    case .machine:
+      let arena = try GPUArena(host, reservedByteCount: reservedByteCount, rank: rank)
+      try arena.map(ArenaPiece(range: 0..<byteCount, file: file))
+      return arena
+    case .host:
+      let arena = try RegisteredArena(host, attaching: file, reservedByteCount: reservedByteCount, rank: rank)
+      try arena.map(ArenaPiece(range: 0..<byteCount, file: nil))
+      return arena
+    }
   }
 
   package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
@@ -238,9 +325,21 @@ package final class CUDADevice: Device {
     return block
   }
 
-  package func reaches(_ tensor: Tensor) -> Bool { tensor.storage.copier != nil && tensor.address.bits % 16 == 0 }
+  package func reaches(_ tensor: Tensor) -> Bool {
+    if tensor.address.bits % 16 != 0 { return false }
+    switch tensor.storage.copier {
+    case let copier as GPUCopier: return copier.gpu === host.gpu
+    case is RegisteredCopier: return true
+    default: return false
+    }
+  }
 
   package func raise(_ alarm: Address, arena: Address) { raiseAlarm(alarm) }
+}
+
+private final class FenceBox: Sendable {
+  private let fence: any StreamFence
+  init(_ fence: any StreamFence) { self.fence = fence }
 }
 
 /// Launches of one rank as a CUDA graph.
@@ -253,5 +352,5 @@ private final class CUDAGraph: DeviceGraph {
     (self.device, self.graph, self.owners) = (device, graph, owners)
   }
 
-  func launch() -> UInt64 { device.launch(graph, keeping: self) }
+  func launch(stream: CUDAStream?) -> UInt64 { device.launch(graph, keeping: self, stream: stream) }
 }

@@ -6,9 +6,10 @@ import HostMachine
 
 /// Copies between the host's memory and a GPU's, on a stream of its own: kernels that wait do not hold it up.
 struct GPUCopier: MemoryCopier {
+  let gpu: GPU
   private let stream: Guarded<CUDADriver.Stream>
 
-  init(_ stream: CUDADriver.Stream) { self.stream = Guarded(stream) }
+  init(_ stream: CUDADriver.Stream) { (gpu, self.stream) = (stream.gpu, Guarded(stream)) }
 
   func read(_ source: Address, into target: UnsafeMutableRawBufferPointer) throws(EPError) {
     guard let base = target.baseAddress, target.count > 0 else { return }
@@ -42,87 +43,11 @@ struct GPUCopier: MemoryCopier {
   }
 }
 
-/// One rank's arena in a GPU's memory.
-final class GPUArena: SymmetricMemory {
-  private let memory: Guarded<VirtualMemory>
-  private let gpuCopier: GPUCopier
-  private let rank: Int
-  let clockOffset: UInt64
-  let address: Address
-  let reservedByteCount: Int64
-
-  init(_ host: GPUHost, reservedByteCount: Int64, rank: Int) throws(EPError) {
-    self.rank = rank
-    gpuCopier = host.copier
-    clockOffset = host.clockOffset
-    self.reservedByteCount = roundUpToPages(reservedByteCount)
-    do throws(DriverError) {
-      let memory = try VirtualMemory(host.gpu, reservedByteCount: reservedByteCount)
-      address = Address(bits: memory.base.bits)
-      self.memory = Guarded(memory)
-    } catch {
-      throw EPError(error, rank: rank)
-    }
-    used = Guarded(0)
-  }
-
-  /// The arena of a rank of another process.
-  init(_ host: GPUHost, attaching file: Descriptor, byteCount: Int64, rank: Int) throws(EPError) {
-    self.rank = rank
-    gpuCopier = host.copier
-    clockOffset = host.clockOffset
-    reservedByteCount = byteCount
-    do throws(DriverError) {
-      let memory = try VirtualMemory(host.gpu, importing: file.raw, byteCount: byteCount)
-      address = Address(bits: memory.base.bits)
-      self.memory = Guarded(memory)
-    } catch {
-      throw EPError(error, rank: rank)
-    }
-    used = Guarded(byteCount)
-  }
-
-  private let used: Guarded<Int64>
-  var byteCount: Int64 { used.withLock { $0 } }
-
-  /// Of what is there when it is asked for first; the arena does not grow any more then.
-  var descriptor: Descriptor? {
-    exported.withLock { exported in
-      if exported == nil {
-        exported = (try? memory.withLock { memory throws(DriverError) in try memory.exportDescriptors() })?.map {
-          Descriptor(owning: $0)
-        }
-      }
-      return exported?.first
-    }
-  }
-
-  private let exported = Guarded<[Descriptor]?>(nil)
-  var copier: (any MemoryCopier)? { gpuCopier }
-
-  func extend(to byteCount: Int64) throws(EPError) {
-    let before = memory.withLock { $0.byteCount }
-    // What is added would have to be sent to the other processes.
-    if exported.withLock({ $0 != nil }) && byteCount > before {
-      throw .outOfMemory(rank: rank, neededByteCount: byteCount, availableByteCount: before)
-    }
-    do throws(DriverError) {
-      try memory.withLock { memory throws(DriverError) in try memory.grow(to: byteCount) }
-    } catch {
-      if error.isOutOfMemory {
-        throw .outOfMemory(rank: rank, neededByteCount: byteCount, availableByteCount: before)
-      }
-      throw EPError(error, rank: rank)
-    }
-    used.withLock { $0 = max($0, byteCount) }
-  }
-}
-
 /// Memory of a GPU in pieces, which grows and never shrinks.
 final class DevicePool: Sendable {
   private let memory: VirtualMemory
   private let copier: GPUCopier
-  private let holes = Guarded(HoleList())
+  private let ranges = Guarded(ReusableRanges())
   private let growthByteCountMin: Int64 = 64 << 20
 
   init(_ gpu: GPU, _ copier: GPUCopier) throws(DriverError) {
@@ -130,12 +55,12 @@ final class DevicePool: Sendable {
     self.copier = copier
     // Growing while kernels run is possible, but not needed for what operations take.
     try memory.grow(to: growthByteCountMin)
-    holes.withLock { [byteCount = memory.byteCount] in $0.give(0..<byteCount) }
+    ranges.withLock { [byteCount = memory.byteCount] in $0.give(0..<byteCount) }
   }
 
   func take(_ byteCount: Int64, rank: Int) throws(EPError) -> DeviceBlock {
-    let range = try holes.withLock { holes throws(EPError) in
-      if let range = holes.take(byteCount) { return range }
+    let range = try ranges.withLock { ranges throws(EPError) in
+      if let range = ranges.take(byteCount) { return range }
       let before = memory.byteCount
       let needed = before + max(growthByteCountMin, roundUpToPages(byteCount))
       if needed > memory.reservedByteCount {
@@ -147,13 +72,15 @@ final class DevicePool: Sendable {
         }
         throw EPError(error, rank: rank)
       }
-      holes.give(before..<memory.byteCount)
-      return holes.take(byteCount)!
+      ranges.give(before..<memory.byteCount)
+      return ranges.take(byteCount)!
     }
     return DeviceBlock(self, range, at: Address(bits: memory.base.bits), copier)
   }
 
-  fileprivate func give(_ range: Range<Int64>) { holes.withLock { $0.give(range) } }
+  fileprivate func give(_ range: Range<Int64>, behind fence: EventFence?) {
+    ranges.withLock { $0.give(range, behind: fence) }
+  }
 }
 
 /// A piece of a GPU's memory, given back when the last reference to it is gone.
@@ -162,6 +89,7 @@ final class DeviceBlock: TensorStorage {
   private let pool: DevicePool
   private let range: Range<Int64>
   let gpuCopier: GPUCopier
+  private let uses = StreamUses()
 
   fileprivate init(_ pool: DevicePool, _ range: Range<Int64>, at poolBase: Address, _ copier: GPUCopier) {
     self.pool = pool
@@ -170,7 +98,9 @@ final class DeviceBlock: TensorStorage {
     base = poolBase.advanced(byBytes: range.lowerBound)
   }
 
-  deinit { pool.give(range) }
+  deinit { pool.give(range, behind: uses.fence(on: gpuCopier.gpu)) }
+
+  func noteUse(on stream: CUDAStream) throws(EPError) { try uses.note(stream, on: gpuCopier.gpu, of: self) }
 
   var copier: (any MemoryCopier)? { gpuCopier }
 }
@@ -227,4 +157,17 @@ final class PinnedBlock: TensorStorage {
   }
 
   deinit { pool.give(range, slab: slab) }
+}
+
+/// A caller's memory on a GPU.
+final class BorrowedDeviceMemory: TensorStorage {
+  let base: Address
+  private let gpuCopier: GPUCopier
+  private let owner: (AnyObject & Sendable)?
+
+  init(base: Address, _ copier: GPUCopier, owner: (AnyObject & Sendable)?) {
+    (self.base, gpuCopier, self.owner) = (base, copier, owner)
+  }
+
+  var copier: (any MemoryCopier)? { gpuCopier }
 }

@@ -63,14 +63,14 @@ final class SharedLaunches: Sendable {
   ) throws(DriverError) {
     let others = parts.map(\.stream).filter { $0 !== stream }
     for other in others {
-      let queued = try TimedEvent(host.gpu)
+      let queued = try StreamEvent(host.gpu, isTimed: false)
       try queued.record(on: other)
       try stream.wait(for: queued)
     }
     let launches = DeviceAddress(bits: memory.base.bits)
     try stream.copy(from: image.base.hostPointer, to: launches, byteCount: Int(byteCount))
     try host.module.launchRanks(launches, rankCount: parts.count, blockCount: parts[0].workerCount, on: stream)
-    let launched = try TimedEvent(host.gpu)
+    let launched = try StreamEvent(host.gpu, isTimed: false)
     try launched.record(on: stream)
     for other in others { try other.wait(for: launched) }
   }
@@ -97,9 +97,10 @@ extension GPUHost {
   package static let sharesLaunches = Guarded(false)
 
   /// What the ranks of a buffer have in common, if they launch together; the last of them to ask takes it along.
-  func sharedLaunches(_ group: Group, _ key: BufferKey) throws(EPError) -> SharedLaunches? {
+  func sharedLaunches(_ group: Group, _ key: BufferKey, _ needs: [BlockNeed?]) throws(EPError) -> SharedLaunches? {
     if !Self.sharesLaunches.withLock({ $0 }) { return nil }
     if group.isOfProcesses { throw .machineUnavailable("one launch for all ranks, with ranks that are processes") }
+    if Set(needs.map { $0?.gpu }).count > 1 { throw .machineUnavailable("one launch for all ranks, on several GPUs") }
     return try openLaunches.withLock { open throws(EPError) in
       let buffer = SharedLaunches.Key(members: group.members, buffer: key)
       let launches =

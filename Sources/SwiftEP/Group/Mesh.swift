@@ -106,12 +106,19 @@ final class Mesh: Sendable {
   }
 
   func receive(_ parcel: Parcel, from sender: MemberID) {
+    if case .growth(let key, let offset, let byteCount) = parcel.message {
+      return map(ArenaPiece(range: offset..<offset + byteCount, file: parcel.file), of: sender, in: key)
+    }
     update { state in
       switch parcel.message {
       case .contribution(let key, let step, _):
         state.contributions[GatherKey(buffer: key, step: step), default: [:]][sender] = parcel
       case .departure(let key, let departure):
         state.note(departure, of: sender, in: key)
+      case .mapped(let key, let offset, let failure):
+        let result: Result<Void, EPError> = failure.map { .failure($0) } ?? .success(())
+        state.mappings[GrowthKey(buffer: key, offset: offset)]?[sender] = result
+      case .growth: preconditionFailure("taken above")
       case .connected: state.connected.insert(sender)
       case .regrouping(let generation, let message):
         if state.generations[generation] == nil {
@@ -181,6 +188,56 @@ final class Mesh: Sendable {
     }
   }
 
+  /// Maps what a peer's arena has grown by, and tells it so. Waits for nobody, whatever this rank's kernels wait for.
+  private func map(_ piece: ArenaPiece, of sender: MemberID, in key: BufferKey) {
+    let arena = state.withLock { state -> (any SymmetricMemory)? in
+      guard let rank = state.generations[key.generation]?.firstIndex(of: sender) else { return nil }
+      return state.arenas[key]?[rank]
+    }
+    var failure: EPError?
+    // A buffer that is gone here has no use for it.
+    do throws(EPError) { try arena?.map(piece) } catch { failure = error }
+    update { [offset = piece.range.lowerBound] state in
+      state.send(Parcel(message: .mapped(key, offset: offset, failure: failure)), to: sender)
+    }
+  }
+
+  /// Returns when every other member that takes part in the buffer has mapped what this member's arena has grown by.
+  ///
+  /// - Throws: why one could not; `rankMissing` where one says nothing.
+  func share(_ piece: ArenaPiece, of key: BufferKey, timeout: Duration) throws(EPError) {
+    let (range, growth) = (piece.range, GrowthKey(buffer: key, offset: piece.range.lowerBound))
+    let members = update { state in
+      let members = state.generations[key.generation]!
+      let message = Message.growth(key, offset: range.lowerBound, byteCount: Int64(range.count))
+      state.mappings[growth] = [:]
+      for member in members where member != own {
+        state.send(Parcel(message: message, file: piece.file), to: member)
+      }
+      return members
+    }
+    var missing = 0
+    let result = wait(until: monotonicNow() &+ timeout.nanoseconds) { state -> Result<Void, EPError>? in
+      for (rank, member) in members.enumerated() where member != own {
+        switch state.mappings[growth]?[member] {
+        case .failure(let failure): return .failure(failure)
+        case nil where state.departures[key]?[member] == nil && !state.exited.contains(member):
+          missing = rank
+          return nil
+        default: continue
+        }
+      }
+      return .success(())
+    }
+    state.withLock { $0.mappings[growth] = nil }
+    try (result ?? .failure(.rankMissing(rank: missing, step: .exchange, because: .silent(timeout)))).get()
+  }
+
+  /// From now on, what the others' arenas grow by is mapped here.
+  ///
+  /// - Parameter arenas: all ranks', in rank order, as they are mapped here.
+  func register(_ arenas: [any SymmetricMemory], for key: BufferKey) { state.withLock { $0.arenas[key] = arenas } }
+
   /// From now on, `board` shows which ranks take part in the buffer no more.
   func register(_ board: DepartureBoard, for key: BufferKey) {
     state.withLock { state in
@@ -194,7 +251,12 @@ final class Mesh: Sendable {
     }
   }
 
-  func unregister(_ key: BufferKey) { state.withLock { $0.boards[key] = nil } }
+  func unregister(_ key: BufferKey) {
+    state.withLock { state in
+      state.boards[key] = nil
+      state.arenas[key] = nil
+    }
+  }
 
   /// Why `rank` takes part in the buffer no more.
   func departure(of rank: Int, in key: BufferKey) -> Departure? {

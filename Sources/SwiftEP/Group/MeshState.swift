@@ -14,6 +14,10 @@ struct MeshState {
   var contributions: [GatherKey: [MemberID: Parcel]] = [:]
   var departures: [BufferKey: [MemberID: Departure]] = [:]
   var boards: [BufferKey: DepartureBoard] = [:]
+  /// All ranks' arenas as they are mapped here, in rank order.
+  var arenas: [BufferKey: [any SymmetricMemory]] = [:]
+  /// What others have said of this member's growth.
+  var mappings: [GrowthKey: [MemberID: Result<Void, EPError>]] = [:]
   var regroupings: [Int: Regrouping] = [:]
   /// Of generations that this member has not entered yet.
   var earlyRegroupings: [Int: [(message: Regrouping.Message, sender: MemberID)]] = [:]
@@ -26,6 +30,11 @@ struct MeshState {
 struct GatherKey: Hashable {
   let buffer: BufferKey
   let step: Int
+}
+
+struct GrowthKey: Hashable {
+  let buffer: BufferKey
+  let offset: Int64
 }
 
 extension MeshState {

@@ -16,6 +16,10 @@ enum Message: Codable, Sendable {
   case contribution(BufferKey, step: Int, Contribution)
   /// The sender takes part in this buffer's operations no more.
   case departure(BufferKey, Departure)
+  /// What the sender's arena of this buffer has grown by, with its file.
+  case growth(BufferKey, offset: Int64, byteCount: Int64)
+  /// The sender has mapped all of the receiver's arena up to the end of this growth; or why it could not.
+  case mapped(BufferKey, offset: Int64, failure: EPError?)
   case regrouping(generation: Int, Regrouping.Message)
   /// The sender, which is to join, is connected to all members.
   case connected
@@ -26,13 +30,15 @@ struct Contribution: Codable, Sendable {
   /// What must be the same on all ranks.
   var terms: [Term] = []
   /// Memory that the buffer will take, and that can be had.
-  var memory: MemoryNeed?
+  var memory: [ArenaPlace: MemoryNeed] = [:]
   /// Address space of the arena that comes with this; 0 where none does.
   var arenaReservedByteCount: Int64 = 0
   /// Bytes of it that are there.
   var arenaByteCount: Int64 = 0
   /// Of a GPU's, what this rank's kernels take.
   var blocks: BlockNeed?
+  /// Where this rank's arena must be.
+  var arenaPlace = ArenaPlace.machine
   var failure: EPError?
 
   struct Term: Equatable, Codable, Sendable {
@@ -59,7 +65,7 @@ enum Departure: Equatable, Codable, Sendable {
 }
 
 /// A message on its way, with the arena that goes with it: the memory itself between threads, its file between
-/// processes.
+/// processes. Or with the file of a part of it.
 struct Parcel: Sendable {
   let message: Message
   var memory: (any SymmetricMemory)?

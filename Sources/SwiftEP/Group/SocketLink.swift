@@ -13,7 +13,7 @@ final class SocketLink: Link {
   private let queue = Guarded(Queue())
 
   private struct Queue {
-    var parcels: [(bytes: [UInt8], memory: (any SymmetricMemory)?)] = []
+    var parcels: [(bytes: [UInt8], file: Descriptor?)] = []
     var isClosed = false
   }
 
@@ -28,7 +28,7 @@ final class SocketLink: Link {
 
   func enqueue(_ parcel: Parcel) {
     guard let bytes = encode(parcel.message) else { preconditionFailure("a message that is not JSON") }
-    queue.withLock { $0.parcels.append((bytes, parcel.memory)) }
+    queue.withLock { $0.parcels.append((bytes, parcel.file ?? parcel.memory?.descriptor)) }
   }
 
   var hasBacklog: Bool { queue.withLock { !$0.parcels.isEmpty } }
@@ -40,9 +40,8 @@ final class SocketLink: Link {
   /// Sends what the socket takes; returns whether something is left.
   func sendQueue() -> Bool {
     queue.withLock { queue in
-      while let (bytes, memory) = queue.parcels.first, !queue.isClosed {
-        let attachment = memory?.descriptor?.raw ?? -1
-        if swiftep_send(descriptor.raw, bytes, bytes.count, attachment) < 0 {
+      while let (bytes, file) = queue.parcels.first, !queue.isClosed {
+        if swiftep_send(descriptor.raw, bytes, bytes.count, file?.raw ?? -1) < 0 {
           if errno == EINTR { continue }
           // The last: more descriptors on their way than the system allows.
           if errno == EAGAIN || errno == ENOBUFS || errno == ETOOMANYREFS { return true }

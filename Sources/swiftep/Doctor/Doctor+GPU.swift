@@ -31,7 +31,7 @@ extension Doctor {
           name: "GPUs", state: gpus.isEmpty ? .missing : .ok,
           found: gpus.isEmpty ? "none that this process may use" : summary(gpus),
           remedy: gpus.isEmpty ? "see CUDA_VISIBLE_DEVICES" : ""),
-      ]
+      ] + (gpus.count < 2 ? [] : [peerAccess(of: gpus)])
     }
   }
 
@@ -40,11 +40,25 @@ extension Doctor {
     return 0
   }
 
+  /// Which GPUs reach each other's memory, over NVLink or PCIe.
+  private func peerAccess(of gpus: [Probes.GPU]) -> Check {
+    let apart = gpus.indices.flatMap { first in
+      gpus.indices.filter { first < $0 && (gpus[first].unreached.contains($0) || gpus[$0].unreached.contains(first)) }
+        .map { "\(first) and \($0)" }
+    }
+    if apart.isEmpty { return Check(name: "GPU peer access", found: "between all") }
+    return Check(
+      name: "GPU peer access", state: .warning, found: "none between \(apart.joined(separator: ", "))",
+      needed: "between all GPUs of a job; where it lacks, all arenas of the job lie in pinned host memory",
+      remedy:
+        "see nvidia-smi topo -p2p rw; choose GPUs of one PCIe root or NVLink domain; in a VM, pass ACS settings on")
+  }
+
   /// As in "2 x NVIDIA H100 80GB HBM3, 79.2 GiB".
   private func summary(_ gpus: [Probes.GPU]) -> String {
     var kinds: [(gpu: Probes.GPU, count: Int)] = []
     for gpu in gpus {
-      if let index = kinds.firstIndex(where: { $0.gpu == gpu }) {
+      if let index = kinds.firstIndex(where: { ($0.gpu.name, $0.gpu.byteCount) == (gpu.name, gpu.byteCount) }) {
         kinds[index].count += 1
       } else {
         kinds.append((gpu, 1))

@@ -28,6 +28,8 @@ struct Probes {
   struct GPU: Equatable {
     let name: String
     let byteCount: Int64
+    /// Indices of those whose memory it does not reach.
+    var unreached: [Int] = []
   }
 
   /// Of this process.
@@ -123,7 +125,9 @@ struct Probes {
     if !refusal.isEmpty { return .refused(refusal, driverVersion: version) }
     let gpus = withUnsafeBytes(of: driver.devices) { bytes in
       bytes.assumingMemoryBound(to: swiftep_gpu.self).prefix(Int(driver.device_count)).map { device in
-        GPU(name: string(device.name), byteCount: Int64(device.byte_count))
+        GPU(
+          name: string(device.name), byteCount: Int64(device.byte_count),
+          unreached: (0..<Int(SWIFTEP_GPU_COUNT_MAX)).filter { device.unreached & 1 << $0 != 0 })
       }
     }
     return .gpus(gpus, driverVersion: version)

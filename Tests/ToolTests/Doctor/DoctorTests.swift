@@ -250,6 +250,14 @@ import Testing
     #expect(try check(found, "GPU driver").found == "kernel module 580.65.06, CUDA 13.0")
     #expect(try check(found, "GPUs").found == "2 x NVIDIA H100 80GB HBM3, 79.2 GiB")
     #expect(found.ways.contains { $0.path == .gpu && $0.isPossible && $0.why.contains("sm_80") })
+    #expect(try check(found, "GPU peer access").found == "between all")
+    let apart = Probes.GPU(name: gpu.name, byteCount: gpu.byteCount, unreached: [0, 1])
+    let pairs = try check(
+      try report(host) { $0.gpu = .gpus([gpu, gpu, apart], driverVersion: 13000) }, "GPU peer access")
+    #expect(pairs.state == .warning && pairs.found == "none between 0 and 2, 1 and 2")
+    #expect(pairs.needed.contains("pinned host memory"))
+    let single = try report(host) { $0.gpu = .gpus([gpu], driverVersion: 13000) }
+    #expect(single.checks.allSatisfy { $0.name != "GPU peer access" })
     let none = try report(host) { $0.gpu = .gpus([], driverVersion: 12040) }
     #expect(try check(none, "GPUs").state == .missing)
     #expect(none.ways.contains { $0.path == .gpu && !$0.isPossible })

@@ -1,0 +1,103 @@
+import CUDADriver
+import Conformance
+import Foundation
+import Testing
+
+@testable import SwiftEP
+
+extension ConformanceTests {
+  /// What only GPUs have.
+  @Suite(.disabled(if: fabric is ProcessFabric, "ranks are threads of this process here"))
+  struct GPUOnlyTests {
+    private static let job = Job(rankCount: 4, tokenCount: 64, hidden: 512, topK: 4, expertCount: 16)
+
+    /// One, then all, so that ranks share a GPU and do not.
+    private static let gpuCounts = Set([1, fabric.machines.count]).sorted()
+
+    private static func ranks(gpuCount: Int) -> ThreadFabric { ThreadFabric(Array(fabric.machines[..<gpuCount])) }
+
+    /// Bit for bit what threads of the host return.
+    @Test(arguments: RowLayout.allCases, [ScaleFormat?.none, .float, .ue8m0])
+    func bytesAreThoseOfCPUs(_ layout: RowLayout, _ quantization: ScaleFormat?) throws {
+      let job = Self.job.with {
+        ($0.layout, $0.quantization) = (layout, quantization)
+        ($0.expertAlignment, $0.zeroesPadding, $0.sidecarByteCounts) = (8, true, [12])
+      }
+      let bytes = { (fabric: any Fabric) in
+        try onEachRank(of: fabric, try job.makePlan(), workers: 2) { buffer in
+          let result = try job.dispatch(on: buffer)
+          let given = job.makeExpertRows(rank: buffer.rank, rowCount: result.handle.rowCapacity, step: 0)
+          return try result.bytes + [buffer.combine(given, with: result.handle).tokens.bytes]
+        }
+      }
+      #expect(try bytes(fabric) == bytes(ThreadFabric()))
+    }
+
+    @Test(arguments: gpuCounts, RowLayout.allCases)
+    func graphsAndStreams(gpuCount: Int, _ layout: RowLayout) throws {
+      var job = Self.job
+      (job.layout, job.workers, job.skew) = (layout, 2, 0.5)
+      try checkReplays(job, count: 100, on: Self.ranks(gpuCount: gpuCount))
+      try checkStreams(job, count: 50, on: Self.ranks(gpuCount: gpuCount))
+    }
+
+    @Test(arguments: gpuCounts) func randomJobs(gpuCount: Int) throws {
+      for seed: UInt64 in 1...60 { try check(Job.random(seed: seed), on: Self.ranks(gpuCount: gpuCount)) }
+    }
+
+    @Test(arguments: gpuCounts) func arenasInHostMemory(gpuCount: Int) throws {
+      setenv("SWIFTEP_GPU_ARENAS", "host", 1)
+      defer { unsetenv("SWIFTEP_GPU_ARENAS") }
+      for seed: UInt64 in 100...130 { try check(Job.random(seed: seed), on: Self.ranks(gpuCount: gpuCount)) }
+    }
+
+    // MARK: Bad input
+
+    private func expectError(
+      _ plan: ExpertBuffer.Plan, workers: Int, machine: Machine = .cuda(gpu: 0), _ isExpected: (EPError) -> Bool
+    ) throws {
+      let found = #expect(throws: EPError.self) {
+        let communicator = try Communicator.threads(rankCount: 1)[0]
+        _ = try ExpertBuffer(communicator, plan: plan, workers: workers, machine: machine)
+      }
+      #expect(found.map(isExpected) == true, "\(found as Any)")
+    }
+
+    @Test func moreThanThereIs() throws {
+      let job = Job(rankCount: 1, tokenCount: 64, hidden: 512, topK: 4, expertCount: 16)
+      try expectError(try job.makePlan(), workers: 10_000) {
+        if case .invalidArgument(0, "workers", _, "10000") = $0 { true } else { false }
+      }
+      try expectError(try job.makePlan(), workers: 1, machine: .cuda(gpu: 1000)) {
+        if case .machineUnavailable(let what) = $0 { what.contains("GPU 1000 of") } else { false }
+      }
+      let shape = JobShape(rankCount: 1, tokensPerRankMax: 1 << 24, hidden: 1 << 15, topK: 1, expertCount: 1)
+      try expectError(try ExpertBuffer.Plan(shape), workers: 1) {
+        if case .outOfMemory(0, let needed, let available) = $0 { needed > available && available > 0 } else { false }
+      }
+    }
+
+    /// Memory that kernels do not reach is refused on all ranks, and the next call works.
+    @Test func tensorsElsewhere() throws {
+      let job = Self.job
+      try Self.ranks(gpuCount: 1).run(plan: job.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
+        let tokens = try job.makeTokens(rank: buffer.rank).reachable(from: buffer)
+        let host = try Tensor(zeros: tokens.x.shape, tokens.x.dtype)
+        let odd = try Tensor(
+          unsafeDeviceAddress: tokens.x.unsafeAddress + 8, gpu: 0, shape: [1, 64], .bf16, owner: nil)
+        for wrong in [host, odd] {
+          let found = #expect(throws: EPError.self) {
+            try buffer.dispatch(buffer.rank == 1 ? wrong : tokens.x, to: tokens.routing)
+          }
+          guard case .invalidArgument(1, "x", _, _) = found else { throw found ?? EPError.bufferClosed }
+        }
+        let borrowed = try Tensor(
+          unsafeDeviceAddress: tokens.x.unsafeAddress, gpu: 0, shape: tokens.x.shape, tokens.x.dtype)
+        let both = try [tokens.x, borrowed].map { x in
+          try buffer.dispatch(x, to: tokens.routing).rows.elements(UInt16.self)
+        }
+        #expect(both[0] == both[1])
+      }
+    }
+  }
+}
