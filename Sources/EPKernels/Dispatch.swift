@@ -54,7 +54,7 @@
   // By expert, the counts say where padding lies. Integers, since kernels keep those in registers.
   let countsLater: Int32 = handle.layout.layout == .bySource && !arguments.isCached ? 1 : 0
   let isPrepared = inTurn(machine, view: view, operation: arguments.operation) {
-    prepare(machine, arguments, counting: countsLater == 0)
+    prepareDispatch(machine, arguments, counting: countsLater == 0)
   } then: {
     if countsLater != 0 && arguments.operation.isOK {
       countReceived(machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle)
@@ -65,12 +65,11 @@
 
 /// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
 /// has moved. Returns true on the worker that has ended it.
-@inlinable public func prepareDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) -> Bool {
-  prepare(machine, arguments, counting: true)
-}
-
-/// - Parameter counting: count what is received at once.
-@inlinable func prepare<M: Machine>(_ machine: M, _ arguments: DispatchArguments, counting: Bool) -> Bool {
+///
+/// - Parameter counting: count what is received, too.
+@inlinable public func prepareDispatch<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, counting: Bool = true
+) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   // The first worker has the most to do.
   if machine.workerIndex &+ 1 == machine.workerCount {
