@@ -64,9 +64,14 @@ final class LaunchedJob {
   @discardableResult
   func mark(_ name: String, of rank: Int) throws -> pid_t {
     let file = folder.appendingPathComponent("\(name).\(rank)")
-    try eventually("\(name) of rank \(rank)") { FileManager.default.fileExists(atPath: file.path) }
-    let text = try String(contentsOf: file, encoding: .utf8)
-    return try #require(pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)))
+    var process: pid_t?
+    // A file is there before its line is.
+    try eventually("\(name) of rank \(rank)") {
+      let text = try? String(contentsOf: file, encoding: .utf8)
+      process = text.flatMap { $0.hasSuffix("\n") ? pid_t($0.dropLast()) : nil }
+      return process != nil
+    }
+    return process!
   }
 
   func hasMark(_ name: String, of rank: Int) -> Bool {
