@@ -24,7 +24,9 @@ public final class Event: Sendable {
   /// What a stream of the caller's has been told to do by now: operations wait for it on the GPU, and for nothing of the
   /// host's.
   ///
-  /// - Parameter gpu: the stream's, by its index among those that the driver shows.
+  /// - Parameters:
+  ///   - stream: of the caller's.
+  ///   - gpu: the stream's, by its index among those that the driver shows.
   /// - Throws: `machineUnavailable`, `driver`.
   public init(recordedOn stream: CUDAStream, gpu: Int) throws(EPError) {
     let gpu = try GPUHost.shared(gpu).gpu

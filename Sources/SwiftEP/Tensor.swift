@@ -72,11 +72,10 @@ public struct Tensor: Sendable {
     values.withUnsafeBytes { source in withUnsafeMutableBytes { $0.copyMemory(from: source) } }
   }
 
-  /// The caller's memory on a GPU, not copied; otherwise as `init(unsafeMemory:shape:_:owner:)`.
+  /// The caller's memory on a GPU, not copied; otherwise as `init(unsafeMemory:shape:_:owner:)`. `address` is a
+  /// `CUdeviceptr` of the GPU's primary context, which calls want to be a multiple of 16; `gpu` is its index among those
+  /// that the driver shows.
   ///
-  /// - Parameters:
-  ///   - address: a `CUdeviceptr` of the GPU's primary context, which calls want to be a multiple of 16.
-  ///   - gpu: by its index among those that the driver shows.
   /// - Throws: as `init(zeros:_:)`; `machineUnavailable`, `driver`.
   public init(
     unsafeDeviceAddress address: UInt64, gpu: Int, shape: [Int], _ dtype: DType, owner: (AnyObject & Sendable)? = nil
