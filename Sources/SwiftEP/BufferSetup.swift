@@ -31,7 +31,7 @@ struct BufferSetup {
       contribution.terms = terms
       contribution.memory = try machine.memoryNeed(plan, group)
       contribution.blocks = try machine.blockNeed(workers: workers)
-      contribution.arenaPlace = machine.wantedArenaPlace
+      contribution.arenaPlace = try machine.wantedArenaPlace(rank: group.rank)
       return nil
     }.map(\.contribution)
     try compare(wishes)

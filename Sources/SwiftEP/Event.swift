@@ -35,7 +35,7 @@ public final class Event: Sendable {
     }
   }
 
-  /// What is queued on the stream later comes behind the event, without any wait of the host. The event must live until then.
+  /// What is queued on the stream later comes behind the event, without any wait of the host.
   ///
   /// - Throws: `driver`; `invalidArgument` of an event that no GPU completes.
   public func enqueueWait(on stream: CUDAStream) throws(EPError) {

@@ -39,9 +39,14 @@ extension Machine {
   }
 
   /// Host memory, whatever GPUs reach, if the environment says so.
-  var wantedArenaPlace: ArenaPlace {
-    if self == .cpu { return .machine }
-    return getenv("SWIFTEP_GPU_ARENAS").map { String(cString: $0) } == "host" ? .host : .machine
+  ///
+  /// - Throws: `invalidArgument` where it says something else.
+  func wantedArenaPlace(rank: Int) throws(EPError) -> ArenaPlace {
+    guard self != .cpu, let wish = getenv("SWIFTEP_GPU_ARENAS").map({ String(cString: $0) }), !wish.isEmpty else {
+      return .machine
+    }
+    if wish == "host" { return .host }
+    throw .invalidArgument(rank: rank, argument: "SWIFTEP_GPU_ARENAS", expected: "host, or nothing", found: wish)
   }
 
   /// Whether this rank's kernels would reach arenas in the memory of these GPUs.

@@ -38,14 +38,6 @@ final class Bench: Sendable {
     var flight: FlightRecord?
   }
 
-  /// How a rank's part ended, where it did not throw an `EPError`.
-  private enum Outcome: Codable, Sendable {
-    case measured(Measurements)
-    case checkFailed(String)
-    /// Another rank's failure ended it.
-    case cancelled
-  }
-
   /// - Parameter progress: called by one thread with the number of iterations that are done.
   init(
     _ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int,
@@ -71,25 +63,14 @@ final class Bench: Sendable {
   ///
   /// - Throws: `CheckFailure` where a result is wrong, `EPError`.
   func run(on fabric: some Fabric) throws -> [Measurements] {
-    let outcomes = try fabric.values(rankCount: job.rankCount, timeout: .seconds(100)) { [self] communicator in
+    try measurements(of: job.rankCount, on: fabric) { [self] communicator in
       do {
-        return Outcome.measured(try runRank(communicator))
+        return try runRank(communicator)
       } catch {
         // Lets all other threads out of their waits.
         rankSteps.barrier.cancel()
         copySteps.barrier.cancel()
-        switch error {
-        case let failure as CheckFailure: return .checkFailed(failure.what)
-        case is SpinBarrier.Cancelled: return .cancelled
-        default: throw error
-        }
-      }
-    }
-    return try outcomes.compactMap { outcome in
-      switch outcome {
-      case .measured(let measurements): measurements
-      case .checkFailed(let what): throw CheckFailure(what: what)
-      case .cancelled: nil
+        throw error
       }
     }
   }
@@ -263,5 +244,38 @@ final class Bench: Sendable {
     var hash = FNVHash()
     for tensor in tensors.compactMap({ $0 }) { tensor.withUnsafeBytes { hash.add($0) } }
     return hash.value
+  }
+}
+
+/// How a rank's part ended, where it did not throw an `EPError`.
+private enum Outcome<Measurements: Codable & Sendable>: Codable, Sendable {
+  case measured(Measurements)
+  case checkFailed(String)
+  /// Another rank's failure ended it.
+  case cancelled
+}
+
+/// What `body` has measured on each rank, in rank order.
+///
+/// - Parameter body: throws `SpinBarrier.Cancelled` where another rank's failure ends it.
+/// - Throws: the first rank's `CheckFailure`, or what else a rank has thrown.
+func measurements<Measurements: Codable & Sendable>(
+  of rankCount: Int, on fabric: some Fabric, _ body: @escaping @Sendable (Communicator) throws -> Measurements
+) throws -> [Measurements] {
+  let outcomes = try fabric.values(rankCount: rankCount, timeout: .seconds(100)) { communicator in
+    do {
+      return Outcome.measured(try body(communicator))
+    } catch let failure as CheckFailure {
+      return .checkFailed(failure.what)
+    } catch is SpinBarrier.Cancelled {
+      return .cancelled
+    }
+  }
+  return try outcomes.compactMap { outcome in
+    switch outcome {
+    case .measured(let measurements): measurements
+    case .checkFailed(let what): throw CheckFailure(what: what)
+    case .cancelled: nil
+    }
   }
 }

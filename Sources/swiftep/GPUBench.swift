@@ -41,14 +41,6 @@ final class GPUBench: Sendable {
     var flight: FlightRecord?
   }
 
-  /// How a rank's part ended, where it did not throw an `EPError`.
-  private enum Outcome: Codable, Sendable {
-    case measured(Measurements)
-    case checkFailed(String)
-    /// Another rank's failure ended it.
-    case cancelled
-  }
-
   /// A word of a GPU's memory that streams wait for. Not of the host's: such waits notice it late, one after the other.
   private struct Gate: Sendable {
     private let openings: VirtualMemory
@@ -88,7 +80,7 @@ final class GPUBench: Sendable {
   ///
   /// - Throws: `CheckFailure` where a result is wrong, `EPError`, `DriverError`.
   func run(on fabric: some Fabric) throws -> [Measurements] {
-    let outcomes = try fabric.values(rankCount: job.rankCount, timeout: .seconds(100)) { [self] communicator in
+    try measurements(of: job.rankCount, on: fabric) { [self] communicator in
       guard case .cuda(let index) = fabric.machine(ofRank: communicator.rank) else { preconditionFailure("no GPU") }
       let gpu = try GPUHost.shared(index).gpu
       let gate = try gates.withLock { gates throws(DriverError) in
@@ -98,24 +90,12 @@ final class GPUBench: Sendable {
         return gate
       }
       do {
-        return Outcome.measured(
-          try Rank(self, communicator, gpu: gpu, index: index, gate: gate, gpuCount: fabric.machines.count).run())
+        return try Rank(self, communicator, gpu: gpu, index: index, gate: gate, gpuCount: fabric.machines.count).run()
       } catch {
         barrier.cancel()
         // The driver compares as in a cycle: this is ahead of every opening.
         try? gate.open(1 << 62)
-        switch error {
-        case let failure as CheckFailure: return .checkFailed(failure.what)
-        case is SpinBarrier.Cancelled: return .cancelled
-        default: throw error
-        }
-      }
-    }
-    return try outcomes.compactMap { outcome in
-      switch outcome {
-      case .measured(let measurements): measurements
-      case .checkFailed(let what): throw CheckFailure(what: what)
-      case .cancelled: nil
+        throw error
       }
     }
   }

@@ -9,20 +9,16 @@ package final class CUDADevice: Device {
   private let rank: Int
   private let host: GPUHost
   private let arenaPlace: ArenaPlace
-  package let stream: CUDADriver.Stream
+  private let lane: Lane
   package let workerCountMax: Int
-  /// UInt64: launches that have finished, as the last of them has told.
-  private let finishedWord: any TensorStorage
   /// By which streams wait for each other; what it says is heard when a wait is queued.
   private let joint: StreamEvent
-  /// Where a launch's blocks count themselves out: `KernelModule.End.counter`.
-  private let counter: any TensorStorage
   /// By which its launches are those of all ranks; nil where they are its own.
   private let shared: SharedLaunches?
-  private let state = Guarded(State())
+  private let state: Guarded<State>
 
   private struct State {
-    var queuedCount: UInt64 = 0
+    var queuedCount: UInt64
     /// What launches use, by ticket.
     var owners: [(ticket: UInt64, owner: AnyObject & Sendable)] = []
     var failure: EPError?
@@ -38,34 +34,24 @@ package final class CUDADevice: Device {
     self.shared = shared
     workerCountMax = workerCount
     try host.reserve(blockCount: workerCount, rank: rank)
-    do throws(DriverError) {
-      joint = try StreamEvent(host.gpu, isTimed: false)
-      stream = try host.takeStream()
-    } catch {
-      host.release(blockCount: workerCount)
-      throw EPError(error, rank: rank)
-    }
     do throws(EPError) {
-      (finishedWord, counter) = try Self.makeWords(host, rank: rank)
+      do throws(DriverError) { joint = try StreamEvent(host.gpu, isTimed: false) } catch {
+        throw EPError(error, rank: rank)
+      }
+      lane = try host.takeLane(rank: rank)
     } catch {
       host.release(blockCount: workerCount)
       throw error
     }
-  }
-
-  private static func makeWords(
-    _ host: GPUHost, rank: Int
-  ) throws(EPError) -> (finished: any TensorStorage, counter: any TensorStorage) {
-    let finished = try host.notices.take(64, rank: rank)
-    let counter = try host.pool.take(64, rank: rank)
-    try host.copier.clear(counter.base, byteCount: 64)
-    return (finished, counter)
+    state = Guarded(State(queuedCount: loadAcquiring(lane.finishedWord.base)))
   }
 
   deinit {
     close()
-    if failure == nil { host.give(stream) }
+    host.give(lane, isLost: failure != nil)
   }
+
+  package var stream: CUDADriver.Stream { lane.stream }
 
   package var name: String { "cuda" }
   package var failure: EPError? { state.withLock { $0.failure } }
@@ -96,8 +82,8 @@ package final class CUDADevice: Device {
 
   private func end(_ ticket: UInt64) -> KernelModule.End {
     KernelModule.End(
-      counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits), ticket: ticket
-    )
+      counter: DeviceAddress(bits: lane.counter.base.bits), word: DeviceAddress(bits: lane.finishedWord.base.bits),
+      ticket: ticket)
   }
 
   /// Makes the launch part of the graph that is captured on the stream.
@@ -136,13 +122,11 @@ package final class CUDADevice: Device {
   }
 
   package func fence(behind ticket: UInt64) -> (any StreamFence)? {
-    TicketFence(word: finishedWord, ticket: ticket, gpu: host.gpu)
+    TicketFence(word: lane.finishedWord, ticket: ticket, gpu: host.gpu)
   }
 
   package func enqueueWait(for fence: any StreamFence) {
     queue { () throws(DriverError) in try fence.hold(stream) }
-    // Until the wait is over, and with it the launch that comes next.
-    state.withLock { $0.owners.append(($0.queuedCount + 1, FenceBox(fence))) }
   }
 
   private func start(
@@ -224,7 +208,7 @@ package final class CUDADevice: Device {
 
   // MARK: Waiting
 
-  private var finishedCount: UInt64 { loadAcquiring(finishedWord.base) }
+  private var finishedCount: UInt64 { loadAcquiring(lane.finishedWord.base) }
 
   package func isFinished(_ ticket: UInt64) -> Bool {
     prune()
@@ -266,6 +250,8 @@ package final class CUDADevice: Device {
     shared?.leave(rank)
     // Waits without a launch behind them; and what was queued before a call of the driver failed, unless the GPU is lost.
     try? stream.synchronize()
+    // Nobody waits for an end that never comes.
+    if failure != nil { storeReleasing(1 << 62, in: lane.finishedWord.base) }
     let wasReserved = state.withLock { state in
       state.owners = []
       defer { state.isReserved = false }
@@ -335,11 +321,6 @@ package final class CUDADevice: Device {
   }
 
   package func raise(_ alarm: Address, arena: Address) { raiseAlarm(alarm) }
-}
-
-private final class FenceBox: Sendable {
-  private let fence: any StreamFence
-  init(_ fence: any StreamFence) { self.fence = fence }
 }
 
 /// Launches of one rank as a CUDA graph.

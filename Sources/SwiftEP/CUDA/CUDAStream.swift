@@ -1,6 +1,5 @@
 import CUDADriver
 import EPKernels
-import Glibc
 import HostMachine
 
 /// A stream of the caller's on a GPU: a `CUstream`, which is a `cudaStream_t`, of the GPU's primary context, as the CUDA
@@ -25,9 +24,8 @@ public struct CUDAStream: Hashable, @unchecked Sendable {
 
 /// What streams of GPUs can wait for.
 package protocol StreamFence: ReuseFence {
-  /// What is queued on the stream later comes behind it. The fence must outlive that wait.
+  /// What is queued on the stream later comes behind it, whether the fence lives until then or not.
   func hold(_ stream: CUDADriver.Stream) throws(DriverError)
-  func wait() throws(DriverError)
   var gpu: GPU { get }
 }
 
@@ -37,9 +35,9 @@ extension StreamFence {
   }
 }
 
-/// The end of a launch, by the word that its device tells it in.
+/// The end of a launch, by the word of its lane.
 struct TicketFence: StreamFence {
-  let word: any TensorStorage
+  let word: PinnedBlock
   let ticket: UInt64
   let gpu: GPU
 
@@ -48,8 +46,6 @@ struct TicketFence: StreamFence {
   func hold(_ stream: CUDADriver.Stream) throws(DriverError) {
     try stream.wait(until: DeviceAddress(bits: word.base.bits), isAtLeast: ticket)
   }
-
-  func wait() throws(DriverError) { while !isPassed { usleep(20) } }
 }
 
 /// What streams have been told to do by now.

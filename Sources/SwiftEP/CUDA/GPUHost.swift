@@ -15,9 +15,10 @@ package final class GPUHost: Sendable {
   let notices: PinnedPool
   /// The host's monotonic clock less the GPU's, in nanoseconds that wrap around.
   let clockOffset: UInt64
-  /// Streams that no rank has at present: used again rather than made anew, since a stream's first use is slow and may
-  /// wait for kernels of others.
-  private let idleStreams = Guarded<[CUDADriver.Stream]>([])
+  /// That no rank has at present.
+  private let idleLanes = Guarded<[Lane]>([])
+  /// Of ranks whose driver has failed: for good, since streams of callers may still wait for words of theirs.
+  private let lostLanes = Guarded<[Lane]>([])
 
   /// Blocks that wait for each other, and must therefore all be running: those of every buffer of this process.
   private let reservedBlockCount = Guarded(0)
@@ -143,21 +144,38 @@ extension GPUHost {
     return best.offset
   }
 
-  func takeStream() throws(DriverError) -> CUDADriver.Stream {
-    if let stream = idleStreams.withLock({ $0.popLast() }) { return stream }
-    let stream = try CUDADriver.Stream(gpu)
-    // Nothing of it is left to be set up when ranks wait for each other.
-    let words = try VirtualMemory(gpu, reservedByteCount: 64)
-    try words.grow(to: 64)
-    try stream.fill(words.base, byteCount: 64, with: 0)
-    try module.tellTime(
-      counter: words.base, word: words.base.advanced(byBytes: 8), blockCount: gpu.multiprocessorCount, on: stream)
-    try stream.synchronize()
-    return stream
+  func takeLane(rank: Int) throws(EPError) -> Lane {
+    if let lane = idleLanes.withLock({ $0.popLast() }) { return lane }
+    let (finishedWord, counter) = (try notices.take(64, rank: rank), try pool.take(64, rank: rank))
+    let lane: Lane
+    do throws(DriverError) {
+      lane = Lane(stream: try CUDADriver.Stream(gpu), finishedWord: finishedWord, counter: counter)
+      // Nothing of the stream is left to be set up when ranks wait for each other.
+      try lane.stream.fill(DeviceAddress(bits: counter.base.bits), byteCount: 64, with: 0)
+      try module.tellTime(
+        counter: DeviceAddress(bits: counter.base.bits), word: DeviceAddress(bits: finishedWord.base.bits),
+        blockCount: gpu.multiprocessorCount, on: lane.stream)
+      try lane.stream.fill(DeviceAddress(bits: counter.base.bits), byteCount: 64, with: 0)
+      try lane.stream.synchronize()
+    } catch {
+      throw EPError(error, rank: rank)
+    }
+    storeReleasing(0, in: finishedWord.base)
+    return lane
   }
 
-  /// Nothing may be queued on it any more.
-  func give(_ stream: CUDADriver.Stream) { idleStreams.withLock { $0.append(stream) } }
+  /// Nothing may be queued on it any more, unless it is lost.
+  func give(_ lane: Lane, isLost: Bool) { (isLost ? lostLanes : idleLanes).withLock { $0.append(lane) } }
+}
+
+/// A stream, and where its launches count their ends. Used again rather than made anew: a stream's first use is slow and
+/// may wait for kernels of others; and numbers go on, so that whoever comes late to wait for an end finds it.
+struct Lane: Sendable {
+  let stream: CUDADriver.Stream
+  /// UInt64: launches that have finished, as the last of them has told.
+  let finishedWord: PinnedBlock
+  /// Where a launch's blocks count themselves out: `KernelModule.End.counter`.
+  let counter: DeviceBlock
 }
 
 extension EPError {
