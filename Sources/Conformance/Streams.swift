@@ -86,12 +86,14 @@ private final class Streams {
       opening += 2
       try hold(until: opening - 1)
       try copyInput(of: step)
-      try operate { try hold(until: opening) }
+      let event = try operate { try hold(until: opening) }
+      open(opening - 1)
+      // From now on what was returned is in use by the stream only, which has not read it yet.
+      try event.wait()
       // Takes what was let go, if it may.
       let other = steps[(run + 1) % steps.count].tokens
       let dispatched = try buffer.dispatch(other.x, to: other.routing, options: job.dispatchOptions)
       let combined = try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions)
-      open(opening - 1)
       // It may have to wait for the stream.
       let end = monotonicNow() + 5_000_000
       while !combined.event.isComplete && monotonicNow() < end { usleep(50) }
@@ -108,7 +110,9 @@ private final class Streams {
   }
 
   /// A dispatch and a combine on the stream, and copies of what they return, behind what `delay` queues.
-  private func operate(_ delay: () throws -> Void) throws {
+  ///
+  /// - Returns: the combine's event.
+  private func operate(_ delay: () throws -> Void) throws -> Event {
     var (options, combineOptions) = (job.dispatchOptions, combineOptions)
     (options.stream, combineOptions.stream) = (callers, callers)
     let dispatched = try buffer.dispatch(input.x, to: input.routing, options: options)
@@ -116,6 +120,7 @@ private final class Streams {
     try delay()
     try copy(dispatched.rows, to: rows, byteCount: rows.byteCount)
     try copy(combined.tokens, to: sums, byteCount: sums.byteCount)
+    return combined.event
   }
 
   // MARK: A graph
@@ -123,14 +128,14 @@ private final class Streams {
   func runGraph(_ count: Int) throws {
     var failure: (any Error)?
     let graph = try CUDADriver.Graph(of: stream) { () throws(DriverError) in
-      do { try operate {} } catch { failure = error }
+      do { _ = try operate {} } catch { failure = error }
     }
     if let failure { throw failure }
     for run in 0..<count {
       let step = steps[run % steps.count]
       try copyInput(of: step)
       // Between launches of the graph, calls on the same stream.
-      if run % 3 == 1 { try operate {} } else { try graph.launch(on: stream) }
+      if run % 3 == 1 { _ = try operate {} } else { try graph.launch(on: stream) }
       try requireAll(step, "run \(run) of a captured graph")
     }
   }

@@ -265,7 +265,9 @@ package final class CUDADevice: Device {
   package func makeArena(byteCountMax: Int64, clearing byteCount: Int64) throws(EPError) -> any SymmetricMemory {
     switch arenaPlace {
     case .machine:
-      let arena = try GPUArena(host, reservedByteCount: byteCountMax, rank: rank)
+      // Tools that want one launch for all take two pieces of an arena for two allocations, which no row may lie across.
+      let backed = shared == nil ? 0 : min(byteCountMax, 256 << 20)
+      let arena = try GPUArena(host, reservedByteCount: byteCountMax, backedByteCount: backed, rank: rank)
       _ = try arena.extend(to: byteCount)
       try host.copier.clear(arena.address, byteCount: byteCount)
       return arena

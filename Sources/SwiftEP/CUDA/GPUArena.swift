@@ -23,7 +23,9 @@ final class GPUArena: SymmetricMemory {
   }
 
   /// An arena of this process's own; or, where it is mapped piece by piece, another's.
-  init(_ host: GPUHost, reservedByteCount: Int64, rank: Int) throws(EPError) {
+  ///
+  /// - Parameter backedByteCount: what is there from the start, before `extend` gives it out.
+  init(_ host: GPUHost, reservedByteCount: Int64, backedByteCount: Int64 = 0, rank: Int) throws(EPError) {
     self.rank = rank
     gpuCopier = host.copier
     gpu = host.gpu
@@ -31,6 +33,7 @@ final class GPUArena: SymmetricMemory {
     self.reservedByteCount = roundUpToPages(reservedByteCount)
     do throws(DriverError) {
       let memory = try VirtualMemory(host.gpu, reservedByteCount: reservedByteCount)
+      if backedByteCount > 0 { try memory.grow(to: backedByteCount) }
       address = Address(bits: memory.base.bits)
       self.memory = Guarded(memory)
     } catch {
