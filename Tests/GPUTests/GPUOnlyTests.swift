@@ -1,6 +1,7 @@
 import CUDADriver
 import Conformance
 import Foundation
+import HostMachine
 import Testing
 
 @testable import SwiftEP
@@ -49,6 +50,29 @@ extension ConformanceTests {
       setenv("SWIFTEP_GPU_ARENAS", "host", 1)
       defer { unsetenv("SWIFTEP_GPU_ARENAS") }
       for seed: UInt64 in 100...130 { try check(Job.random(seed: seed), on: Self.ranks(gpuCount: gpuCount)) }
+    }
+
+    /// A stream that comes late to wait for the end of a call finds it, though the event and its buffer are gone and others
+    /// have taken their place.
+    @Test func waitsOutliveTheirEvents() throws {
+      let gpu = try GPUHost.shared(0).gpu
+      let (stream, gate) = (try CUDADriver.Stream(gpu), try PinnedMemory(gpu, byteCount: 64))
+      try stream.wait(until: DeviceAddress(bits: UInt64(UInt(bitPattern: gate.base))), isAtLeast: 1)
+      let job = Self.job.with { $0.tokensPerRank = [8, 8, 8, 8] }
+      try Self.ranks(gpuCount: 1).test(plan: job.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
+        for step in 0..<20 { _ = try job.dispatch(on: buffer, step: step % 3) }
+        let event = try job.dispatch(on: buffer).event
+        try event.enqueueWait(on: CUDAStream(unsafeHandle: stream.rawHandle, owner: stream))
+      }
+      try Self.ranks(gpuCount: 1).test(plan: job.makePlan(), workers: 1, timeout: .seconds(30)) { buffer in
+        try job.checkDispatch(on: buffer)
+      }
+      gate.base.storeBytes(of: 1, as: UInt64.self)
+      let end = try StreamEvent(gpu, isTimed: false)
+      try end.record(on: stream)
+      let deadline = monotonicNow() + 10_000_000_000
+      while try !end.isReached() && monotonicNow() < deadline { usleep(100) }
+      #expect(try end.isReached())
     }
 
     // MARK: Bad input

@@ -1,3 +1,4 @@
+import Glibc
 import Testing
 
 @testable import SwiftEP
@@ -14,6 +15,20 @@ import Testing
   @Test func sharesAreOfTheGPUsOwnRanks() {
     let needs = [need("a", nil), need("b", nil), need("a", nil), need("a", 5)]
     #expect((0..<4).map { BlockNeed.blockCount(of: $0, in: needs) } == [22, 66, 22, 5])
+  }
+
+  /// Of the environment, which only GPUs' ranks ask.
+  @Test func wishesForArenas() throws {
+    defer { unsetenv("SWIFTEP_GPU_ARENAS") }
+    for (wish, place) in [("host", ArenaPlace.host), ("", .machine)] {
+      setenv("SWIFTEP_GPU_ARENAS", wish, 1)
+      #expect(try Machine.cuda(gpu: 0).wantedArenaPlace(rank: 3) == place)
+    }
+    setenv("SWIFTEP_GPU_ARENAS", "Host", 1)
+    let expected = EPError.invalidArgument(
+      rank: 3, argument: "SWIFTEP_GPU_ARENAS", expected: "host, or nothing", found: "Host")
+    #expect(throws: expected) { try Machine.cuda(gpu: 0).wantedArenaPlace(rank: 3) }
+    #expect(try Machine.cpu.wantedArenaPlace(rank: 3) == .machine)
   }
 
   @Test func whatFitsPasses() throws {
