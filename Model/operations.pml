@@ -1,6 +1,7 @@
 /* A buffer's operations, as ranks see each other in them, and what becomes of memory. It mirrors, by these names:
  *
- *   Sources/EPKernels/Exchange.swift: exchange, awaitAll, missedRank, fail, compareHeaders, complete
+ *   Sources/EPKernels/Exchange.swift: exchange, announce, awaitAll, missedRank, fail, compareHeaders, complete, endInVain
+ *   Sources/EPKernels/Control.swift: gateOffset
  *   Sources/EPKernels/Placement.swift: place, countBefore, fitOutputs
  *   Sources/EPKernels/Dispatch.swift: prepareDispatch, agree, deliverDispatch
  *   Sources/EPKernels/Combine.swift: prepareCombine, findRows, deliverCombine
@@ -34,6 +35,9 @@
 #endif
 #ifndef CLOSER
 #define CLOSER 0   /* ... that close their buffer after the program's first call */
+#endif
+#ifndef GATED
+#define GATED 0    /* ... whose streams wait for gates before kernels look for signals; one bit: all ranks have gates */
 #endif
 #ifndef FIRST_SIZE
 #define FIRST_SIZE 1  /* cells of an arena at first: too few for most of what may come */
@@ -71,6 +75,9 @@
 #define TELLING 1             /* who misses a rank departs, and says so */
 #endif
 
+#ifndef FAULTS_COMPLETE
+#define FAULTS_COMPLETE 1     /* a completion follows every exchange, also where all ranks have found a fault in it */
+#endif
 #ifndef FIRST_CAUSE
 #define FIRST_CAUSE 1         /* who departs for another's sake names that one */
 #endif
@@ -86,6 +93,7 @@
 #define EXCHANGE 0
 #define COMPLETE 1
 #define signal(slot, to, from) signals[(slot) * N * N + pair(to, from)]
+#define gate(slot, to, from) gates[(slot) * N * N + pair(to, from)]
 #define page(epoch, to, from) (((epoch) % PAGES) * N * N + pair(to, from))
 
 /* Tags. */
@@ -96,6 +104,9 @@
 /* What lies in the arenas. */
 byte cells[N * CELLS];
 byte signals[2 * N * N];
+#if GATED
+bool gates[2 * N * N];
+#endif
 byte blockEpoch[PAGES * N * N], blockOperation[PAGES * N * N], blockOffset[PAGES * N * N];
 byte blockCapacity[PAGES * N * N], blockCounts[PAGES * N * N];
 
@@ -117,11 +128,35 @@ byte doubters;
 
 inline die() { departures[me] = EXITED; over[me] = true; goto dead }
 
-/* awaitAll */
-inline awaitAll(slot) {
+/* A signal opens its gate, which is closed when the signal is seen. */
+#if GATED
+#define open(slot, to) gate(slot, to, me) = true
+#define close(slot, from) gate(slot, me, from) = false
+#else
+#define open(slot, to) skip
+#define close(slot, from) skip
+#endif
+
+/* A stream waits; PauseWatch ends it. */
+inline awaitGates(slot) {
+#if GATED
   peer = 0;
   do
-  :: peer < N && (peer == me || signalled(slot, peer)) -> peer++
+  :: has(GATED, me) && peer < N && (peer == me || gate(slot, me, peer)) -> peer++
+  :: has(GATED, me) && (missesAny(slot) || doubts > 0) -> break
+  :: !has(GATED, me) || peer == N -> break
+  :: isMortal -> die()
+  od;
+#endif
+  peer = 0
+}
+
+/* awaitAll */
+inline awaitAll(slot) {
+  awaitGates(slot);
+  do
+  :: peer < N && peer == me -> peer++
+  :: peer < N && peer != me && signalled(slot, peer) -> close(slot, peer); peer++
   :: ALARM && peer < N && missesAny(slot) ->
     atomic {
       peer = 0;
@@ -157,7 +192,7 @@ inline exchange(kind, place, room, sending) {
       :: else
       fi;
       if
-      :: peer != me -> signal(EXCHANGE, peer, me) = epoch
+      :: peer != me -> signal(EXCHANGE, peer, me) = epoch; open(EXCHANGE, peer)
       :: else
       fi;
       if
@@ -171,7 +206,17 @@ inline exchange(kind, place, room, sending) {
     awaitAll(EXCHANGE);
     if
     :: hasFailed -> verdict = UNKNOWN
-    :: !hasFailed -> readBlocks()
+    :: !hasFailed ->
+      readBlocks();
+      if
+      :: FAULTS_COMPLETE && verdict != FITS ->
+        complete();
+        if
+        :: hasFailed -> verdict = UNKNOWN
+        :: else
+        fi
+      :: else
+      fi
     fi
   fi
 }
@@ -260,7 +305,7 @@ inline complete() {
   do
   :: peer < N ->
     if
-    :: peer != me -> signal(COMPLETE, peer, me) = epoch
+    :: peer != me -> signal(COMPLETE, peer, me) = epoch; open(COMPLETE, peer)
     :: else
     fi;
     peer++

@@ -46,6 +46,7 @@ struct DriverTable: Sendable {
   let cuStreamWaitEvent: @convention(c) (CUHandle?, CUHandle, UInt32) -> Code
   let cuStreamWriteValue64: @convention(c) (CUHandle?, UInt64, UInt64, UInt32) -> Code
   let cuStreamWaitValue64: @convention(c) (CUHandle?, UInt64, UInt64, UInt32) -> Code
+  let cuStreamBatchMemOp: @convention(c) (CUHandle?, UInt32, Out<swiftep_cu_wait>, UInt32) -> Code
   let cuThreadExchangeStreamCaptureMode: @convention(c) (Out<Int32>) -> Code
   let cuStreamIsCapturing: @convention(c) (CUHandle?, Out<Int32>) -> Code
   let cuStreamGetCaptureInfo:
@@ -124,6 +125,7 @@ struct DriverTable: Sendable {
     cuStreamWaitEvent = try library.symbol("cuStreamWaitEvent")
     cuStreamWriteValue64 = try library.symbol("cuStreamWriteValue64_v2")
     cuStreamWaitValue64 = try library.symbol("cuStreamWaitValue64_v2")
+    cuStreamBatchMemOp = try library.symbol("cuStreamBatchMemOp_v2")
     cuThreadExchangeStreamCaptureMode = try library.symbol("cuThreadExchangeStreamCaptureMode")
     cuStreamIsCapturing = try library.symbol("cuStreamIsCapturing")
     cuStreamGetCaptureInfo = try library.symbol("cuStreamGetCaptureInfo_v2")

@@ -1,3 +1,5 @@
+import CCUDA
+
 /// A queue of work for a GPU, in no order with any other.
 package final class Stream: @unchecked Sendable {
   package let gpu: GPU
@@ -93,6 +95,16 @@ package final class Stream: @unchecked Sendable {
   /// Queues a wait until the word is at least `value`: somebody must see to it that it is.
   package func wait(until word: DeviceAddress, isAtLeast value: UInt64) throws(DriverError) {
     try gpu.call("cuStreamWaitValue64") { $0.cuStreamWaitValue64(handle, word.bits, value, 0) }
+  }
+
+  /// Queues a wait until none of the words is 0: somebody must see to it that none stays so. At most 256.
+  package func wait(untilNotZero words: [DeviceAddress]) throws(DriverError) {
+    if words.isEmpty { return }
+    var waits = words.map { word in
+      // CU_STREAM_MEM_OP_WAIT_VALUE_64, CU_STREAM_WAIT_VALUE_GEQ
+      swiftep_cu_wait(operation: 4, address: word.bits, value: 1, flags: 0, alias: 0, padding: 0)
+    }
+    try gpu.call("cuStreamBatchMemOp") { $0.cuStreamBatchMemOp(handle, UInt32(waits.count), &waits, 0) }
   }
 
   /// Queues a call of `body` on a thread of the driver's; it must not call the driver.

@@ -101,7 +101,7 @@ struct Script: Sendable {
     let tokens = try oracles[step].tokens[buffer.rank].reachable(from: buffer)
     return try buffer.dispatch(
       tokens.x, scales: tokens.scales, sidecars: tokens.sidecars, to: handle.map { .cached($0) } ?? tokens.routing,
-      options: job.dispatchOptions)
+      options: job.dispatchOptions(ofRank: buffer.rank))
   }
 
   private func compare(_ result: DispatchResult, step: Int, rank: Int) throws {
@@ -140,6 +140,7 @@ struct Script: Sendable {
       options.output = try buffer.makeTensor(zeros: [job.tokensPerRank[rank], hidden], job.combineDType)
     }
     options.workers = job.workersPerCall
+    options.waiting = job.waiting(ofRank: rank)
     options.isAsynchronous = job.isAsynchronous
     let result = try buffer.combine(rows, with: handle, options: options)
     if job.isAsynchronous { try result.event.wait() }

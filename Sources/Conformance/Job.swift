@@ -49,6 +49,8 @@ package struct Job: Codable, Equatable, Sendable {
   package var givesOutput = false
   /// Queue the calls, then wait.
   package var isAsynchronous = false
+  /// Ranks whose streams wait for peers, rather than their workers.
+  package var ranksOfWaitingStreams: Set<Int> = []
 
   // MARK: Memory and time
   package var receivedTokensMax: Int?
@@ -105,6 +107,14 @@ extension Job {
       arenaByteCountMax: roomy.arenaByteCountMax)
   }
 
+  package func waiting(ofRank rank: Int) -> Waiting { ranksOfWaitingStreams.contains(rank) ? .stream : .workers }
+
+  package func dispatchOptions(ofRank rank: Int) -> DispatchOptions {
+    var options = dispatchOptions
+    options.waiting = waiting(ofRank: rank)
+    return options
+  }
+
   package var dispatchOptions: DispatchOptions {
     var options = DispatchOptions()
     options.layout = layout
@@ -140,6 +150,7 @@ extension Job: CustomStringConvertible {
     if combinesTopKWeights { parts.append("combines weights") }
     if givesOutput { parts.append("gives output") }
     if isAsynchronous { parts.append("asynchronous") }
+    if !ranksOfWaitingStreams.isEmpty { parts.append("streams of \(ranksOfWaitingStreams.sorted()) wait") }
     if let receivedTokensMax { parts.append("received tokens at most \(receivedTokensMax)") }
     return parts.joined(separator: ", ")
   }

@@ -75,5 +75,6 @@ extension Job {
     combinesTopKWeights = !usesTable && random.chance(0.5)
     givesOutput = random.chance(0.3)
     isAsynchronous = random.chance(0.4)
+    if random.chance(0.4) { ranksOfWaitingStreams = Set((0..<rankCount).filter { _ in random.chance(0.7) }) }
   }
 }

@@ -51,7 +51,11 @@ private struct Replays {
 
   func run(_ count: Int) throws {
     let inputs = [try GraphInputs(tokens[0], on: buffer), try GraphInputs(tokens[0], on: buffer)]
-    let recorded = try inputs.map { try $0.record(job.dispatchOptions, Self.combineOptions, on: buffer) }
+    var combineOptions = Self.combineOptions
+    combineOptions.waiting = job.waiting(ofRank: buffer.rank)
+    let recorded = try inputs.map {
+      try $0.record(job.dispatchOptions(ofRank: buffer.rank), combineOptions, on: buffer)
+    }
     for run in 0..<count {
       let (step, turn) = (run % tokens.count, run % 2)
       inputs[turn].set(tokens[step])

@@ -106,6 +106,7 @@ private final class Streams {
   private var combineOptions: CombineOptions {
     var options = CombineOptions()
     options.isAsynchronous = true
+    options.waiting = job.waiting(ofRank: buffer.rank)
     return options
   }
 
@@ -113,7 +114,7 @@ private final class Streams {
   ///
   /// - Returns: the combine's event.
   private func operate(_ delay: () throws -> Void) throws -> Event {
-    var (options, combineOptions) = (job.dispatchOptions, combineOptions)
+    var (options, combineOptions) = (job.dispatchOptions(ofRank: buffer.rank), combineOptions)
     (options.stream, combineOptions.stream) = (callers, callers)
     let dispatched = try buffer.dispatch(input.x, to: input.routing, options: options)
     let combined = try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions)

@@ -91,7 +91,7 @@ extension RankView {
     operation.set(status)
     view.failure.store(status, at: 0)
   }
-  operation.tell(machine)
+  operation.tell(machine, view)
   FlightRecorder(view).finish(machine, status, now: machine.now)
   return true
 }

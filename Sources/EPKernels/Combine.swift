@@ -50,8 +50,10 @@
 }
 
 @inlinable public func combine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let isPrepared = inTurn(machine, view: arguments.view, operation: arguments.operation) {
-    prepareCombine(machine, arguments)
+  let (view, operation) = (arguments.view, arguments.operation)
+  var isPrepared = true
+  if operation.part != .end {
+    isPrepared = inTurn(machine, view: view, operation: operation) { prepareCombine(machine, arguments) }
   }
   if isPrepared { deliverCombine(machine, arguments) }
 }
@@ -59,16 +61,16 @@
 /// First half of a combine: rows outside the arena are staged into it; then the exchange, which says that this rank's
 /// rows are ready. Returns true on the worker that has ended it.
 @inlinable func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
-  let (view, handle) = (arguments.view, arguments.handle)
-  if machine.workerIndex == 0 {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  if operation.does(.begin) && machine.workerIndex == 0 {
     FlightRecorder(view).begin(
       machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
       bytesPerRow: arguments.byteCountPerRow)
   }
-  if arguments.header.fault == 0 { stage(machine, arguments) }
+  if arguments.header.fault == 0 && operation.does(.begin) { stage(machine, arguments) }
   guard machine.arriveLocal(view.arrivals, for: .peers) else { return false }
   findRows(machine, arguments)
-  if !arguments.operation.isOK { arguments.operation.tell(machine) }
+  if !operation.isAgreed { operation.tell(machine, view) }
   return true
 }
 
@@ -135,8 +137,14 @@
 
 /// Second half: each token's owner reads the rows where they lie, sums them, and then tells their owners that it has.
 @inlinable func deliverCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, operation) = (arguments.view, arguments.operation)
+  guard operation.isAgreed else { return }
+  if operation.isOK && operation.does(.middle) { sumRows(machine, arguments) }
+  complete(machine, view: view, operation: operation)
+}
+
+@inlinable func sumRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  guard operation.isOK else { return }
   let rowByteCount = Int64(arguments.rowByteCount)
   let rowWeights = arguments.rowWeights
   let job = ReduceJob(
@@ -151,7 +159,6 @@
     return RowSource(row: rows.advanced(byBytes: Int64(place.row) &* rowByteCount), weight: weight)
   }
   if !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
-  complete(machine, view: view, operation: operation)
 }
 
 /// By source: sums the received weights over ranks. By expert: each slot's weight comes from its one row.

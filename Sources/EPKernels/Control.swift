@@ -27,13 +27,16 @@
   public var alarm: Address
   /// UInt32 `[2]`: where the workers of a launch count themselves in; the second for checks.
   public var arrivals: Address
+  /// UInt64 that the host reads: since when, by `Machine.now`, the queue of launches waits between two parts of an
+  /// operation; 0 while it does not.
+  public var pause: Address
   /// How long a wait for a peer may take.
   public var timeoutNanoseconds: UInt64
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
     expertLocal: Address, expertOrder: Address, firstPlaces: Address, failure: Address, hostFailure: Address,
-    departures: Address, alarm: Address, arrivals: Address, timeoutNanoseconds: UInt64
+    departures: Address, alarm: Address, arrivals: Address, pause: Address, timeoutNanoseconds: UInt64
   ) {
     self.rank = rank
     self.rankCount = rankCount
@@ -49,6 +52,7 @@
     self.departures = departures
     self.alarm = alarm
     self.arrivals = arrivals
+    self.pause = pause
     self.timeoutNanoseconds = timeoutNanoseconds
   }
 
@@ -57,6 +61,11 @@
   }
 
   @inlinable public var ownArena: Address { arena(of: rank) }
+
+  /// Of the exchange that this rank has begun last.
+  @inlinable var epoch: UInt64 {
+    ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0)
+  }
 
   @inlinable func arenaByteCount(of rank: Int32) -> Int64 { arenas.load(Int64.self, at: rankCount &+ rank) }
 
@@ -105,11 +114,19 @@
   /// own kernels touch it.
   @inlinable static var turnOffset: Int64 { 192 }
   @inlinable static var signalsOffset: Int64 { 256 }
-  /// A cache line a word, so that one source's store disturbs no other.
+  /// A cache line a word, so that one source's store disturbs no other. Behind the word lies its gate.
   @inlinable static var signalStride: Int64 { 64 }
 
   @inlinable public func signalOffset(_ slot: SignalSlot, source: Int32) -> Int64 {
     Self.signalsOffset &+ Int64(slot.rawValue &* rankCount &+ source) &* Self.signalStride
+  }
+
+  /// UInt64: not zero from when the signal is given until it is seen. Queues of launches wait for gates, since they wait for
+  /// fixed values; kernels, which wait for signals, use nothing that a gate says. So a gate may be open too long, but is never
+  /// closed again over a signal that nobody has seen: who gives a slot's next signal has seen the other slot's of who closed
+  /// it.
+  @inlinable public func gateOffset(_ slot: SignalSlot, source: Int32) -> Int64 {
+    signalOffset(slot, source: source) &+ SignalWord.gateDistance
   }
 
   @inlinable var pagesOffset: Int64 {
@@ -158,7 +175,7 @@
   /// "SwiftEP" and a zero, as bytes.
   @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
   /// To be raised with every change to the place or the meaning of a control word.
-  @inlinable public static var layoutVersion: Int32 { 2 }
+  @inlinable public static var layoutVersion: Int32 { 3 }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 

@@ -50,17 +50,28 @@
 
 /// A whole dispatch, for outputs of the worst case: no host has to know the counts in between.
 @inlinable public func dispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
-  let (view, handle) = (arguments.view, arguments.handle)
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   // By expert, the counts say where padding lies. Integers, since kernels keep those in registers.
   let countsLater: Int32 = handle.layout.layout == .bySource && !arguments.isCached ? 1 : 0
-  let isPrepared = inTurn(machine, view: view, operation: arguments.operation) {
-    prepareDispatch(machine, arguments, counting: countsLater == 0)
-  } then: {
-    if countsLater != 0 && arguments.operation.isOK {
-      countReceived(machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle)
+  var isPrepared = true
+  if operation.part != .end {
+    isPrepared = inTurn(machine, view: view, operation: operation) {
+      prepareDispatch(machine, arguments, counting: countsLater == 0)
+    } then: {
+      if countsLater != 0 && operation.does(.middle) && operation.isOK {
+        countReceived(machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle)
+      }
     }
   }
   if isPrepared { deliverDispatch(machine, arguments) }
+}
+
+/// The first half of a dispatch with exact sizing: the host waits for its status.
+@inlinable public func prepareExactDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, operation) = (arguments.view, arguments.operation)
+  guard prepareDispatch(machine, arguments), operation.does(.middle) else { return }
+  if operation.isAgreed && !operation.isOK { endInVain(machine, view: view, operation: operation) }
+  operation.tell(machine, view)
 }
 
 /// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
@@ -72,13 +83,13 @@
 ) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   // The first worker has the most to do.
-  if machine.workerIndex &+ 1 == machine.workerCount {
+  if operation.does(.begin) && machine.workerIndex &+ 1 == machine.workerCount {
     FlightRecorder(view).begin(
       machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
       bytesPerRow: arguments.columns.byteCountPerRow)
   }
   let isLaidOut = !arguments.isCached && arguments.header.fault == 0
-  if isLaidOut {
+  if isLaidOut && operation.does(.begin) {
     var chunk = machine.workerIndex
     while chunk < handle.layout.chunks.chunkCount {
       layOut(
@@ -88,8 +99,7 @@
   }
   guard machine.arriveLocal(view.arrivals, for: .rank) else { return false }
   agree(machine, arguments, isLaidOut: isLaidOut, counting: counting)
-  // With exact sizing the host waits for it; what has failed ends here.
-  if arguments.header.sizing == 0 || !operation.isOK { operation.tell(machine) }
+  if !operation.isAgreed { operation.tell(machine, view) }
   return true
 }
 
@@ -133,7 +143,6 @@
   if operation.isOK { return recorder.enter(machine, .deliver, now: machine.now) }
   // Its places would lie outside the outputs.
   if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
-  recorder.finish(machine, operation.status, now: machine.now)
 }
 
 /// Which dispatch the handle is of, for all ranks to agree on. One that was queued before its dispatch failed is empty.
@@ -171,8 +180,17 @@
 
 /// Second half: every row is written straight to its final place, with its metadata; then the signals.
 @inlinable public func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, operation) = (arguments.view, arguments.operation)
+  guard operation.isAgreed else { return }
+  if operation.isOK && operation.does(.middle) { moveRows(machine, arguments) }
+  complete(machine, view: view, operation: operation)
+  #if CHECKED
+    if operation.does(.end) { checkArrivals(machine, arguments) }
+  #endif
+}
+
+@inlinable func moveRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  guard operation.isOK else { return }
   let rowWidth = Int64(arguments.columns[Columns.rows])
   let scaleWidth = Int64(arguments.columns[Columns.scales])
   let quantizes = arguments.transform != .copy
@@ -200,10 +218,6 @@
     })
   copyColumns(machine, arguments)
   markPadding(machine, arguments)
-  complete(machine, view: view, operation: operation)
-  #if CHECKED
-    checkArrivals(machine, arguments)
-  #endif
 }
 
 /// Scales and sidecars, as the caller gave them.

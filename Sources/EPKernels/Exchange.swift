@@ -2,8 +2,35 @@
 ///
 /// Run by one worker. The header is written here; `fill` completes this rank's block: its counts, and what the header
 /// cannot know yet. All ranks see the same blocks afterwards, so whatever is decided from them is decided alike
-/// everywhere. Returns the exchange's epoch, or nil when the operation has failed; its status says how.
+/// everywhere. Whatever that is, a completion follows. Returns the exchange's epoch, or nil when the operation has failed, as
+/// its status says, or goes on in another launch.
 @inlinable func exchange<M: Machine>(
+  _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
+) -> UInt64? {
+  var (epoch, begin): (UInt64, UInt64)
+  if operation.does(.begin) {
+    let announced = announce(machine, view: view, header: header, operation: operation, fill: fill)
+    guard let announced else { return nil }
+    (epoch, begin) = (announced, machine.now)
+    if !operation.does(.middle) {
+      machine.forEach(1) { _ in operation.set(OperationStatus(.ok, rank: 0, (0, 0, 0, 0))) }
+      pause(machine, .exchange, now: begin, view: view, operation: operation)
+      return nil
+    }
+  } else {
+    if !operation.isOK { return nil }
+    (epoch, begin) = (view.epoch, resume(machine, view: view, operation: operation))
+  }
+  let seen = awaitAll(machine, view: view, slot: .exchange, epoch: epoch, since: begin, operation: operation)
+  guard let seen else { return nil }
+  FlightRecorder(view).enter(machine, .place, now: seen)
+  let verdict = compareHeaders(machine, view, epoch: epoch)
+  machine.forEach(1) { _ in operation.set(verdict) }
+  return verdict.code == StatusCode.ok.rawValue ? epoch : nil
+}
+
+/// This rank's part of an exchange. Returns its epoch, or nil when the operation has failed.
+@inlinable func announce<M: Machine>(
   _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
 ) -> UInt64? {
   if let earlier = earlierFailure(view) {
@@ -21,8 +48,7 @@
   let epoch = epochWord.load(UInt64.self, at: 0) &+ 1
   machine.settle()
   epochWord.store(epoch, at: 0)
-  let recorder = FlightRecorder(view)
-  recorder.exchange(machine, epoch: epoch)
+  FlightRecorder(view).exchange(machine, epoch: epoch)
 
   let offset = control.exchangeOffset(epoch: epoch, source: view.rank)
   let block = view.ownArena.advanced(byBytes: offset)
@@ -35,14 +61,36 @@
     page.store(block.load(SIMD4<UInt32>.self, at: line), at: line)
   }
   signalPeers(machine, view: view, slot: .exchange, epoch: epoch)
-  let seen = awaitAll(machine, view: view, slot: .exchange, epoch: epoch, operation: operation)
-  guard let seen else { return nil }
-  recorder.enter(machine, .place, now: seen)
-  let verdict = compareHeaders(machine, view, epoch: epoch)
-  machine.forEach(1) { _ in operation.set(verdict) }
-  if verdict.code == StatusCode.ok.rawValue { return epoch }
-  recorder.finish(machine, verdict, now: machine.now)
-  return nil
+  return epoch
+}
+
+/// The rest of the operation is launched behind a wait of the queue for this slot's gates.
+@inlinable func pause<M: Machine>(
+  _ machine: M, _ step: FlightStep, now: UInt64, view: RankView, operation: OperationView
+) {
+  let recorder = FlightRecorder(view)
+  recorder.enter(machine, step, now: now)
+  // For all that are not there.
+  recorder.await(machine, peer: view.rank)
+  machine.forEach(1) { _ in
+    operation.at(operation.layout.waitBegan).store(now, at: 0)
+    view.pause.store(now, at: 0)
+  }
+}
+
+/// The queue has waited. Returns since when.
+@inlinable func resume<M: Machine>(_ machine: M, view: RankView, operation: OperationView) -> UInt64 {
+  machine.forEach(1) { _ in view.pause.store(UInt64(0), at: 0) }
+  return operation.at(operation.layout.waitBegan).load(UInt64.self, at: 0)
+}
+
+/// Lets this rank's queue of launches go on, whoever is there.
+@inlinable func openGates<M: Machine>(_ machine: M, _ view: RankView) {
+  machine.forEach(2 &* (view.rankCount &- 1)) { index in
+    let slot: SignalSlot = index & 1 == 0 ? .exchange : .completion
+    let offset = view.control.gateOffset(slot, source: view.other(index / 2))
+    view.ownArena.advanced(byBytes: offset).store(UInt64(1), at: 0)
+  }
 }
 
 /// What an earlier operation failed with, or the call before this one.
@@ -90,12 +138,13 @@
 /// Waits until every peer has signalled `epoch` in `slot`; a peer that has not within the time allowed, or never will,
 /// becomes the operation's status. Returns when the last one was seen, nil where one was not.
 ///
+/// - Parameter begin: since when this rank waits.
+///
 /// A peer that departs after it has signalled is missed by nobody in this slot: what it had to do for it, it has done
 /// for all.
 @inlinable func awaitAll<M: Machine>(
-  _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, operation: OperationView
+  _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, since begin: UInt64, operation: OperationView
 ) -> UInt64? {
-  let begin = machine.now
   var end = begin
   let deadline = begin &+ view.timeoutNanoseconds
   let recorder = FlightRecorder(view)
@@ -149,7 +198,7 @@
     operation.set(status)
     view.failure.store(status, at: 0)
   }
-  operation.tell(machine)
+  operation.tell(machine, view)
   let now = machine.now
   let recorder = FlightRecorder(view)
   recorder.waited(machine, peer: missing.rank, slot: slot, epoch: epoch, nanoseconds: now &- begin)
@@ -201,16 +250,36 @@
   }
 }
 
-/// The end of every operation: the last worker of this rank tells all peers, then waits for all of them.
+/// The end of every operation, also where nothing has moved because all ranks have found a fault: the last worker of
+/// this rank tells all peers, then waits for all of them.
 @inlinable func complete<M: Machine>(_ machine: M, view: RankView, operation: OperationView) {
-  guard machine.arriveLocal(view.arrivals, for: .peers) else { return }
-  #if CHECKED
-    if endsInFailedCheck(machine, view: view, operation: operation) { return }
-  #endif
-  let epoch = view.ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0)
-  signalPeers(machine, view: view, slot: .completion, epoch: epoch)
-  let seen = awaitAll(machine, view: view, slot: .completion, epoch: epoch, operation: operation)
+  var (epoch, begin): (UInt64, UInt64)
+  if operation.does(.middle) {
+    guard machine.arriveLocal(view.arrivals, for: .peers) else { return }
+    #if CHECKED
+      if endsInFailedCheck(machine, view: view, operation: operation) { return }
+    #endif
+    epoch = view.epoch
+    signalPeers(machine, view: view, slot: .completion, epoch: epoch)
+    begin = machine.now
+    if !operation.does(.end) {
+      return pause(machine, .completion, now: begin, view: view, operation: operation)
+    }
+  } else {
+    if operation.part == .begin { return }
+    (epoch, begin) = (view.epoch, resume(machine, view: view, operation: operation))
+  }
+  let seen = awaitAll(machine, view: view, slot: .completion, epoch: epoch, since: begin, operation: operation)
   guard let seen else { return }
   FlightRecorder(view).finish(machine, operation.status, now: seen)
-  operation.tell(machine)
+  operation.tell(machine, view)
+}
+
+/// The same by one worker alone, of an operation in which nothing moves.
+@inlinable func endInVain<M: Machine>(_ machine: M, view: RankView, operation: OperationView) {
+  let epoch = view.epoch
+  signalPeers(machine, view: view, slot: .completion, epoch: epoch)
+  let seen = awaitAll(
+    machine, view: view, slot: .completion, epoch: epoch, since: machine.now, operation: operation)
+  if let seen { FlightRecorder(view).finish(machine, operation.status, now: seen) }
 }

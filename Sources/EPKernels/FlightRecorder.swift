@@ -98,7 +98,7 @@
 
   // MARK: Waits
 
-  /// The wait of this step is now for `peer`.
+  /// The wait of this step is now for `peer`; for this rank itself: for all whose signals are not there.
   @inlinable func await<M: Machine>(_ machine: M, peer: Int32) {
     let now = progress
     machine.note(

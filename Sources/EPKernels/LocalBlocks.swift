@@ -156,6 +156,8 @@
   @inlinable public var status: Int64 { 0 }
   /// UInt32: `ScatterJob.counter`, `ReduceJob.counter`.
   @inlinable var counter: Int64 { 64 }
+  /// UInt64: when the wait between two parts began.
+  @inlinable var waitBegan: Int64 { 72 }
   /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
   @inlinable public var columns: Int64 { 128 }
   /// `InputFault` and its details, Int64 `[chunkCount, 4]`.
@@ -168,17 +170,38 @@
   @inlinable public var byteCount: Int64 { alignUp(groupStarts &+ 4 &* (Int64(expertCount) &+ 1), to: 64) }
 }
 
+/// How much of an operation a launch is.
+@frozen public enum OperationPart: Int32, Sendable {
+  /// All of it; its workers wait for the peers.
+  case whole
+  /// All of it, to be launched in parts: the queue of launches waits for the peers in between.
+  case apart
+  /// Up to this rank's block of the exchange.
+  case begin
+  /// From the peers' blocks on, up to this rank's completion.
+  case middle
+  /// Behind the peers' completions.
+  case end
+}
+
 /// An operation's block and its layout.
 @frozen public struct OperationView {
   public var block: Address
   /// `OperationStatus`: a copy for the host, in memory that it can read. Kernels only write it.
   public var report: Address
   public var layout: OperationLayout
+  public var part: OperationPart
 
-  @inlinable public init(block: Address, report: Address, layout: OperationLayout) {
+  @inlinable public init(block: Address, report: Address, layout: OperationLayout, part: OperationPart) {
     self.block = block
     self.report = report
     self.layout = layout
+    self.part = part
+  }
+
+  /// Whether this launch includes the part.
+  @inlinable func does(_ part: OperationPart) -> Bool {
+    self.part == part || self.part == .whole || self.part == .apart
   }
 
   @inlinable func at(_ offset: Int64) -> Address { block.advanced(byBytes: offset) }
@@ -188,10 +211,20 @@
   @inlinable public var reported: OperationStatus { report.load(OperationStatus.self, at: 0) }
   @inlinable public func set(_ status: OperationStatus) { at(layout.status).store(status, at: 0) }
   /// Lets the host know the status. Once, when it will not change any more: the host's memory may be far away.
-  @inlinable func tell<M: Machine>(_ machine: M) { machine.forEach(1) { _ in report.store(status, at: 0) } }
+  @inlinable func tell<M: Machine>(_ machine: M, _ view: RankView) {
+    machine.forEach(1) { _ in report.store(status, at: 0) }
+    // The parts that are left have nothing to wait for.
+    if part != .whole && !isOK { openGates(machine, view) }
+  }
   @inlinable var counter: Address { at(layout.counter) }
   @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }
   @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
+  /// Whether all ranks have the same status, good or bad.
+  @inlinable var isAgreed: Bool {
+    let code = status.code
+    return code == StatusCode.ok.rawValue || code == StatusCode.inputFault.rawValue
+      || code == StatusCode.disagreement.rawValue || code == StatusCode.overflow.rawValue
+  }
 
   @inlinable func column(_ column: Int32, atRank rank: Int32) -> Address {
     Address(bits: at(layout.columns).load(UInt64.self, at: rank &* Columns.count &+ column))

@@ -45,8 +45,16 @@
   if progress.peer < 0 || progress.step != .exchange && progress.step != .completion { return missing }
   let slot: SignalSlot = progress.step == .exchange ? .exchange : .completion
   let epoch = machine.read(record.advanced(byBytes: FlightField.epoch.offset))
-  // What it waited for is there: it has stopped without seeing that.
-  let offset = view.control.signalOffset(slot, source: progress.peer)
-  if machine.isSignalled(arena, offset: offset, epoch: epoch) { return missing }
-  return Missing(rank: progress.peer, slot: slot, epoch: epoch)
+  // Itself: for all that are not there.
+  let isAnyone = progress.peer == missing.rank
+  var peer = isAnyone ? 0 : progress.peer
+  repeat {
+    // What it waited for is there: it has stopped without seeing that.
+    let offset = view.control.signalOffset(slot, source: peer)
+    if peer != missing.rank && !machine.isSignalled(arena, offset: offset, epoch: epoch) {
+      return Missing(rank: peer, slot: slot, epoch: epoch)
+    }
+    peer = peer &+ 1
+  } while isAnyone && peer < view.rankCount
+  return missing
 }

@@ -4,7 +4,7 @@ import PTX
 
 @_cdecl("swiftep_prepare_dispatch")
 public func kernelPrepareDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  _ = prepareDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
+  prepareExactDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 

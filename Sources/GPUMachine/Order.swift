@@ -62,7 +62,12 @@ extension GPUMachine {
       // Releases what this block stored, and what it acquired from the others when it was the last to arrive. Pairs with
       // the acquire in `await`.
       let word = target.arena.advanced(byBytes: target.offset).bits
-      if audience == .peers { ptx_store_release(word, epoch) } else { ptx_store_release_gpu(word, epoch) }
+      if audience == .peers {
+        ptx_store_release(word, epoch)
+        ptx_store_relaxed(word &+ UInt64(bitPattern: SignalWord.gateDistance), 1)
+      } else {
+        ptx_store_release_gpu(word, epoch)
+      }
       index = index &+ Self.threadCount
     }
   }
@@ -106,6 +111,9 @@ extension GPUMachine {
         }
       }
       _ = ptx_shared_add(Watch.word(index), state)
+      if audience == .peers && state == Watch.there {
+        ptx_store_relaxed(word &+ UInt64(bitPattern: SignalWord.gateDistance), 0)
+      }
       index = index &+ Self.threadCount &- 32
     }
     // What the lanes have acquired is everybody's now.

@@ -28,11 +28,12 @@ struct TableOffsets {
 }
 
 /// Where the words lie that kernels and the host both read and write: the host's own failure, the alarm and what it is
-/// about.
+/// about, and whether the queue of launches waits.
 struct NoticeOffsets {
   let hostFailure: Int64 = 0
   let alarm = OperationStatus.byteCount
-  let departures = OperationStatus.byteCount + 64
+  let pause = OperationStatus.byteCount + 64
+  let departures = OperationStatus.byteCount + 128
   let byteCount: Int64
 
   init(rankCount: Int) { byteCount = departures + alignUp(8 * Int64(rankCount), to: 64) }
@@ -91,11 +92,12 @@ final class BufferCore: Sendable {
       failure: base.advanced(byBytes: offsets.failure), hostFailure: .null,
       departures: words.advanced(byBytes: noticeOffsets.departures),
       alarm: words.advanced(byBytes: noticeOffsets.alarm), arrivals: base.advanced(byBytes: offsets.arrivals),
-      timeoutNanoseconds: timeout.nanoseconds)
+      pause: words.advanced(byBytes: noticeOffsets.pause), timeoutNanoseconds: timeout.nanoseconds)
     let image = try HostMemory(byteCount: offsets.byteCount)
     Self.fill(image.base, offsets, arenas: arenas, owners: owners)
     try tables.write(UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(offsets.byteCount)))
     try identify(membership)
+    device.serve(view, arena: arena)
     group.mesh.register(arenas, for: membership.key)
     group.mesh.register(
       DepartureBoard(memory: notices, view: view, arena: arena, device: device), for: membership.key)

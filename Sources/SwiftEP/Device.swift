@@ -15,6 +15,9 @@ package protocol Device: AnyObject, Sendable {
   /// Chunks that a dispatch's tokens are best numbered in.
   func chunkCount(tokenCount: Int, workerCount: Int) -> Int
 
+  /// To be called once, before the first launch: whose launches they will be.
+  func serve(_ view: RankView, arena: RankArena)
+
   // MARK: Launches
 
   /// Queues a launch behind all earlier ones; `owner` is kept alive until it has finished. Returns its ticket.
@@ -125,11 +128,18 @@ package final class HostDevice: Device {
   package var name: String { "cpu" }
   package var failure: EPError? { nil }
   package var workerCountMax: Int { stream.workerCountMax }
+  package func serve(_ view: RankView, arena: RankArena) {}
 
   package func enqueue(
     _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream _: CUDAStream?
   ) -> UInt64 {
-    stream.enqueue(launch, workerCount: workerCount, keeping: owner, isUrgent: isUrgent)
+    var ticket: UInt64 = 0
+    for part in launch.parts {
+      // A part that waits for peers sleeps while it does.
+      ticket = stream.enqueue(
+        part.launch, workerCount: min(workerCount, part.workerCountMax), keeping: owner, isUrgent: isUrgent)
+    }
+    return ticket
   }
 
   package func enqueueWait(isUrgent: Bool, _ body: @escaping @Sendable () -> Void) {

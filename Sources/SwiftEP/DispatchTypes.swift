@@ -21,6 +21,16 @@ public enum Sizing: Codable, Sendable {
   case worstCase
 }
 
+/// What waits for the peers of an operation: for their counts, then for their rows, or until they have read this rank's.
+public enum Waiting: Codable, CaseIterable, Sendable {
+  /// The workers, which is fastest.
+  case workers
+  /// On a GPU the stream, so that nothing occupies a multiprocessor meanwhile: the operation is launched in three parts.
+  /// A peer that has departed or is late is noticed by the host, some milliseconds later than by workers. On a CPU
+  /// workers sleep while they wait, and there is no difference.
+  case stream
+}
+
 public struct DispatchOptions: Sendable {
   /// Cached routing keeps the layout of its handle.
   public var layout: RowLayout = .bySource
@@ -33,6 +43,8 @@ public struct DispatchOptions: Sendable {
   public var quantization: ScaleFormat?
   /// Workers to use; nil: all that the buffer has.
   public var workers: Int?
+  /// Ranks need not all say the same.
+  public var waiting: Waiting = .workers
   /// Return while rows still travel; the result's event says when they have arrived.
   public var isAsynchronous = false
   /// What is given is ready only when these events are complete. With exact sizing the call itself waits for them,
@@ -137,6 +149,8 @@ public struct CombineOptions: Sendable {
   public var output: Tensor?
   /// Workers to use; nil: all that the buffer has.
   public var workers: Int?
+  /// As `DispatchOptions.waiting`.
+  public var waiting: Waiting = .workers
   /// Return at once; the result's event says when the sums are there and all peers have read this rank's rows.
   public var isAsynchronous = false
   /// What is given is ready only when these events are complete.

@@ -131,18 +131,20 @@ final class PendingOperation: Sendable {
   private let memory: any TensorStorage
   private let report: any TensorStorage
   private let layout: OperationLayout
+  private let part: OperationPart
   /// The last launch queued so far.
   private let ticket = Guarded<UInt64>(0)
 
-  init(_ core: BufferCore, chunkCount: Int) throws(EPError) {
+  init(_ core: BufferCore, chunkCount: Int, waiting: Waiting) throws(EPError) {
     self.core = core
+    part = waiting == .stream ? .apart : .whole
     layout = OperationLayout(
       rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount))
     memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
     report = try core.device.makeNotices(byteCount: OperationStatus.byteCount)
   }
 
-  var view: OperationView { OperationView(block: memory.base, report: report.base, layout: layout) }
+  var view: OperationView { OperationView(block: memory.base, report: report.base, layout: layout, part: part) }
 
   /// The status, once a launch that sets it has finished.
   var status: OperationStatus { view.reported }

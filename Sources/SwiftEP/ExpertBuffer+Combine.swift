@@ -66,8 +66,7 @@ private struct CombineCall {
     } catch {
       try core.report(error, as: .combine, stream: options.stream)
     }
-    let pending = try PendingOperation(
-      core, chunkCount: 0)
+    let pending = try PendingOperation(core, chunkCount: 0, waiting: options.waiting)
     let resources = pending.makeResources(
       [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
     core.queueWaits(options.after, of: .combine, isUrgent: options.isAsynchronous)
@@ -255,7 +254,7 @@ extension BufferCore {
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.set(fault)
-    let pending = try PendingOperation(self, chunkCount: 0)
+    let pending = try PendingOperation(self, chunkCount: 0, waiting: .workers)
     let handle = HandleView(
       block: .null,
       layout: HandleLayout(

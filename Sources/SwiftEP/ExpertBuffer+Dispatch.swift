@@ -53,7 +53,7 @@ private struct DispatchCall {
     let handle: DispatchHandle
     if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle() }
     let pending = try PendingOperation(
-      core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0)
+      core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0, waiting: options.waiting)
     let resources = pending.makeResources([x, scales as any Sendable, sidecars, routing, handle, core.arenas])
     core.queueWaits(options.after, of: operation, isUrgent: options.isAsynchronous)
 

@@ -58,13 +58,17 @@ let verifyCommand = Command(
 
 private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric, _ machines: MachineSpec) throws {
   for layout in RowLayout.allCases {
-    var job = Job(rankCount: 4, tokenCount: 64, hidden: 512, topK: 4, expertCount: 16)
-    (job.layout, job.seed, job.workers, job.skew) = (layout, seed, 2, 0.5)
-    try checkReplays(job, count: count, on: fabric)
-    try printNow("\(count) runs of graphs passed, rows \(layout)")
-    if !machines.isGPU { continue }
-    try checkStreams(job, count: count, on: fabric)
-    try printNow("\(count) calls on streams and \(count) runs of graphs captured there passed, rows \(layout)")
+    for waiting in Waiting.allCases {
+      var job = Job(rankCount: 4, tokenCount: 64, hidden: 512, topK: 4, expertCount: 16)
+      (job.layout, job.seed, job.workers, job.skew) = (layout, seed, 2, 0.5)
+      if waiting == .stream { job.ranksOfWaitingStreams = Set(0..<job.rankCount) }
+      let how = "rows \(layout), \(waiting == .stream ? "streams" : "workers") wait"
+      try checkReplays(job, count: count, on: fabric)
+      try printNow("\(count) runs of graphs passed, \(how)")
+      if !machines.isGPU { continue }
+      try checkStreams(job, count: count, on: fabric)
+      try printNow("\(count) calls on streams and \(count) runs of graphs captured there passed, \(how)")
+    }
   }
 }
 

@@ -26,8 +26,9 @@ extension ConformanceTests {
     /// Recorded once, run a thousand times with other tokens and other routing each time.
     @Test(arguments: RowLayout.allCases, [1, 2])
     func routingChangesFromRunToRun(_ layout: RowLayout, workers: Int) throws {
-      let job = Self.job.with { $0.layout = layout }
-      try checkReplays(job.with { $0.workers = workers }, count: 1000, on: fabric)
+      let job = Self.job.with { ($0.layout, $0.workers) = (layout, workers) }
+      try checkReplays(job, count: 1000, on: fabric)
+      try checkReplays(job.with { $0.ranksOfWaitingStreams = [0, 2] }, count: 200, on: fabric)
     }
 
     /// Several graphs and plain calls take turns on one buffer; launches are queued without waiting.

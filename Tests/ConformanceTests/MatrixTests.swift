@@ -133,6 +133,18 @@ extension ConformanceTests {
       try run(smallJob().with { ($0.combineHidden, $0.combineDType, $0.quantization) = (20, .fp32, .ue8m0) })
     }
 
+    /// Launched in parts by some ranks or all, and whole by others.
+    @Test(arguments: RowLayout.allCases, [Set(0..<3), [0], [1, 2]])
+    func streamsWait(_ layout: RowLayout, ranks: Set<Int>) throws {
+      for (sizing, isAsynchronous) in [(Sizing.exact, false), (.exact, true), (.worstCase, false), (.worstCase, true)] {
+        try run(
+          smallJob().with {
+            ($0.layout, $0.sizing, $0.isAsynchronous, $0.cachedRepeats) = (layout, sizing, isAsynchronous, 2)
+            ($0.ranksOfWaitingStreams, $0.workers, $0.combinesTopKWeights) = (ranks, 2, true)
+          })
+      }
+    }
+
     @Test(arguments: RowLayout.allCases, [Sizing.exact, .worstCase])
     func asynchronousCalls(_ layout: RowLayout, _ sizing: Sizing) throws {
       try run(

@@ -9,9 +9,9 @@ extension ConformanceTests {
     private static let timeout = Duration.milliseconds(300)
 
     /// Whoever calls learns in time who is missing, and from then on that the buffer is lost.
-    @Test(arguments: [0, 1, 2], [false, true])
-    func aRankThatNeverCalls(missing: Int, isAsynchronous: Bool) throws {
-      let job = smallJob().with { $0.isAsynchronous = isAsynchronous }
+    @Test(arguments: [0, 1, 2], [(false, Waiting.workers), (true, .workers), (true, .stream)])
+    func aRankThatNeverCalls(missing: Int, how: (isAsynchronous: Bool, waiting: Waiting)) throws {
+      let job = smallJob().with { $0.isAsynchronous = how.isAsynchronous }
       let reports = try onEachRank(try job.makePlan(), timeout: Self.timeout) { buffer in
         if buffer.rank == missing {
           // Alive, and not calling, until the others have given up.
@@ -20,7 +20,9 @@ extension ConformanceTests {
         }
         let clock = ContinuousClock()
         let begin = clock.now
-        let first = try error { () throws(EPError) in try job.dispatch(on: buffer).event.wait() }
+        var options = job.dispatchOptions
+        options.waiting = how.waiting
+        let first = try error { () throws(EPError) in try job.dispatch(on: buffer, options: options).event.wait() }
         let elapsed = clock.now - begin
         // Who gives up first tells the others.
         try require(elapsed >= Self.timeout / 2, "gave up after \(elapsed)")
@@ -51,8 +53,8 @@ extension ConformanceTests {
     }
 
     /// The same in every other operation; that a buffer is closed is known at once.
-    @Test(arguments: ["combine", "cached dispatch"])
-    func laterOperations(_ operation: String) throws {
+    @Test(arguments: ["combine", "cached dispatch"], Waiting.allCases)
+    func laterOperations(_ operation: String, waiting: Waiting) throws {
       let job = smallJob()
       let errors = try onEachRank(try job.makePlan(), timeout: .seconds(30)) { buffer -> EPError? in
         let result = try job.dispatch(on: buffer)
@@ -64,9 +66,13 @@ extension ConformanceTests {
         let begin = clock.now
         let found = try error { () throws(EPError) in
           if operation == "combine" {
-            _ = try buffer.combine(result.rows, with: result.handle)
+            var options = CombineOptions()
+            options.waiting = waiting
+            _ = try buffer.combine(result.rows, with: result.handle, options: options)
           } else {
-            _ = try job.dispatch(on: buffer, handle: result.handle)
+            var options = job.dispatchOptions
+            options.waiting = waiting
+            _ = try job.dispatch(on: buffer, handle: result.handle, options: options)
           }
         }
         try require(clock.now - begin < .seconds(10), "learnt it after \(clock.now - begin)")

@@ -27,7 +27,7 @@ final class Recording: @unchecked Sendable {
       rank: rank, rankCount: rankCount, expertCount: 8, localExpertCount: 2, arenas: arenas, expertOwner: .null,
       expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: base, hostFailure: .null, departures: .null,
       alarm: .null,
-      arrivals: .null, timeoutNanoseconds: 1_000_000_000)
+      arrivals: .null, pause: .null, timeoutNanoseconds: 1_000_000_000)
     recorder = FlightRecorder(view)
     var identity = ArenaIdentity()
     identity.magic = ArenaIdentity.magicNumber

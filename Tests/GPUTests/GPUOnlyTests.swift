@@ -38,8 +38,11 @@ extension ConformanceTests {
     func graphsAndStreams(gpuCount: Int, _ layout: RowLayout) throws {
       var job = Self.job
       (job.layout, job.workers, job.skew) = (layout, 2, 0.5)
-      try checkReplays(job, count: 100, on: Self.ranks(gpuCount: gpuCount))
-      try checkStreams(job, count: 50, on: Self.ranks(gpuCount: gpuCount))
+      for waiting: Set<Int> in [[], Set(0..<job.rankCount), [1, 2]] {
+        job.ranksOfWaitingStreams = waiting
+        try checkReplays(job, count: 100, on: Self.ranks(gpuCount: gpuCount))
+        try checkStreams(job, count: 50, on: Self.ranks(gpuCount: gpuCount))
+      }
     }
 
     @Test(arguments: gpuCounts) func randomJobs(gpuCount: Int) throws {

@@ -25,9 +25,10 @@ import Testing
       view = RankView(
         rank: 1, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: tables, expertOwner: .null,
         expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: at(1024), hostFailure: .null,
-        departures: .null, alarm: .null, arrivals: at(960), timeoutNanoseconds: 1)
+        departures: .null, alarm: .null, arrivals: at(960), pause: at(968), timeoutNanoseconds: 1)
       operation = OperationView(
-        block: at(8192), report: at(4096), layout: OperationLayout(rankCount: 2, expertCount: 8, chunkCount: 0))
+        block: at(8192), report: at(4096), layout: OperationLayout(rankCount: 2, expertCount: 8, chunkCount: 0),
+        part: .whole)
       for rank in 0..<Int32(2) {
         var header = ExchangeHeader()
         header.outputOffset = control.byteCount

@@ -23,8 +23,7 @@ import Testing
           rank: rank, rankCount: count, expertCount: 1, localExpertCount: 1, arenas: base, expertOwner: base,
           expertLocal: base, expertOrder: base, firstPlaces: base,
           failure: base.advanced(byBytes: 1024 + 256 * Int64(rank)), hostFailure: .null, departures: base, alarm: base,
-          arrivals: base,
-          timeoutNanoseconds: 1)
+          arrivals: base, pause: base, timeoutNanoseconds: 1)
       }
     }
 
@@ -50,6 +49,24 @@ import Testing
     let found = ranks.missing(1, in: .exchange, epoch: 5)
     #expect(found.rank == 3 && found.slot == .completion && found.epoch == 4)
     #expect(ranks.missing(3, in: .exchange, epoch: 5).rank == 3)
+  }
+
+  /// Rank 1's queue of launches waits for all that are not there: rank 3 alone, since rank 0 and 2 are.
+  @Test func aQueueThatWaits() throws {
+    let ranks = try Ranks(count: 4)
+    ranks.wait(1, for: 1, in: .completion, epoch: 4)
+    let view = ranks.views[1]
+    for source: Int32 in [0, 2] {
+      HostMachine.host.signal(1, epoch: 4, to: .peers) { _ in
+        SignalWord(arena: view.ownArena, offset: view.control.signalOffset(.completion, source: source))
+      }
+    }
+    let found = ranks.missing(1, in: .exchange, epoch: 5)
+    #expect(found.rank == 3 && found.slot == .completion && found.epoch == 4)
+    HostMachine.host.signal(1, epoch: 4, to: .peers) { _ in
+      SignalWord(arena: view.ownArena, offset: view.control.signalOffset(.completion, source: 3))
+    }
+    #expect(ranks.missing(1, in: .exchange, epoch: 5).rank == 1)
   }
 
   /// Rank 2 stopped while it waited for rank 3, which came later.

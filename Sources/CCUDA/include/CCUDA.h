@@ -37,4 +37,14 @@ struct swiftep_cu_access {
   int flags;
 };
 
+/// A stream's wait for a word: `CUstreamBatchMemOpParams`, as such an operation fills it.
+struct swiftep_cu_wait {
+  int operation;
+  uint64_t address;
+  uint64_t value;
+  unsigned flags;
+  uint64_t alias;
+  uint64_t padding;
+};
+
 #endif

@@ -25,6 +25,13 @@ package final class CUDADevice: Device {
     var isReserved = true
   }
 
+  private let pauses = Guarded(Pauses())
+
+  private struct Pauses {
+    var served: (view: RankView, arena: RankArena)?
+    var watch: PauseWatch?
+  }
+
   init(
     rank: Int, on host: GPUHost, workerCount: Int, arenaPlace: ArenaPlace, sharing shared: SharedLaunches?
   ) throws(EPError) {
@@ -61,15 +68,34 @@ package final class CUDADevice: Device {
     max(1, min(workerCount, (tokenCount + host.module.threadCount - 1) / host.module.threadCount))
   }
 
+  package func serve(_ view: RankView, arena: RankArena) { pauses.withLock { $0.served = (view, arena) } }
+
+  /// To be called before a launch whose parts the stream waits between.
+  private func watchPauses(of launch: KernelLaunch) throws(EPError) {
+    if launch.part == .whole { return }
+    try pauses.withLock { pauses throws(EPError) in
+      if pauses.watch == nil, let (view, arena) = pauses.served { pauses.watch = try PauseWatch(view, arena) }
+    }
+  }
+
+  private func gates(of slot: SignalSlot) -> [DeviceAddress] {
+    guard let (view, arena) = pauses.withLock({ $0.served }) else { return [] }
+    return (0..<view.rankCount).filter { $0 != view.rank }.map { source in
+      DeviceAddress(bits: arena.base.advanced(byBytes: view.control.gateOffset(slot, source: source)).bits)
+    }
+  }
+
   // MARK: Launches
 
   package func enqueue(
     _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool,
     stream other: CUDAStream?
   ) -> UInt64 {
+    do throws(EPError) { try watchPauses(of: launch) } catch { note(error) }
     if let other, (try? state(of: other)) == .capturing { return capture(launch, workerCount, owner, on: other) }
     return enqueue(keeping: owner) { ticket throws(EPError) in
       if let shared {
+        if launch.part != .whole { throw .machineUnavailable("waits of streams, with one launch for all ranks") }
         if other != nil { throw .machineUnavailable("callers' streams, with one launch for all ranks") }
         let part = SharedLaunches.Part(launch: launch, end: end(ticket), workerCount: workerCount, stream: stream)
         return try shared.launch(part, as: rank)
@@ -132,6 +158,17 @@ package final class CUDADevice: Device {
   private func start(
     _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, on stream: CUDADriver.Stream
   ) throws(DriverError) {
+    let parts = launch.parts
+    for (index, part) in parts.enumerated() {
+      if let slot = part.waitsFor { try stream.wait(untilNotZero: gates(of: slot)) }
+      try startPart(
+        part.launch, index == parts.count - 1 ? end : .untold, min(workerCount, part.workerCountMax), on: stream)
+    }
+  }
+
+  private func startPart(
+    _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, on stream: CUDADriver.Stream
+  ) throws(DriverError) {
     switch launch {
     case .prepareDispatch(let arguments): try start(.prepareDispatch, arguments, end, workerCount, on: stream)
     case .deliverDispatch(let arguments): try start(.deliverDispatch, arguments, end, workerCount, on: stream)
@@ -149,6 +186,7 @@ package final class CUDADevice: Device {
 
   package func makeGraph(_ launches: [RecordedLaunch]) throws(EPError) -> any DeviceGraph {
     if shared != nil { throw .machineUnavailable("graphs, with one launch for all ranks") }
+    for launch in launches { try watchPauses(of: launch.launch) }
     return try driving { () throws(DriverError) in
       // Not on the rank's own stream, which others may ask for its health meanwhile: that would end the capture.
       let captured = try CUDADriver.Stream(host.gpu)
@@ -161,6 +199,8 @@ package final class CUDADevice: Device {
       return CUDAGraph(self, graph, keeping: launches.map(\.owner))
     }
   }
+
+  private func note(_ error: EPError) { state.withLock { $0.failure = $0.failure ?? error } }
 
   /// Calls the driver for this rank.
   private func driving<Result>(_ body: () throws(DriverError) -> Result) throws(EPError) -> Result {
@@ -228,7 +268,7 @@ package final class CUDADevice: Device {
       do throws(EPError) {
         try driving { () throws(DriverError) in try stream.checkHealth() }
       } catch {
-        state.withLock { [error] in $0.failure = $0.failure ?? error }
+        note(error)
       }
     }
     prune()
@@ -250,6 +290,7 @@ package final class CUDADevice: Device {
     shared?.leave(rank)
     // Waits without a launch behind them; and what was queued before a call of the driver failed, unless the GPU is lost.
     try? stream.synchronize()
+    pauses.withLock { $0 = Pauses() }
     // Nobody waits for an end that never comes.
     if failure != nil { storeReleasing(1 << 62, in: lane.finishedWord.base) }
     let wasReserved = state.withLock { state in

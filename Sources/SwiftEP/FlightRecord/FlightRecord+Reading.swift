@@ -37,7 +37,7 @@ extension FlightRecord {
     timeoutNanoseconds = identity.timeoutNanoseconds
     self.operations = operations
     longestWaits = (0..<identity.rankCount).compactMap { reader.longestWait(for: $0) }
-    current = reader.current(progress, last: operations.last, createdAt: identity.createdAt)
+    current = reader.current(progress, ofRank: identity.rank, last: operations.last, createdAt: identity.createdAt)
     // A step can have begun since `now` was taken.
     readNanoseconds = max(now, current.sinceNanoseconds)
   }
@@ -132,13 +132,14 @@ private struct FlightReader {
   }
 
   func current(
-    _ progress: FlightProgress, last: FlightRecord.Operation?, createdAt: UInt64
+    _ progress: FlightProgress, ofRank rank: Int32, last: FlightRecord.Operation?, createdAt: UInt64
   ) -> FlightRecord.Current {
     if progress.step == .idle {
       return FlightRecord.Current(step: .idle, sinceNanoseconds: last?.spans.last?.endNanoseconds ?? createdAt)
     }
     let operation = last.flatMap { Int64($0.index) == progress.index ? $0 : nil }
-    let isWaiting = progress.peer >= 0 && progress.peer < layout.rankCount
+    // Itself: for anybody.
+    let isWaiting = progress.peer >= 0 && progress.peer < layout.rankCount && progress.peer != rank
     return FlightRecord.Current(
       step: FlightRecord.Step(progress.step), operation: operation?.kind, epoch: operation?.epoch,
       peer: isWaiting ? Int(progress.peer) : nil,

@@ -1,0 +1,61 @@
+import EPKernels
+
+/// A part of an operation, as a queue of launches runs it.
+package struct LaunchPart: Sendable {
+  package let launch: KernelLaunch
+  /// The queue waits for this slot's gates first.
+  package let waitsFor: SignalSlot?
+  /// Workers that it takes, at most.
+  package let workerCountMax: Int
+}
+
+extension KernelLaunch {
+  /// What is queued for it, in this order.
+  package var parts: [LaunchPart] {
+    guard part == .apart else { return [LaunchPart(launch: self, waitsFor: nil, workerCountMax: .max)] }
+    let kinds: [OperationPart] =
+      switch self {
+      case .prepareDispatch: [.begin, .middle]
+      case .deliverDispatch: [.middle, .end]
+      case .dispatch, .combine: [.begin, .middle, .end]
+      }
+    return kinds.enumerated().map { index, kind in
+      LaunchPart(
+        launch: with(kind), waitsFor: index == 0 ? nil : kind == .middle ? .exchange : .completion,
+        workerCountMax: kind == .end ? 1 : .max)
+    }
+  }
+
+  package var part: OperationPart {
+    switch self {
+    case .prepareDispatch(let arguments), .deliverDispatch(let arguments), .dispatch(let arguments):
+      arguments.operation.part
+    case .combine(let arguments): arguments.operation.part
+    }
+  }
+
+  private func with(_ part: OperationPart) -> KernelLaunch {
+    switch self {
+    case .prepareDispatch(let arguments): .prepareDispatch(arguments.with(part))
+    case .deliverDispatch(let arguments): .deliverDispatch(arguments.with(part))
+    case .dispatch(let arguments): .dispatch(arguments.with(part))
+    case .combine(let arguments): .combine(arguments.with(part))
+    }
+  }
+}
+
+extension DispatchArguments {
+  fileprivate func with(_ part: OperationPart) -> Self {
+    var arguments = self
+    arguments.operation.part = part
+    return arguments
+  }
+}
+
+extension CombineArguments {
+  fileprivate func with(_ part: OperationPart) -> Self {
+    var arguments = self
+    arguments.operation.part = part
+    return arguments
+  }
+}
