@@ -44,9 +44,6 @@
 #endif
 
 /* What the protocol relies on. The checks take each away in turn, and must then find what goes wrong. */
-#ifndef PAGES
-#define PAGES 2               /* exchange pages, by parity of the epoch */
-#endif
 #ifndef ROWS_BEFORE_SIGNAL
 #define ROWS_BEFORE_SIGNAL 1  /* a rank signals completion when its rows are written, or read */
 #endif
@@ -75,6 +72,9 @@
 #define TELLING 1             /* who misses a rank departs, and says so */
 #endif
 
+#ifndef WATCH
+#define WATCH 1               /* a wait for gates ends as a wait for signals does */
+#endif
 #ifndef FAULTS_COMPLETE
 #define FAULTS_COMPLETE 1     /* a completion follows every exchange, also where all ranks have found a fault in it */
 #endif
@@ -94,7 +94,6 @@
 #define COMPLETE 1
 #define signal(slot, to, from) signals[(slot) * N * N + pair(to, from)]
 #define gate(slot, to, from) gates[(slot) * N * N + pair(to, from)]
-#define page(epoch, to, from) (((epoch) % PAGES) * N * N + pair(to, from))
 
 /* Tags. */
 #define row(epoch, source) ((epoch) * N + (source) + 3)
@@ -107,8 +106,8 @@ byte signals[2 * N * N];
 #if GATED
 bool gates[2 * N * N];
 #endif
-byte blockEpoch[PAGES * N * N], blockOperation[PAGES * N * N], blockOffset[PAGES * N * N];
-byte blockCapacity[PAGES * N * N], blockCounts[PAGES * N * N];
+byte blockEpoch[N * N], blockOperation[N * N], blockOffset[N * N];
+byte blockCapacity[N * N], blockCounts[N * N];
 
 /* How a rank takes part no more. */
 mtype = { CLOSED, LOST, EXITED };
@@ -143,7 +142,7 @@ inline awaitGates(slot) {
   peer = 0;
   do
   :: has(GATED, me) && peer < N && (peer == me || gate(slot, me, peer)) -> peer++
-  :: has(GATED, me) && (missesAny(slot) || doubts > 0) -> break
+  :: WATCH && has(GATED, me) && (missesAny(slot) || doubts > 0) -> break
   :: !has(GATED, me) || peer == N -> break
   :: isMortal -> die()
   od;
@@ -223,7 +222,7 @@ inline exchange(kind, place, room, sending) {
 
 inline writeBlock(kind, place, room, sending) {
   atomic {
-    x = page(epoch, peer, me);
+    x = pair(peer, me);
     blockEpoch[x] = epoch; blockOperation[x] = kind; blockOffset[x] = place;
     blockCapacity[x] = room; blockCounts[x] = sending;
     x = 0
@@ -237,14 +236,14 @@ inline readBlocks() {
   do
   :: peer < N ->
     atomic {
-      x = page(epoch, me, peer);
+      x = pair(me, peer);
       /* Neither before it was written nor after it was overwritten. */
       assert(blockEpoch[x] == epoch);
       offsets[peer] = blockOffset[x];
       capacities[peer] = blockCapacity[x];
       sent = sent | (blockCounts[x] << (peer * N));
       if
-      :: blockOperation[x] != blockOperation[page(epoch, me, 0)] -> verdict = DISAGREEMENT
+      :: blockOperation[x] != blockOperation[pair(me, 0)] -> verdict = DISAGREEMENT
       :: else
       fi;
       x = 0;

@@ -97,29 +97,29 @@ extension RankView {
 }
 
 /// Counts that all ranks have told in an exchange: so many rows can be numbered.
-@inlinable func checkCounts<M: Machine>(_ machine: M, view: RankView, epoch: UInt64, topK: Int32) {
+@inlinable func checkCounts<M: Machine>(_ machine: M, view: RankView, topK: Int32) {
   let counterCount = view.rankCount &+ view.expertCount
   let countMax = Int64(Int32.max / (view.rankCount &* max(1, topK)))
   machine.forEach(view.rankCount &* counterCount) { cell in
-    let count = exchangedCount(view, epoch: epoch, source: cell / counterCount, index: cell % counterCount)
+    let count = exchangedCount(view, source: cell / counterCount, index: cell % counterCount)
     _ = view.check(.count, Int64(count), below: countMax &+ 1)
   }
 }
 
 /// Memory that all ranks have offered.
-@inlinable func checkOffers<M: Machine>(_ machine: M, view: RankView, epoch: UInt64) {
+@inlinable func checkOffers<M: Machine>(_ machine: M, view: RankView) {
   machine.forEach(view.rankCount) { rank in
-    let header = exchangeHeader(view, epoch: epoch, source: rank)
+    let header = exchangeHeader(view, source: rank)
     _ = view.checkArena(of: rank, header.outputOffset, byteCount: header.outputCapacity)
   }
 }
 
 /// The rows of all ranks lie where peers may read them.
-@inlinable func checkRows<M: Machine>(_ machine: M, _ arguments: CombineArguments, epoch: UInt64) {
+@inlinable func checkRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let view = arguments.view
   let weightsByteCount = arguments.weightsOutput.isNull ? 0 : 4 &* Int64(arguments.weightsPerRow)
   machine.forEach(view.rankCount) { rank in
-    let header = exchangeHeader(view, epoch: epoch, source: rank)
+    let header = exchangeHeader(view, source: rank)
     let rowCount = Int64(arguments.handle.total(atRank: rank))
     _ = view.checkArena(of: rank, header.outputOffset, byteCount: rowCount &* Int64(arguments.rowByteCount))
     _ = view.checkArena(of: rank, header.weightsOffset, byteCount: rowCount &* weightsByteCount)

@@ -78,18 +78,18 @@
 @inlinable func findRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   operation.resetCounter(machine)
-  let epoch = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
+  let goesOn = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
     if arguments.header.fault == 0 { identify(handle, in: block) }
   }
-  guard let epoch else { return }
+  if !goesOn { return }
   machine.forEach(view.rankCount) { rank in
-    let peer = exchangeHeader(view, epoch: epoch, source: rank)
+    let peer = exchangeHeader(view, source: rank)
     let arena = view.arena(of: rank)
     operation.setColumn(Columns.rows, atRank: rank, arena.advanced(byBytes: peer.outputOffset))
     operation.setColumn(Columns.weights, atRank: rank, arena.advanced(byBytes: peer.weightsOffset))
   }
   #if CHECKED
-    checkRows(machine, arguments, epoch: epoch)
+    checkRows(machine, arguments)
     if endsInFailedCheck(machine, view: view, operation: operation) { return }
   #endif
   let recorder = FlightRecorder(view)

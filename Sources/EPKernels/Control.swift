@@ -94,7 +94,7 @@
 
 /// The first bytes of every arena: what peers write to coordinate. Sizes and offsets come from here alone.
 ///
-///     doorbell, identity | own epoch, own turn | signal words [slot][source] | exchange pages [epoch parity][source] | recorder
+///     doorbell, identity | own epoch, own turn | signal words [slot][source] | exchange pages [source] | recorder
 @frozen public struct ControlLayout {
   public var rankCount: Int32
   public var expertCount: Int32
@@ -138,12 +138,12 @@
     alignUp(ExchangeHeader.byteCount &+ 4 &* (Int64(rankCount) &+ Int64(expertCount)), to: 128)
   }
 
-  @inlinable public func exchangeOffset(epoch: UInt64, source: Int32) -> Int64 {
-    pagesOffset &+ (Int64(epoch & 1) &* Int64(rankCount) &+ Int64(source)) &* exchangeBlockByteCount
+  @inlinable public func exchangeOffset(source: Int32) -> Int64 {
+    pagesOffset &+ Int64(source) &* exchangeBlockByteCount
   }
 
   /// `FlightLayout`. Only this rank writes it.
-  @inlinable public var recorderOffset: Int64 { pagesOffset &+ 2 &* Int64(rankCount) &* exchangeBlockByteCount }
+  @inlinable public var recorderOffset: Int64 { pagesOffset &+ Int64(rankCount) &* exchangeBlockByteCount }
 
   @inlinable public var byteCount: Int64 {
     alignUp(recorderOffset &+ FlightLayout(rankCount: rankCount).byteCount, to: 4096)

@@ -109,29 +109,28 @@
 ) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   operation.resetCounter(machine)
-  let epoch = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
+  let goesOn = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
     if isLaidOut && !reportFault(machine, in: block, handle: handle, operation: operation) {
       sumCounters(machine, into: block, handle: handle, operation: operation)
     }
     if arguments.isCached && arguments.header.fault == 0 { identify(handle, in: block) }
   }
-  guard let epoch else {
+  if !goesOn {
     // What a later call finds in the handle must not be what lay there before.
     if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
     return
   }
   if !arguments.isCached {
     place(
-      machine, view: view, epoch: epoch, expertAlignment: arguments.expertAlignment, handle: handle,
-      operation: operation)
+      machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle, operation: operation)
     if counting {
       countReceived(machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle)
     }
   }
-  fitOutputs(machine, view, epoch: epoch, columns: arguments.columns, handle: handle, operation: operation)
+  fitOutputs(machine, view, columns: arguments.columns, handle: handle, operation: operation)
   #if CHECKED
-    if !arguments.isCached { checkCounts(machine, view: view, epoch: epoch, topK: arguments.routing.topK) }
-    checkOffers(machine, view: view, epoch: epoch)
+    if !arguments.isCached { checkCounts(machine, view: view, topK: arguments.routing.topK) }
+    checkOffers(machine, view: view)
     if endsInFailedCheck(machine, view: view, operation: operation) {
       return handle.at(handle.layout.epoch).store(UInt64(0), at: 0)
     }

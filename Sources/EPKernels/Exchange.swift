@@ -2,31 +2,31 @@
 ///
 /// Run by one worker. The header is written here; `fill` completes this rank's block: its counts, and what the header
 /// cannot know yet. All ranks see the same blocks afterwards, so whatever is decided from them is decided alike
-/// everywhere. Whatever that is, a completion follows. Returns the exchange's epoch, or nil when the operation has failed, as
-/// its status says, or goes on in another launch.
+/// everywhere. Whatever that is, a completion follows. Returns false when the operation has failed, as its status says, or
+/// goes on in another launch.
 @inlinable func exchange<M: Machine>(
   _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
-) -> UInt64? {
+) -> Bool {
   var (epoch, begin): (UInt64, UInt64)
   if operation.does(.begin) {
     let announced = announce(machine, view: view, header: header, operation: operation, fill: fill)
-    guard let announced else { return nil }
+    guard let announced else { return false }
     (epoch, begin) = (announced, machine.now)
     if !operation.does(.middle) {
       machine.forEach(1) { _ in operation.set(OperationStatus(.ok, rank: 0, (0, 0, 0, 0))) }
       pause(machine, .exchange, now: begin, view: view, operation: operation)
-      return nil
+      return false
     }
   } else {
-    if !operation.isOK { return nil }
+    if !operation.isOK { return false }
     (epoch, begin) = (view.epoch, resume(machine, view: view, operation: operation))
   }
   let seen = awaitAll(machine, view: view, slot: .exchange, epoch: epoch, since: begin, operation: operation)
-  guard let seen else { return nil }
+  guard let seen else { return false }
   FlightRecorder(view).enter(machine, .place, now: seen)
-  let verdict = compareHeaders(machine, view, epoch: epoch)
+  let verdict = compareHeaders(machine, view)
   machine.forEach(1) { _ in operation.set(verdict) }
-  return verdict.code == StatusCode.ok.rawValue ? epoch : nil
+  return verdict.code == StatusCode.ok.rawValue
 }
 
 /// This rank's part of an exchange. Returns its epoch, or nil when the operation has failed.
@@ -50,7 +50,7 @@
   epochWord.store(epoch, at: 0)
   FlightRecorder(view).exchange(machine, epoch: epoch)
 
-  let offset = control.exchangeOffset(epoch: epoch, source: view.rank)
+  let offset = control.exchangeOffset(source: view.rank)
   let block = view.ownArena.advanced(byBytes: offset)
   machine.forEach(1) { _ in block.store(header, at: 0) }
   fill(block)
@@ -206,39 +206,39 @@
 }
 
 /// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.
-@inlinable func compareHeaders<M: Machine>(_ machine: M, _ view: RankView, epoch: UInt64) -> OperationStatus {
+@inlinable func compareHeaders<M: Machine>(_ machine: M, _ view: RankView) -> OperationStatus {
   let faulty = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) {
-    exchangeHeader(view, epoch: epoch, source: $0).fault != 0
+    exchangeHeader(view, source: $0).fault != 0
   }
   if faulty >= 0 {
-    let header = exchangeHeader(view, epoch: epoch, source: faulty)
+    let header = exchangeHeader(view, source: faulty)
     let (a, b, c) = header.faultDetails
     return OperationStatus(.inputFault, rank: Int64(faulty), (header.fault, a, b, c))
   }
   let fieldCount = Int32(truncatingIfNeeded: HeaderField.sidecar2.rawValue &+ 1)
-  let first = exchangeBlock(view, epoch: epoch, source: 0)
+  let first = exchangeBlock(view, source: 0)
   let odd = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* fieldCount))) { index in
-    let other = exchangeBlock(view, epoch: epoch, source: index / fieldCount)
+    let other = exchangeBlock(view, source: index / fieldCount)
     return first.load(Int64.self, at: index % fieldCount) != other.load(Int64.self, at: index % fieldCount)
   }
   if odd < 0 { return OperationStatus(.ok, rank: 0, (0, 0, 0, 0)) }
   let (rank, field) = (odd / fieldCount, odd % fieldCount)
-  let found = exchangeBlock(view, epoch: epoch, source: rank).load(Int64.self, at: field)
+  let found = exchangeBlock(view, source: rank).load(Int64.self, at: field)
   return OperationStatus(
     .disagreement, rank: Int64(rank), (Int64(field), first.load(Int64.self, at: field), found, 0))
 }
 
-@inlinable func exchangeBlock(_ view: RankView, epoch: UInt64, source: Int32) -> Address {
-  view.ownArena.advanced(byBytes: view.control.exchangeOffset(epoch: epoch, source: source))
+@inlinable func exchangeBlock(_ view: RankView, source: Int32) -> Address {
+  view.ownArena.advanced(byBytes: view.control.exchangeOffset(source: source))
 }
 
-@inlinable func exchangeHeader(_ view: RankView, epoch: UInt64, source: Int32) -> ExchangeHeader {
-  exchangeBlock(view, epoch: epoch, source: source).load(ExchangeHeader.self, at: 0)
+@inlinable func exchangeHeader(_ view: RankView, source: Int32) -> ExchangeHeader {
+  exchangeBlock(view, source: source).load(ExchangeHeader.self, at: 0)
 }
 
 /// Tokens from `source` per rank (`index` = rank) and per expert (`index` = rank count + expert).
-@inlinable func exchangedCount(_ view: RankView, epoch: UInt64, source: Int32, index: Int32) -> Int32 {
-  exchangeBlock(view, epoch: epoch, source: source).advanced(byBytes: ExchangeHeader.byteCount)
+@inlinable func exchangedCount(_ view: RankView, source: Int32, index: Int32) -> Int32 {
+  exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount)
     .load(Int32.self, at: index)
 }
 

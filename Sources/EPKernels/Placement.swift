@@ -2,15 +2,15 @@
 
 /// Fills the handle's totals and bases. Run by one worker after a dispatch's exchange.
 @inlinable func place<M: Machine>(
-  _ machine: M, view: RankView, epoch: UInt64, expertAlignment: Int32, handle: HandleView, operation: OperationView
+  _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView, operation: OperationView
 ) {
   let layout = handle.layout
-  handle.at(layout.epoch).store(epoch, at: 0)
+  handle.at(layout.epoch).store(view.epoch, at: 0)
   if layout.layout == .bySource {
-    placeBySource(machine, view: view, epoch: epoch, handle: handle, operation: operation)
+    placeBySource(machine, view: view, handle: handle, operation: operation)
   } else {
     placeByExpert(
-      machine, view: view, epoch: epoch, expertAlignment: expertAlignment, handle: handle, operation: operation)
+      machine, view: view, expertAlignment: expertAlignment, handle: handle, operation: operation)
   }
 }
 
@@ -19,10 +19,9 @@
   _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView
 ) {
   let layout = handle.layout
-  let epoch = handle.at(layout.epoch).load(UInt64.self, at: 0)
   handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0)
   machine.forEach(view.rankCount) { source in
-    let tokenCount = exchangedCount(view, epoch: epoch, source: source, index: view.rank)
+    let tokenCount = exchangedCount(view, source: source, index: view.rank)
     handle.at(layout.tokensPerSource).store(tokenCount, at: source)
   }
   machine.forEach(view.expertCount) { expert in
@@ -30,7 +29,7 @@
       let local = view.localIndex(ofExpert: expert)
       let isCounted = layout.topK != 0
       let tokenCount =
-        isCounted ? countBefore(view, epoch: epoch, source: view.rankCount, index: view.rankCount &+ expert) : 0
+        isCounted ? countBefore(view, source: view.rankCount, index: view.rankCount &+ expert) : 0
       handle.at(layout.tokensPerExpert).store(tokenCount, at: local)
       handle.at(layout.alignedTokensPerExpert).store(aligned(tokenCount, to: expertAlignment), at: local)
     }
@@ -38,23 +37,23 @@
 }
 
 @inlinable func placeBySource<M: Machine>(
-  _ machine: M, view: RankView, epoch: UInt64, handle: HandleView, operation: OperationView
+  _ machine: M, view: RankView, handle: HandleView, operation: OperationView
 ) {
   machine.forEach(view.rankCount) { rank in
     handle.at(handle.layout.totals)
-      .store(countBefore(view, epoch: epoch, source: view.rankCount, index: rank), at: rank)
+      .store(countBefore(view, source: view.rankCount, index: rank), at: rank)
     placeChunks(
-      key: rank, counter: rank, base: countBefore(view, epoch: epoch, source: view.rank, index: rank), handle: handle,
+      key: rank, counter: rank, base: countBefore(view, source: view.rank, index: rank), handle: handle,
       operation: operation)
   }
-  let sentRows = sum(over: view.rankCount) { exchangedCount(view, epoch: epoch, source: view.rank, index: $0) }
+  let sentRows = sum(over: view.rankCount) { exchangedCount(view, source: view.rank, index: $0) }
   handle.at(handle.layout.sentRows).store(Int64(sentRows), at: 0)
-  let receivedRows = Int64(countBefore(view, epoch: epoch, source: view.rankCount, index: view.rank))
+  let receivedRows = Int64(countBefore(view, source: view.rankCount, index: view.rank))
   handle.at(handle.layout.receivedRows).store(receivedRows, at: 0)
 }
 
 @inlinable func placeByExpert<M: Machine>(
-  _ machine: M, view: RankView, epoch: UInt64, expertAlignment: Int32, handle: HandleView, operation: OperationView
+  _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView, operation: OperationView
 ) {
   // Groups one behind the other, over all ranks; what lies before a rank's first group is then subtracted.
   let starts = operation.at(operation.layout.groupStarts)
@@ -62,7 +61,7 @@
     view.expertCount,
     value: { place in
       let index = view.rankCount &+ view.expertOrder.load(Int32.self, at: place)
-      return aligned(countBefore(view, epoch: epoch, source: view.rankCount, index: index), to: expertAlignment)
+      return aligned(countBefore(view, source: view.rankCount, index: index), to: expertAlignment)
     },
     visit: { place, before, value in
       starts.store(before, at: place)
@@ -77,15 +76,15 @@
     let (rank, index) = (view.owner(ofExpert: expert), view.rankCount &+ expert)
     let groupStart =
       starts.load(Int32.self, at: place) &- starts.load(Int32.self, at: view.firstPlace(ofRank: rank))
-    let before = countBefore(view, epoch: epoch, source: view.rank, index: index)
+    let before = countBefore(view, source: view.rank, index: index)
     placeChunks(key: expert, counter: index, base: groupStart &+ before, handle: handle, operation: operation)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
-    exchangedCount(view, epoch: epoch, source: view.rank, index: view.rankCount &+ expert)
+    exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.receivedRows)) { expert in
     if view.owner(ofExpert: expert) != view.rank { return 0 }
-    return countBefore(view, epoch: epoch, source: view.rankCount, index: view.rankCount &+ expert)
+    return countBefore(view, source: view.rankCount, index: view.rankCount &+ expert)
   }
 }
 
@@ -120,8 +119,8 @@
 }
 
 /// The exchanged counts of all sources before `source`, summed.
-@inlinable func countBefore(_ view: RankView, epoch: UInt64, source: Int32, index: Int32) -> Int32 {
-  sum(over: source) { exchangedCount(view, epoch: epoch, source: $0, index: index) }
+@inlinable func countBefore(_ view: RankView, source: Int32, index: Int32) -> Int32 {
+  sum(over: source) { exchangedCount(view, source: $0, index: index) }
 }
 
 /// The sum of the values of `0..<count`; a value is asked for more than once, and counts once.
@@ -146,23 +145,23 @@
 /// Where each column of each rank's output begins. What does not fit becomes the operation's status, the same on all
 /// ranks.
 @inlinable func fitOutputs<M: Machine>(
-  _ machine: M, _ view: RankView, epoch: UInt64, columns: Columns, handle: HandleView, operation: OperationView
+  _ machine: M, _ view: RankView, columns: Columns, handle: HandleView, operation: OperationView
 ) {
   machine.forEach(view.rankCount &* Columns.count) { cell in
     let (rank, column) = (cell / Columns.count, cell % Columns.count)
-    let fit = OutputFit(view, epoch: epoch, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank)
+    let fit = OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank)
     let block = view.arena(of: rank).advanced(byBytes: fit.header.outputOffset)
     operation.setColumn(
       column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
   }
   let tight = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { rank in
-    !OutputFit(view, epoch: epoch, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
+    !OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
   }
   let rowCount = handle.total(atRank: view.rank)
-  let own = OutputFit(view, epoch: epoch, columns: columns, rowCount: rowCount, atRank: view.rank)
+  let own = OutputFit(view, columns: columns, rowCount: rowCount, atRank: view.rank)
   var status = OperationStatus(.ok, rank: 0, (0, 0, 0, 0))
   if tight >= 0 {
-    let fit = OutputFit(view, epoch: epoch, columns: columns, rowCount: handle.total(atRank: tight), atRank: tight)
+    let fit = OutputFit(view, columns: columns, rowCount: handle.total(atRank: tight), atRank: tight)
     // Rows too many may fit into the memory all the same: pages round it up.
     let available =
       fit.rowCount > fit.rowCapacity ? columns.byteCount(rowCapacity: fit.rowCapacity) : fit.header.outputCapacity
@@ -180,8 +179,8 @@
   @usableFromInline let rowCapacity: Int64
   @usableFromInline let neededByteCount: Int64
 
-  @inlinable init(_ view: RankView, epoch: UInt64, columns: Columns, rowCount: Int32, atRank rank: Int32) {
-    header = exchangeHeader(view, epoch: epoch, source: rank)
+  @inlinable init(_ view: RankView, columns: Columns, rowCount: Int32, atRank rank: Int32) {
+    header = exchangeHeader(view, source: rank)
     self.rowCount = Int64(rowCount)
     rowCapacity = header.outputRowCapacity == 0 ? self.rowCount : header.outputRowCapacity
     neededByteCount = columns.byteCount(rowCapacity: max(self.rowCount, rowCapacity))

@@ -37,15 +37,15 @@ import Testing
       }
     }
 
-    func block(of rank: Int32) -> Address { exchangeBlock(view, epoch: 2, source: rank) }
+    func block(of rank: Int32) -> Address { exchangeBlock(view, source: rank) }
 
     /// Counts of tokens, by rank, then by expert.
     func counts(of rank: Int32) -> Address { block(of: rank).advanced(byBytes: ExchangeHeader.byteCount) }
 
     /// What the exchange fails with, as the host is told.
     func failure() -> (check: Check?, found: Int64, end: Int64)? {
-      checkCounts(HostMachine.host, view: view, epoch: 2, topK: 2)
-      checkOffers(HostMachine.host, view: view, epoch: 2)
+      checkCounts(HostMachine.host, view: view, topK: 2)
+      checkOffers(HostMachine.host, view: view)
       guard endsInFailedCheck(HostMachine.host, view: view, operation: operation) else { return nil }
       let status = operation.reported
       #expect(status.code == StatusCode.checkFailed.rawValue && status.rank == 1)
