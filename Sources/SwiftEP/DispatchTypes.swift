@@ -22,7 +22,7 @@ public enum Sizing: Codable, Sendable {
 }
 
 /// What waits for the peers of an operation: for their counts, then for their rows, or until they have read this rank's.
-public enum Waiting: Codable, CaseIterable, Sendable {
+public enum Waiting: String, Codable, CaseIterable, Sendable {
   /// The workers, which is fastest.
   case workers
   /// On a GPU the stream, so that nothing occupies a multiprocessor meanwhile: the operation is launched in three parts.

@@ -67,7 +67,8 @@ extension ExpertBuffer {
   /// operations are, when they are launched.
   ///
   /// They must be asynchronous, dispatches of worst-case size, and wait for no event but this buffer's own. Nothing else may
-  /// call this buffer meanwhile.
+  /// call this buffer meanwhile. Where several ranks are threads of one process, none should launch before all have recorded:
+  /// the GPU's driver may wait for running kernels when it makes a graph, and those for the ranks that still record.
   ///
   /// - Returns: the graph, and what `body` returned. Results hold nothing before the first launch has run.
   /// - Throws: what `body` throws; `invalidArgument` where it records nothing, or what cannot be recorded; `outOfMemory`;

@@ -16,6 +16,9 @@ let benchCommand = Command(
     Flag(
       "replays", "N",
       "on a GPU: record each operation as a graph that runs it N times in\na row (default 0: call it once)"),
+    Flag(
+      "waiting", "WHO",
+      "on a GPU: workers, or stream, so that waits hold no multiprocessor\n(default workers)"),
     Flag("seed", "S", "of everything random (default 1)"),
     Flag("skew", "S", "Zipf exponent of the experts' popularity, 0: uniform (default 0)"),
     Flag("text", "FILE", "take the tokens from a text: seeded embeddings, routed by a seeded gate"),
@@ -25,6 +28,8 @@ let benchCommand = Command(
     Flag("trace", "FILE", "write what every rank did in the timed iterations, for Perfetto or\nchrome://tracing"),
   ],
   notes: """
+    On GPUs, rows are also combined from an ordinary tensor, which peers cannot read where it lies.
+
     An operation's time is from when the last rank is ready until the last rank has finished; on GPUs, the longest
     of the ranks' own, from where it begins there, by the GPU's clock. GB/s are the bytes of rows that a rank
     received (its own tokens' included) over the median time.
@@ -61,6 +66,7 @@ struct BenchSettings {
   let workerCount: Int
   let iterationCount: Int
   let replayCount: Int
+  let waiting: Waiting
   let seed: UInt64
   let skew: Double
   let jsonPath: String?
@@ -81,9 +87,10 @@ struct BenchSettings {
       )
     }
     iterationCount = try arguments.integer("iterations", in: 1...1_000_000, default: 20)
-    if !machines.isGPU && arguments.has("replays") {
-      throw UsageError("--replays", expected: "none with --machine cpu", found: "one")
+    for flag in ["replays", "waiting"] where !machines.isGPU && arguments.has(flag) {
+      throw UsageError("--\(flag)", expected: "none with --machine cpu", found: "one")
     }
+    waiting = try arguments.choice("waiting", Waiting.self) ?? .workers
     replayCount = try arguments.integer("replays", in: 0...1000, default: 0)
     seed = try arguments.seed("seed", default: 1)
     skew = try arguments.real("skew", in: 0...10, default: 0)
@@ -132,10 +139,10 @@ struct BenchSettings {
 
   private func runOnGPU(_ workload: Workload) throws -> (BenchReport, [FlightRecord]) {
     // Worst-case sizes, though what arrives is known.
-    let plan = try job.plan(workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
+    let plan = try job.plan(workers: workerCount, stagesCombine: true)
     let bench = try GPUBench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount, replayCount: replayCount,
-      isTraced: tracePath != nil)
+      waiting: waiting, isTraced: tracePath != nil)
     let all =
       processes
       ? try bench.run(on: ProcessFabric(machines: machines.machines))

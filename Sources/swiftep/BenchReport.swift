@@ -93,6 +93,9 @@ struct BenchReport: Codable, Equatable {
       Operation(
         "combine", all.map(\.combine).maxima, combineSizes, copy,
         receivedByteCount: combineSizes.reduce(0) { $0 + $1.readByteCount }),
+      Operation(
+        "combine of an ordinary tensor", all.map(\.stagedCombine).maxima, combineSizes, copy,
+        receivedByteCount: combineSizes.reduce(0) { $0 + $1.readByteCount }),
     ]
   }
 

@@ -18,6 +18,7 @@ final class GPUBench: Sendable {
   let iterationCount: Int
   /// How often a graph runs an operation; 0: operations are called, not recorded.
   let replayCount: Int
+  let waiting: Waiting
   /// Whether the flight records of all timed iterations are kept: of as many operations of each as a record has.
   let isTraced: Bool
   private let oracle: Oracle
@@ -30,6 +31,8 @@ final class GPUBench: Sendable {
   struct Measurements: Codable, Sendable {
     var dispatch: [UInt64] = []
     var combine: [UInt64] = []
+    /// Of rows that lie in no arena.
+    var stagedCombine: [UInt64] = []
     /// Of rank 0.
     var copyBytesPerNanosecond = 0.0
     /// Of the rank's GPU, in the first rank's that has it.
@@ -63,9 +66,9 @@ final class GPUBench: Sendable {
 
   init(
     _ job: JobSpec, _ workload: Workload, plan: ExpertBuffer.Plan, workerCount: Int, iterationCount: Int,
-    replayCount: Int, isTraced: Bool = false
+    replayCount: Int, waiting: Waiting = .workers, isTraced: Bool = false
   ) throws {
-    self.isTraced = isTraced
+    (self.waiting, self.isTraced) = (waiting, isTraced)
     (self.job, self.workload, self.plan) = (job, workload, plan)
     (self.workerCount, self.iterationCount, self.replayCount) = (workerCount, iterationCount, replayCount)
     oracle = Oracle(
@@ -118,6 +121,7 @@ final class GPUBench: Sendable {
     private let start: StreamEvent
     private let end: StreamEvent
     private var opening: UInt64 = 0
+    private var ordinary: Tensor?
 
     init(_ bench: GPUBench, _ communicator: Communicator, gpu: GPU, index: Int, gate: Gate, gpuCount: Int) throws {
       (self.bench, self.communicator, self.gpu, self.index, self.gate) = (bench, communicator, gpu, index, gate)
@@ -147,15 +151,20 @@ final class GPUBench: Sendable {
       try barrier.wait()
       let stream = buffer.cudaDevice!.stream
       // The first rounds are not counted.
-      var graphs: (dispatch: OperationGraph, combine: OperationGraph)?
+      var graphs: (dispatch: OperationGraph, combine: OperationGraph, stagedCombine: OperationGraph)?
       var flight: FlightLog?
       for round in -3..<bench.iterationCount {
-        let (dispatchTime, combineTime): (UInt64, UInt64)
+        let (dispatchTime, combineTime, stagedTime): (UInt64, UInt64, UInt64)
         if bench.replayCount > 0 {
-          graphs = try graphs ?? record(buffer, tokens, weights)
+          if graphs == nil {
+            graphs = try record(buffer, tokens, weights)
+            // Making one may wait for all that is queued on the GPU, which waits for this rank.
+            try barrier.wait()
+          }
           let count = UInt64(bench.replayCount)
           dispatchTime = try measure(stream) { try graphs!.dispatch.launch() } / count
           combineTime = try measure(stream) { try graphs!.combine.launch() } / count
+          stagedTime = try measure(stream) { try graphs!.stagedCombine.launch() } / count
           try graphs!.combine.launch().wait()
         } else {
           var dispatched: DispatchResult?
@@ -167,12 +176,18 @@ final class GPUBench: Sendable {
             let result = try bench.combine(buffer, rows, dispatched!.handle, weights, isAsynchronous: true)
             withExtendedLifetime(result) {}
           }
+          let ordinary = try ordinaryRows(like: rows, buffer)
+          stagedTime = try measure(stream) { [bench] in
+            let result = try bench.combine(buffer, ordinary, dispatched!.handle, weights, isAsynchronous: true)
+            withExtendedLifetime(result) {}
+          }
         }
         flight?.append(buffer.flightRecord)
         if bench.isTraced && round == -1 { flight = FlightLog(after: buffer.flightRecord) }
         if round >= 0 {
           measurements.dispatch.append(dispatchTime)
           measurements.combine.append(combineTime)
+          measurements.stagedCombine.append(stagedTime)
         }
       }
       measurements.flight = flight?.record
@@ -181,7 +196,7 @@ final class GPUBench: Sendable {
 
     private func record(
       _ buffer: ExpertBuffer, _ tokens: RankTokens, _ weights: Tensor
-    ) throws -> (OperationGraph, OperationGraph) {
+    ) throws -> (OperationGraph, OperationGraph, OperationGraph) {
       let (dispatchGraph, dispatched) = try buffer.record(repeatCount: bench.replayCount) { () throws(EPError) in
         try bench.dispatch(buffer, tokens, sizing: .worstCase)
       }
@@ -189,7 +204,11 @@ final class GPUBench: Sendable {
       let (combineGraph, _) = try buffer.record(repeatCount: bench.replayCount) { () throws(EPError) in
         try bench.combine(buffer, rows, dispatched.handle, weights, isAsynchronous: true)
       }
-      return (dispatchGraph, combineGraph)
+      let ordinary = try ordinaryRows(like: rows, buffer)
+      let (stagedGraph, _) = try buffer.record(repeatCount: bench.replayCount) { () throws(EPError) in
+        try bench.combine(buffer, ordinary, dispatched.handle, weights, isAsynchronous: true)
+      }
+      return (dispatchGraph, combineGraph, stagedGraph)
     }
 
     /// Returns a hash of what this rank has received.
@@ -198,6 +217,7 @@ final class GPUBench: Sendable {
       let rows = try bench.combineRows(buffer, dispatched)
       if !job.rowType.combinesInPlace { writeExpertRows(of: dispatched, to: rows) }
       let combined = try bench.combine(buffer, rows, dispatched.handle, weights, isAsynchronous: false)
+      try checkStaged(buffer, rows, dispatched.handle, weights, expected: combined.tokens)
       bench.sums.rows?[rank].copyBeginning(from: rows)
       try barrier.wait()
       if let text = difference(dispatched, from: bench.oracle.dispatched(to: rank), comparingPaddingRows: true) {
@@ -216,6 +236,27 @@ final class GPUBench: Sendable {
       try barrier.wait()
       bench.sums.release()
       return hash.value
+    }
+
+    /// Rows of the same shape that lie in no arena, made once.
+    private func ordinaryRows(like rows: Tensor, _ buffer: ExpertBuffer) throws(EPError) -> Tensor {
+      if let ordinary { return ordinary }
+      let made = try buffer.makeTensor(zeros: rows.shape, rows.dtype)
+      ordinary = made
+      return made
+    }
+
+    /// Sums the same rows where they lie in no arena.
+    private func checkStaged(
+      _ buffer: ExpertBuffer, _ rows: Tensor, _ handle: DispatchHandle, _ weights: Tensor, expected: Tensor
+    ) throws {
+      let fitting = try buffer.makeTensor(zeros: rows.shape, rows.dtype)
+      fitting.copyBeginning(from: rows)
+      let staged = try bench.combine(buffer, fitting, handle, weights, isAsynchronous: false)
+      let bytes = expected.withUnsafeBytes { Array($0) }
+      if let text = difference(staged.tokens, from: bytes, named: "tokens") {
+        throw CheckFailure(what: "combine of an ordinary tensor, rank \(rank): \(text)")
+      }
     }
 
     /// Queues `body` on all ranks, lets them go at once, and returns the nanoseconds from this rank's start to its end.
@@ -260,6 +301,7 @@ final class GPUBench: Sendable {
     options.quantization = job.rowType.quantization
     options.sizing = sizing
     options.isAsynchronous = sizing == .worstCase
+    options.waiting = waiting
     return try buffer.dispatch(tokens.x, to: tokens.routing, options: options)
   }
 
@@ -269,6 +311,7 @@ final class GPUBench: Sendable {
     var options = CombineOptions()
     if job.layout == .byExpert { options.rowWeights = weights }
     options.isAsynchronous = isAsynchronous
+    options.waiting = waiting
     return try buffer.combine(rows, with: handle, options: options)
   }
 
