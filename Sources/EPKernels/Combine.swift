@@ -110,10 +110,11 @@
       else { return }
     #endif
     let staged = arena.advanced(byBytes: arguments.header.outputOffset)
+    // What lies behind the rows that have come is not read.
+    let rowCount = max(0, min(arguments.rowCount, arguments.handle.total(atRank: arguments.view.rank)))
     let job = ScatterJob(
-      source: arguments.stagedRows, rowCount: arguments.rowCount, rowByteCount: rowByteCount, slotCount: 1,
-      transform: .copy,
-      writtenByteCount: Int64(arguments.rowCount) &* Int64(rowByteCount))
+      source: arguments.stagedRows, rowCount: rowCount, rowByteCount: rowByteCount, slotCount: 1, transform: .copy,
+      writtenByteCount: Int64(rowCount) &* Int64(rowByteCount))
     machine.scatterRows(job) { row, _ in
       RowTarget(row: staged.advanced(byBytes: Int64(row) &* Int64(rowByteCount)), scales: .null)
     }

@@ -182,7 +182,10 @@ package final class HostDevice: Device {
   package func reach(_ arena: any SymmetricMemory) {}
 
   package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
-    try HostMemory(byteCount: byteCount)
+    let memory = try HostMemory(byteCount: byteCount)
+    // Nothing may rely on zeros that happen to be there.
+    if isChecked { HostMachine.host.fill(memory.base, byteCount: byteCount & ~3, pattern: 0xa5a5_a5a5) }
+    return memory
   }
   package func makeNotices(byteCount: Int64) throws(EPError) -> any TensorStorage {
     try HostMemory(byteCount: byteCount)

@@ -95,7 +95,6 @@ package final class CUDADevice: Device {
     if let other, (try? state(of: other)) == .capturing { return capture(launch, workerCount, owner, on: other) }
     return enqueue(keeping: owner) { ticket throws(EPError) in
       if let shared {
-        if launch.part != .whole { throw .machineUnavailable("waits of streams, with one launch for all ranks") }
         if other != nil { throw .machineUnavailable("callers' streams, with one launch for all ranks") }
         let part = SharedLaunches.Part(launch: launch, end: end(ticket), workerCount: workerCount, stream: stream)
         return try shared.launch(part, as: rank)
@@ -290,7 +289,10 @@ package final class CUDADevice: Device {
     shared?.leave(rank)
     // Waits without a launch behind them; and what was queued before a call of the driver failed, unless the GPU is lost.
     try? stream.synchronize()
-    pauses.withLock { $0 = Pauses() }
+    pauses.withLock { pauses in
+      pauses.watch?.stop()
+      pauses = Pauses()
+    }
     // Nobody waits for an end that never comes.
     if failure != nil { storeReleasing(1 << 62, in: lane.finishedWord.base) }
     let wasReserved = state.withLock { state in

@@ -13,16 +13,13 @@ final class PauseWatch: @unchecked Sendable {
   /// Often enough for a departure to be learnt soon.
   private static let period: UInt64 = 5_000_000
 
-  /// - Parameter view: its words must be there until `stop` has returned.
+  /// - Parameter view: its words must be there until `stop` has returned, which must be called: the thread keeps this object.
   init(_ view: RankView, _ arena: RankArena) throws(EPError) {
     (self.view, self.arena) = (view, arena)
-    // SAFETY: `stop` joins the thread, at the latest in `deinit`.
-    let started = startThread { [unowned(unsafe) self] in self.run() }
+    let started = startThread { self.run() }
     guard let started else { throw .systemCall(rank: Int(view.rank), name: "pthread_create", code: EAGAIN) }
     thread = started
   }
-
-  deinit { stop() }
 
   func stop() {
     guard let thread else { return }
