@@ -69,8 +69,8 @@
 /// The first half of a dispatch with exact sizing: the host waits for its status.
 @inlinable public func prepareExactDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, operation) = (arguments.view, arguments.operation)
-  guard prepareDispatch(machine, arguments), operation.does(.middle) else { return }
-  if operation.isAgreed && !operation.isOK { endInVain(machine, view: view, operation: operation) }
+  guard prepareDispatch(machine, arguments), operation.does(.middle), operation.isAgreed else { return }
+  if !operation.isOK { endInVain(machine, view: view, operation: operation) }
   operation.tell(machine, view)
 }
 

@@ -213,8 +213,8 @@
   /// Lets the host know the status. Once, when it will not change any more: the host's memory may be far away.
   @inlinable func tell<M: Machine>(_ machine: M, _ view: RankView) {
     machine.forEach(1) { _ in report.store(status, at: 0) }
-    // The parts that are left have nothing to wait for.
-    if part != .whole && !isOK { openGates(machine, view) }
+    // The parts that are left have nothing to wait for; where all ranks have the same status, they all come to the end.
+    if part != .whole && !isAgreed { openGates(machine, view) }
   }
   @inlinable var counter: Address { at(layout.counter) }
   @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }

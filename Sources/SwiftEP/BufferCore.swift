@@ -97,7 +97,7 @@ final class BufferCore: Sendable {
     Self.fill(image.base, offsets, arenas: arenas, owners: owners)
     try tables.write(UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(offsets.byteCount)))
     try identify(membership)
-    device.serve(view, arena: arena)
+    device.serve(view, arena: arena, notices: notices)
     group.mesh.register(arenas, for: membership.key)
     group.mesh.register(
       DepartureBoard(memory: notices, view: view, arena: arena, device: device), for: membership.key)
@@ -172,6 +172,9 @@ final class BufferCore: Sendable {
     callLock.withLock { _ in device.close() }
     membership.close()
   }
+
+  /// Memory that the view's addresses lie in.
+  var viewMemory: [any TensorStorage] { [tables, notices] }
 
   /// Throws unless the buffer can take another call.
   func checkOpen() throws(EPError) {

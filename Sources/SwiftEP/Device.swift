@@ -16,7 +16,7 @@ package protocol Device: AnyObject, Sendable {
   func chunkCount(tokenCount: Int, workerCount: Int) -> Int
 
   /// To be called once, before the first launch: whose launches they will be.
-  func serve(_ view: RankView, arena: RankArena)
+  func serve(_ view: RankView, arena: RankArena, notices: any TensorStorage)
 
   // MARK: Launches
 
@@ -128,7 +128,7 @@ package final class HostDevice: Device {
   package var name: String { "cpu" }
   package var failure: EPError? { nil }
   package var workerCountMax: Int { stream.workerCountMax }
-  package func serve(_ view: RankView, arena: RankArena) {}
+  package func serve(_ view: RankView, arena: RankArena, notices: any TensorStorage) {}
 
   package func enqueue(
     _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream _: CUDAStream?

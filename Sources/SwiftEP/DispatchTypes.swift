@@ -26,8 +26,8 @@ public enum Waiting: String, Codable, CaseIterable, Sendable {
   /// The workers, which is fastest.
   case workers
   /// On a GPU the stream, so that nothing occupies a multiprocessor meanwhile: the operation is launched in three parts.
-  /// A peer that has departed or is late is noticed by the host, some milliseconds later than by workers. On a CPU
-  /// workers sleep while they wait, and there is no difference.
+  /// A peer that has departed or is late is noticed by the host, some milliseconds later than by workers; which peer came
+  /// last is not in the flight record. On a CPU workers sleep while they wait, and there is no difference.
   case stream
 }
 

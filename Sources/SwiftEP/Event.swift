@@ -152,7 +152,8 @@ final class PendingOperation: Sendable {
   /// What the kernels use, to be kept alive until the last of them has finished.
   func makeResources(_ retained: [any Sendable]) -> OperationResources {
     OperationResources(
-      view: view, memory: [memory, report], arena: core.arena, membership: core.membership, retained: retained)
+      view: view, memory: [memory, report] + core.viewMemory, arena: core.arena, membership: core.membership,
+      retained: retained)
   }
 
   /// Queues a launch of this operation, or records it.

@@ -1,17 +1,17 @@
 import EPKernels
 
 /// A part of an operation, as a queue of launches runs it.
-package struct LaunchPart: Sendable {
-  package let launch: KernelLaunch
+struct LaunchPart: Sendable {
+  let launch: KernelLaunch
   /// The queue waits for this slot's gates first.
-  package let waitsFor: SignalSlot?
+  let waitsFor: SignalSlot?
   /// Workers that it takes, at most.
-  package let workerCountMax: Int
+  let workerCountMax: Int
 }
 
 extension KernelLaunch {
   /// What is queued for it, in this order.
-  package var parts: [LaunchPart] {
+  var parts: [LaunchPart] {
     guard part == .apart else { return [LaunchPart(launch: self, waitsFor: nil, workerCountMax: .max)] }
     let kinds: [OperationPart] =
       switch self {
@@ -26,7 +26,7 @@ extension KernelLaunch {
     }
   }
 
-  package var part: OperationPart {
+  var part: OperationPart {
     switch self {
     case .prepareDispatch(let arguments), .deliverDispatch(let arguments), .dispatch(let arguments):
       arguments.operation.part

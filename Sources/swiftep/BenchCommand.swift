@@ -50,7 +50,8 @@ let benchCommand = Command(
       let gpus = settings.machines.isGPU ? " on \(settings.machines.gpuCountText)" : ""
       let kind = (settings.processes ? "processes" : "threads") + gpus
       let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
-      print("\(settings.job.summary); \(kind), \(workers), \(report.iterations) iterations\n")
+      let waits = settings.waiting == .stream ? ", streams wait" : ""
+      print("\(settings.job.summary); \(kind), \(workers)\(waits), \(report.iterations) iterations\n")
       print(report.table())
       if settings.tracePath != nil { print("\n\(WaitMatrix(flights).table)") }
       if let path = settings.jsonPath { try writeFile(try report.json(), path, flag: "json") }

@@ -41,6 +41,8 @@ struct BenchReport: Codable, Equatable {
   var residentBytes: Int
   /// Whether each rank is a process.
   var processes: Bool
+  /// Who waits for peers, as `--waiting` says it; nil on CPUs.
+  var waiting: String?
   /// From a signal of rank 0 to rank 1's answer; nil of one rank.
   var flagRoundTripNanoseconds: Double?
 
@@ -72,7 +74,7 @@ struct BenchReport: Codable, Equatable {
 
   init(_ bench: GPUBench, _ all: [GPUBench.Measurements], gpuCount: Int, processes: Bool) {
     let job = bench.job
-    (machine, gpus) = ("cuda", gpuCount)
+    (machine, gpus, waiting) = ("cuda", gpuCount, bench.waiting.rawValue)
     (ranks, tokens, hidden) = (job.rankCount, job.tokensPerRank, job.hidden)
     (topK, experts, dtype) = (job.topK, job.expertCount, job.rowType.rawValue)
     (workersPerRank, layout, iterations) = (bench.workerCount, job.layout.rawValue, bench.iterationCount)

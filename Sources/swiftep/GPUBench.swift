@@ -147,6 +147,8 @@ final class GPUBench: Sendable {
       measurements.resultHash = try checkOnce(buffer, tokens, weights)
       if isFirstOfGPU { measurements.takenByteCount = freeBefore - (try gpu.freeByteCount()) }
       try barrier.wait()
+      try checkStaged(buffer, tokens, weights)
+      try barrier.wait()
       if rank == 0 { measurements.copyBytesPerNanosecond = try measureCopies(buffer) }
       try barrier.wait()
       let stream = buffer.cudaDevice!.stream
@@ -217,7 +219,6 @@ final class GPUBench: Sendable {
       let rows = try bench.combineRows(buffer, dispatched)
       if !job.rowType.combinesInPlace { writeExpertRows(of: dispatched, to: rows) }
       let combined = try bench.combine(buffer, rows, dispatched.handle, weights, isAsynchronous: false)
-      try checkStaged(buffer, rows, dispatched.handle, weights, expected: combined.tokens)
       bench.sums.rows?[rank].copyBeginning(from: rows)
       try barrier.wait()
       if let text = difference(dispatched, from: bench.oracle.dispatched(to: rank), comparingPaddingRows: true) {
@@ -246,15 +247,18 @@ final class GPUBench: Sendable {
       return made
     }
 
-    /// Sums the same rows where they lie in no arena.
-    private func checkStaged(
-      _ buffer: ExpertBuffer, _ rows: Tensor, _ handle: DispatchHandle, _ weights: Tensor, expected: Tensor
-    ) throws {
-      let fitting = try buffer.makeTensor(zeros: rows.shape, rows.dtype)
-      fitting.copyBeginning(from: rows)
-      let staged = try bench.combine(buffer, fitting, handle, weights, isAsynchronous: false)
-      let bytes = expected.withUnsafeBytes { Array($0) }
-      if let text = difference(staged.tokens, from: bytes, named: "tokens") {
+    /// Sums rows where they lie in no arena, and the same in the arena. Not in what is reported of memory.
+    private func checkStaged(_ buffer: ExpertBuffer, _ tokens: RankTokens, _ weights: Tensor) throws {
+      let dispatched = try bench.dispatch(buffer, tokens, sizing: .exact)
+      let rows = try bench.combineRows(buffer, dispatched)
+      if !job.rowType.combinesInPlace { writeExpertRows(of: dispatched, to: rows) }
+      let ordinary = try buffer.makeTensor(zeros: rows.shape, rows.dtype)
+      ordinary.copyBeginning(from: rows)
+      let sums = try [rows, ordinary].map {
+        try bench.combine(buffer, $0, dispatched.handle, weights, isAsynchronous: false).tokens
+      }
+      let bytes = sums[0].withUnsafeBytes { Array($0) }
+      if let text = difference(sums[1], from: bytes, named: "tokens") {
         throw CheckFailure(what: "combine of an ordinary tensor, rank \(rank): \(text)")
       }
     }

@@ -78,6 +78,55 @@ extension ConformanceTests {
       #expect(try end.isReached())
     }
 
+    /// While a peer is late, a stream waits and no kernel does: that would note whom it waits for.
+    @Test(arguments: Waiting.allCases) func whoWaits(_ waiting: Waiting) throws {
+      let job = Self.job.with { ($0.sizing, $0.isAsynchronous) = (.worstCase, true) }
+      let found = try onEachRank(of: Self.ranks(gpuCount: 1), job.makePlan()) { buffer in
+        var options = job.dispatchOptions
+        options.waiting = waiting
+        // So that gates have been opened, and closed again.
+        for step in 0..<3 { try job.dispatch(on: buffer, step: step, options: options).event.wait() }
+        if buffer.rank == 0 { usleep(500_000) }
+        let event = try job.dispatch(on: buffer, options: options).event
+        usleep(200_000)
+        let current = buffer.flightRecord.current
+        try event.wait()
+        return "\(current.step) \(current.peer.map { "\($0)" } ?? "-")"
+      }
+      #expect(found == ["idle -"] + [String](repeating: waiting == .stream ? "exchange -" : "exchange 0", count: 3))
+    }
+
+    /// A graph that was captured on a caller's stream keeps what its kernels use, and ends though nobody comes any more.
+    @Test(arguments: Waiting.allCases) func graphsOutliveTheirBuffer(_ waiting: Waiting) throws {
+      let job = Self.job.with { ($0.sizing, $0.isAsynchronous) = (.worstCase, true) }
+      let gpu = try GPUHost.shared(0).gpu
+      let stream = try CUDADriver.Stream(gpu)
+      let captured = Guarded<CUDADriver.Graph?>(nil)
+      try Self.ranks(gpuCount: 1).test(plan: job.makePlan(), workers: 2, timeout: .milliseconds(500)) { buffer in
+        let input = try GraphInputs(job.makeTokens(rank: buffer.rank), on: buffer.buffer)
+        try job.checkDispatch(on: buffer)
+        if buffer.rank != 1 { return }
+        var options = job.dispatchOptions
+        (options.waiting, options.stream) = (waiting, CUDAStream(unsafeHandle: stream.rawHandle, owner: stream))
+        var failure: (any Error)?
+        let graph = try CUDADriver.Graph(of: stream) { () throws(DriverError) in
+          do { _ = try buffer.buffer.dispatch(input.x, to: input.routing, options: options) } catch { failure = error }
+        }
+        if let failure { throw failure }
+        captured.withLock { $0 = graph }
+      }
+      // Memory that it does not keep is somebody else's.
+      try Self.ranks(gpuCount: 1).test(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
+        try job.checkDispatch(on: buffer)
+      }
+      try captured.withLock { graph throws(DriverError) in try graph!.launch(on: stream) }
+      let end = try StreamEvent(gpu, isTimed: false)
+      try end.record(on: stream)
+      let deadline = monotonicNow() + 10_000_000_000
+      while try !end.isReached() && monotonicNow() < deadline { usleep(1000) }
+      #expect(try end.isReached())
+    }
+
     // MARK: Bad input
 
     private func expectError(

@@ -159,6 +159,7 @@ enum Binary {
     ),
     (["bench", "--text", "/"], "--text /: expected a regular file that can be read, found something else"),
     (["bench", "--text", "/dev/null", "--skew", "1"], "--skew: expected none with --text, found one"),
+    (["bench", "--waiting", "stream"], "--waiting: expected none with --machine cpu, found one"),
     (["bench", "--json", "/nonexistent/file"], "--json /nonexistent/file: expected a file that can be written"),
     (["bench", "--ranks", "256", "--tokens", "1000000"], "memory: expected a job of at most"),
     (["bench", "--workers", "256", "--ranks", "8"], "--workers: expected at most 1024 workers of all ranks"),

@@ -28,7 +28,7 @@ package final class CUDADevice: Device {
   private let pauses = Guarded(Pauses())
 
   private struct Pauses {
-    var served: (view: RankView, arena: RankArena)?
+    var served: (view: RankView, arena: RankArena, notices: any TensorStorage)?
     var watch: PauseWatch?
   }
 
@@ -68,18 +68,24 @@ package final class CUDADevice: Device {
     max(1, min(workerCount, (tokenCount + host.module.threadCount - 1) / host.module.threadCount))
   }
 
-  package func serve(_ view: RankView, arena: RankArena) { pauses.withLock { $0.served = (view, arena) } }
+  package func serve(_ view: RankView, arena: RankArena, notices: any TensorStorage) {
+    pauses.withLock { $0.served = (view, arena, notices) }
+  }
 
-  /// To be called before a launch whose parts the stream waits between.
-  private func watchPauses(of launch: KernelLaunch) throws(EPError) {
-    if launch.part == .whole { return }
-    try pauses.withLock { pauses throws(EPError) in
-      if pauses.watch == nil, let (view, arena) = pauses.served { pauses.watch = try PauseWatch(view, arena) }
+  /// To be called before a launch: what must live as long as the stream may wait between its parts; nil where it does not.
+  @discardableResult
+  private func watchPauses(of launch: KernelLaunch) throws(EPError) -> PauseWatch? {
+    if launch.part == .whole { return nil }
+    return try pauses.withLock { pauses throws(EPError) in
+      if pauses.watch == nil, let (view, arena, notices) = pauses.served {
+        pauses.watch = try PauseWatch(view, arena, notices: notices)
+      }
+      return pauses.watch
     }
   }
 
   private func gates(of slot: SignalSlot) -> [DeviceAddress] {
-    guard let (view, arena) = pauses.withLock({ $0.served }) else { return [] }
+    guard let (view, arena, _) = pauses.withLock({ $0.served }) else { return [] }
     return (0..<view.rankCount).filter { $0 != view.rank }.map { source in
       DeviceAddress(bits: arena.base.advanced(byBytes: view.control.gateOffset(slot, source: source)).bits)
     }
@@ -91,8 +97,14 @@ package final class CUDADevice: Device {
     _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool,
     stream other: CUDAStream?
   ) -> UInt64 {
-    do throws(EPError) { try watchPauses(of: launch) } catch { note(error) }
-    if let other, (try? state(of: other)) == .capturing { return capture(launch, workerCount, owner, on: other) }
+    let watch: PauseWatch?
+    do throws(EPError) { watch = try watchPauses(of: launch) } catch {
+      note(error)
+      watch = nil
+    }
+    if let other, (try? state(of: other)) == .capturing {
+      return capture(launch, workerCount, [owner] + (watch.map { [$0] } ?? []), on: other)
+    }
     return enqueue(keeping: owner) { ticket throws(EPError) in
       if let shared {
         if other != nil { throw .machineUnavailable("callers' streams, with one launch for all ranks") }
@@ -113,12 +125,12 @@ package final class CUDADevice: Device {
 
   /// Makes the launch part of the graph that is captured on the stream.
   private func capture(
-    _ launch: KernelLaunch, _ workerCount: Int, _ owner: AnyObject & Sendable, on other: CUDAStream
+    _ launch: KernelLaunch, _ workerCount: Int, _ owners: [AnyObject & Sendable], on other: CUDAStream
   ) -> UInt64 {
     state.withLock { state in
       do throws(DriverError) {
         let borrowed = other.borrowed(on: host.gpu)
-        try borrowed.keepInGraph(owner)
+        for owner in owners { try borrowed.keepInGraph(owner) }
         try start(launch, .untold, workerCount, on: borrowed)
       } catch {
         state.failure = state.failure ?? EPError(error, rank: rank)
@@ -289,10 +301,7 @@ package final class CUDADevice: Device {
     shared?.leave(rank)
     // Waits without a launch behind them; and what was queued before a call of the driver failed, unless the GPU is lost.
     try? stream.synchronize()
-    pauses.withLock { pauses in
-      pauses.watch?.stop()
-      pauses = Pauses()
-    }
+    pauses.withLock { $0 = Pauses() }
     // Nobody waits for an end that never comes.
     if failure != nil { storeReleasing(1 << 62, in: lane.finishedWord.base) }
     let wasReserved = state.withLock { state in
