@@ -11,6 +11,7 @@ package final class KernelModule: @unchecked Sendable {
     case deliverDispatch = "swiftep_deliver_dispatch"
     case dispatch = "swiftep_dispatch"
     case combine = "swiftep_combine"
+    case combineStep = "swiftep_combine_step"
     case tellTime = "swiftep_tell_time"
     /// Only of checked kernels.
     case ranks = "swiftep_ranks"

@@ -49,6 +49,8 @@ package struct Job: Codable, Equatable, Sendable {
   package var givesOutput = false
   /// Queue the calls, then wait.
   package var isAsynchronous = false
+  /// Of combines of rows outside the arena; nil: all at once.
+  package var tokensPerStep: Int?
   /// Ranks whose streams wait for peers, rather than their workers.
   package var ranksOfWaitingStreams: Set<Int> = []
 
@@ -101,9 +103,11 @@ extension Job {
   }
 
   package func makePlan() throws(EPError) -> ExpertBuffer.Plan {
-    let roomy = try ExpertBuffer.Plan(shape, resultCount: 2 + cachedRepeats, stagesCombine: true)
+    let roomy = try ExpertBuffer.Plan(shape, resultCount: 2 + cachedRepeats, staging: .whole)
+    let staging: ExpertBuffer.Staging =
+      !combines.contains(.memory) ? .unplanned : tokensPerStep.map { .steps(tokens: $0) } ?? .whole
     return try ExpertBuffer.Plan(
-      shape, receivedTokensMax: receivedTokensMax, stagesCombine: combines.contains(.memory),
+      shape, receivedTokensMax: receivedTokensMax, staging: staging,
       arenaByteCountMax: roomy.arenaByteCountMax)
   }
 
@@ -150,6 +154,7 @@ extension Job: CustomStringConvertible {
     if combinesTopKWeights { parts.append("combines weights") }
     if givesOutput { parts.append("gives output") }
     if isAsynchronous { parts.append("asynchronous") }
+    if let tokensPerStep { parts.append("\(tokensPerStep) tokens a step") }
     if !ranksOfWaitingStreams.isEmpty { parts.append("streams of \(ranksOfWaitingStreams.sorted()) wait") }
     if let receivedTokensMax { parts.append("received tokens at most \(receivedTokensMax)") }
     return parts.joined(separator: ", ")

@@ -75,6 +75,7 @@ extension Job {
     combinesTopKWeights = !usesTable && random.chance(0.5)
     givesOutput = random.chance(0.3)
     isAsynchronous = random.chance(0.4)
+    if random.chance(0.5) { tokensPerStep = random.pick([1, 2, 5, 16, 40]) }
     if random.chance(0.4) { ranksOfWaitingStreams = Set((0..<rankCount).filter { _ in random.chance(0.7) }) }
   }
 }

@@ -121,7 +121,9 @@ extension RankView {
   machine.forEach(view.rankCount) { rank in
     let header = exchangeHeader(view, source: rank)
     let rowCount = Int64(arguments.handle.total(atRank: rank))
-    _ = view.checkArena(of: rank, header.outputOffset, byteCount: rowCount &* Int64(arguments.rowByteCount))
+    let stagedRowCount = Int64(arguments.steps.stagedRowCount(rankCount: Int(view.rankCount)))
+    let readRowCount = arguments.steps.stepCount == 0 ? rowCount : stagedRowCount
+    _ = view.checkArena(of: rank, header.outputOffset, byteCount: readRowCount &* Int64(arguments.rowByteCount))
     _ = view.checkArena(of: rank, header.weightsOffset, byteCount: rowCount &* weightsByteCount)
   }
 }

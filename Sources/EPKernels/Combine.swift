@@ -8,6 +8,7 @@
   public var stagedRows: Address
   public var stagedWeights: Address
   public var rowCount: Int32
+  public var steps: CombineSteps
   /// BF16, FP16 or FP32.
   public var format: RowFormat
   public var elementsPerRow: Int32
@@ -21,9 +22,8 @@
 
   @inlinable public init(
     view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, stagedRows: Address,
-    stagedWeights: Address, rowCount: Int32, format: RowFormat, elementsPerRow: Int32, output: Address,
-    rowWeights: Address,
-    biases: (Address, Address), weightsOutput: Address
+    stagedWeights: Address, rowCount: Int32, steps: CombineSteps, format: RowFormat, elementsPerRow: Int32,
+    output: Address, rowWeights: Address, biases: (Address, Address), weightsOutput: Address
   ) {
     self.view = view
     self.header = header
@@ -32,6 +32,7 @@
     self.stagedRows = stagedRows
     self.stagedWeights = stagedWeights
     self.rowCount = rowCount
+    self.steps = steps
     self.format = format
     self.elementsPerRow = elementsPerRow
     self.output = output
@@ -43,6 +44,8 @@
   @inlinable var rowByteCount: Int32 { elementsPerRow &* (format == .fp32 ? 4 : 2) }
   /// Top-k weights that one received row carries.
   @inlinable var weightsPerRow: Int32 { handle.layout.layout == .bySource ? handle.layout.topK : 1 }
+  /// Whether this rank reads the rows of its own tokens where the caller has them: by source, they lie together.
+  @inlinable var readsOwnRows: Bool { !stagedRows.isNull && handle.layout.layout == .bySource }
   /// A row with its weights, where those are asked for.
   @inlinable var byteCountPerRow: Int64 {
     Int64(rowByteCount) &+ (weightsOutput.isNull ? 0 : 4 &* Int64(weightsPerRow))
@@ -67,26 +70,43 @@
       machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
       bytesPerRow: arguments.byteCountPerRow)
   }
-  if arguments.header.fault == 0 && operation.does(.begin) { stage(machine, arguments) }
+  if arguments.header.fault == 0 && operation.does(.begin) {
+    stageRows(machine, arguments)
+    stageWeights(machine, arguments)
+  }
   guard machine.arriveLocal(view.arrivals, for: .peers) else { return false }
-  findRows(machine, arguments)
+  findRows(machine, arguments) { _ in
+  } rows: { rank, peer in
+    arguments.readsOwnRows && rank == view.rank
+      ? arguments.stagedRows : view.arena(of: rank).advanced(byBytes: peer.outputOffset)
+  }
   if !operation.isAgreed { operation.tell(machine, view) }
   return true
 }
 
 /// The part of one worker alone: where every rank's rows lie.
-@inlinable func findRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+///
+/// - Parameters:
+///   - fill: completes this rank's block of the exchange.
+///   - rows: where a rank's row 0 lies, by its header.
+@inlinable func findRows<M: Machine>(
+  _ machine: M, _ arguments: CombineArguments, fill: (_ block: Address) -> Void,
+  rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
+) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  operation.resetCounter(machine)
+  operation.resetCounters(machine)
   let goesOn = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
-    if arguments.header.fault == 0 { identify(handle, in: block) }
+    if arguments.header.fault == 0 {
+      identify(handle, in: block)
+      fill(block)
+    }
   }
   if !goesOn { return }
   machine.forEach(view.rankCount) { rank in
     let peer = exchangeHeader(view, source: rank)
-    let arena = view.arena(of: rank)
-    operation.setColumn(Columns.rows, atRank: rank, arena.advanced(byBytes: peer.outputOffset))
-    operation.setColumn(Columns.weights, atRank: rank, arena.advanced(byBytes: peer.weightsOffset))
+    operation.setColumn(Columns.rows, atRank: rank, rows(rank, peer))
+    operation.setColumn(
+      Columns.weights, atRank: rank, view.arena(of: rank).advanced(byBytes: peer.weightsOffset))
   }
   #if CHECKED
     checkRows(machine, arguments)
@@ -100,25 +120,34 @@
   recorder.enter(machine, .deliver, now: machine.now)
 }
 
-@inlinable func stage<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let arena = arguments.view.ownArena
-  if !arguments.stagedRows.isNull {
-    let rowByteCount = arguments.rowByteCount
-    #if CHECKED
-      let byteCount = Int64(arguments.rowCount) &* Int64(rowByteCount)
-      guard arguments.view.checkArena(of: arguments.view.rank, arguments.header.outputOffset, byteCount: byteCount)
-      else { return }
-    #endif
-    let staged = arena.advanced(byBytes: arguments.header.outputOffset)
-    // What lies behind the rows that have come is not read.
-    let rowCount = max(0, min(arguments.rowCount, arguments.handle.total(atRank: arguments.view.rank)))
-    let job = ScatterJob(
-      source: arguments.stagedRows, rowCount: rowCount, rowByteCount: rowByteCount, slotCount: 1, transform: .copy,
-      writtenByteCount: Int64(rowCount) &* Int64(rowByteCount))
-    machine.scatterRows(job) { row, _ in
-      RowTarget(row: staged.advanced(byBytes: Int64(row) &* Int64(rowByteCount)), scales: .null)
-    }
+@inlinable func stageRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  if arguments.stagedRows.isNull { return }
+  let (view, handle, rowByteCount) = (arguments.view, arguments.handle, arguments.rowByteCount)
+  #if CHECKED
+    let byteCount = Int64(arguments.rowCount) &* Int64(rowByteCount)
+    guard view.checkArena(of: view.rank, arguments.header.outputOffset, byteCount: byteCount) else { return }
+  #endif
+  let staged = view.ownArena.advanced(byBytes: arguments.header.outputOffset)
+  // What lies behind the rows that have come is not read.
+  let rowCount = max(0, min(arguments.rowCount, handle.total(atRank: view.rank)))
+  let own =
+    arguments.readsOwnRows ? handle.ownRows(view, below: rowCount) : Range(uncheckedBounds: (rowCount, rowCount))
+  let ownCount = own.upperBound &- own.lowerBound
+  let copiedCount = rowCount &- ownCount
+  let job = ScatterJob(
+    source: arguments.stagedRows, rowCount: copiedCount, rowByteCount: rowByteCount, slotCount: 1, transform: .copy,
+    writtenByteCount: Int64(copiedCount) &* Int64(rowByteCount))
+  // Numbered without those.
+  machine.scatterRows(job) { number in
+    number < own.lowerBound ? number : number &+ ownCount
+  } route: { number, _ in
+    let row = number < own.lowerBound ? number : number &+ ownCount
+    return RowTarget(row: staged.advanced(byBytes: Int64(row) &* Int64(rowByteCount)), scales: .null)
   }
+}
+
+@inlinable func stageWeights<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let arena = arguments.view.ownArena
   if !arguments.stagedWeights.isNull {
     let byteCount = 4 &* arguments.weightsPerRow
     #if CHECKED
@@ -140,18 +169,24 @@
 @inlinable func deliverCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, operation) = (arguments.view, arguments.operation)
   guard operation.isAgreed else { return }
-  if operation.isOK && operation.does(.middle) { sumRows(machine, arguments) }
+  if operation.isOK && operation.does(.middle) {
+    let tokenCount = arguments.handle.layout.chunks.tokenCount
+    sumRows(machine, arguments, of: Range(uncheckedBounds: (0, tokenCount)), rowWeights: arguments.rowWeights)
+    if !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
+  }
   complete(machine, view: view, operation: operation)
 }
 
-@inlinable func sumRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+/// - Parameter rowWeights: as those of the arguments.
+@inlinable func sumRows<M: Machine>(
+  _ machine: M, _ arguments: CombineArguments, of tokens: Range<Int32>, rowWeights: Address
+) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let rowByteCount = Int64(arguments.rowByteCount)
-  let rowWeights = arguments.rowWeights
   let job = ReduceJob(
-    output: arguments.output, rowCount: handle.layout.chunks.tokenCount, elementCount: arguments.elementsPerRow,
-    slotCount: handle.layout.slotCount, format: arguments.format, isWeighted: !rowWeights.isNull,
-    biases: arguments.biases, counter: operation.counter)
+    output: arguments.output, firstRow: tokens.lowerBound, rowCount: tokens.upperBound &- tokens.lowerBound,
+    elementCount: arguments.elementsPerRow, slotCount: handle.layout.slotCount, format: arguments.format,
+    isWeighted: !rowWeights.isNull, biases: arguments.biases, counter: operation.counter)
   machine.reduceRows(job) { token, slot in
     let place = handle.place(token: token, slot: slot, view)
     if place.rank < 0 { return .none }
@@ -159,7 +194,6 @@
     let weight = rowWeights.isNull ? 1 : rowWeights.load(Float.self, at: token &* handle.layout.slotCount &+ slot)
     return RowSource(row: rows.advanced(byBytes: Int64(place.row) &* rowByteCount), weight: weight)
   }
-  if !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
 }
 
 /// By source: sums the received weights over ranks. By expert: each slot's weight comes from its one row.

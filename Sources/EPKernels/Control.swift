@@ -133,9 +133,10 @@
     alignUp(Self.signalsOffset &+ 2 &* Int64(rankCount) &* Self.signalStride, to: 128)
   }
 
-  /// One source's contribution: its header, then its tokens per rank and per expert (Int32 each).
+  /// One source's contribution: its header, then its tokens per rank and per expert (Int32 each), or its rows of a step
+  /// at each rank (`StepRows`).
   @inlinable public var exchangeBlockByteCount: Int64 {
-    alignUp(ExchangeHeader.byteCount &+ 4 &* (Int64(rankCount) &+ Int64(expertCount)), to: 128)
+    alignUp(ExchangeHeader.byteCount &+ 4 &* (Int64(rankCount) &+ Int64(max(rankCount, expertCount))), to: 128)
   }
 
   @inlinable public func exchangeOffset(source: Int32) -> Int64 {
@@ -175,7 +176,7 @@
   /// "SwiftEP" and a zero, as bytes.
   @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
   /// To be raised with every change to the place or the meaning of a control word.
-  @inlinable public static var layoutVersion: Int32 { 3 }
+  @inlinable public static var layoutVersion: Int32 { 4 }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 
@@ -198,6 +199,8 @@
   /// Bytes of a row's scales, of each sidecar; above 32 bits, what they mean.
   public var scales: Int64 = 0
   public var sidecars: (Int64, Int64, Int64) = (0, 0, 0)
+  /// Of a combine in steps; 0 otherwise.
+  public var tokensPerStep: Int64 = 0
 
   /// Not zero: this rank was called wrongly; see `InputFault`.
   public var fault: Int64 = 0
@@ -214,13 +217,13 @@
 
   @inlinable public static var byteCount: Int64 { 256 }
   /// Where `fault` and its details lie, counted in fields.
-  @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.sidecar2.rawValue &+ 1) }
+  @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.tokensPerStep.rawValue &+ 1) }
 }
 
 /// The fields of a header that all ranks must agree on, numbered as they lie in it.
 @frozen public enum HeaderField: Int64, CaseIterable, Sendable {
   case operation, handle, format, transform, elementsPerRow, topK, indexByteCount, isWeighted, layout, sizing
-  case expertAlignment, scales, sidecar0, sidecar1, sidecar2
+  case expertAlignment, scales, sidecar0, sidecar1, sidecar2, tokensPerStep
 }
 
 @frozen public enum Operation: Int64, Sendable {

@@ -215,7 +215,7 @@
     let (a, b, c) = header.faultDetails
     return OperationStatus(.inputFault, rank: Int64(faulty), (header.fault, a, b, c))
   }
-  let fieldCount = Int32(truncatingIfNeeded: HeaderField.sidecar2.rawValue &+ 1)
+  let fieldCount = Int32(truncatingIfNeeded: HeaderField.tokensPerStep.rawValue &+ 1)
   let first = exchangeBlock(view, source: 0)
   let odd = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* fieldCount))) { index in
     let other = exchangeBlock(view, source: index / fieldCount)

@@ -4,6 +4,8 @@
   case deliverDispatch(DispatchArguments)
   case dispatch(DispatchArguments)
   case combine(CombineArguments)
+  /// A combine in steps, or one launch of it.
+  case combineStep(CombineArguments)
 
   @inlinable public func run<M: Machine>(on machine: M) {
     withArguments { arguments in
@@ -17,7 +19,8 @@
     case 0: EPKernels.prepareExactDispatch(machine, arguments.load(DispatchArguments.self, at: 0))
     case 1: EPKernels.deliverDispatch(machine, arguments.load(DispatchArguments.self, at: 0))
     case 2: EPKernels.dispatch(machine, arguments.load(DispatchArguments.self, at: 0))
-    default: EPKernels.combine(machine, arguments.load(CombineArguments.self, at: 0))
+    case 3: EPKernels.combine(machine, arguments.load(CombineArguments.self, at: 0))
+    default: EPKernels.combineStep(machine, arguments.load(CombineArguments.self, at: 0))
     }
   }
 
@@ -28,6 +31,7 @@
     case .deliverDispatch: 1
     case .dispatch: 2
     case .combine: 3
+    case .combineStep: 4
     }
   }
 
@@ -36,7 +40,7 @@
     switch self {
     case .prepareDispatch(let arguments), .deliverDispatch(let arguments), .dispatch(let arguments):
       withUnsafeBytes(of: arguments, body)
-    case .combine(let arguments): withUnsafeBytes(of: arguments, body)
+    case .combine(let arguments), .combineStep(let arguments): withUnsafeBytes(of: arguments, body)
     }
   }
 }

@@ -116,6 +116,13 @@
 
   @inlinable func at(_ offset: Int64) -> Address { block.advanced(byBytes: offset) }
 
+  /// By source: the rows at this rank of its own tokens, those of the first `rowCount`.
+  @inlinable func ownRows(_ view: RankView, below rowCount: Int32) -> Range<Int32> {
+    let first = max(0, min(rowCount, at(layout.bases).load(Int32.self, at: view.rank)))
+    let count = max(0, min(rowCount &- first, at(layout.tokensPerSource).load(Int32.self, at: view.rank)))
+    return Range(uncheckedBounds: (first, first &+ count))
+  }
+
   @inlinable public func total(atRank rank: Int32) -> Int32 { at(layout.totals).load(Int32.self, at: rank) }
 
   @inlinable public func place(token: Int32, slot: Int32, _ view: RankView) -> Place {
@@ -145,17 +152,20 @@
   public var expertCount: Int32
   /// Chunks to be numbered; 0 when the operation has no layout step.
   public var chunkCount: Int32
+  /// Of a combine in steps; 0 otherwise.
+  public var stepCount: Int32
 
-  @inlinable public init(rankCount: Int32, expertCount: Int32, chunkCount: Int32) {
+  @inlinable public init(rankCount: Int32, expertCount: Int32, chunkCount: Int32, stepCount: Int32 = 0) {
     self.rankCount = rankCount
     self.expertCount = expertCount
     self.chunkCount = chunkCount
+    self.stepCount = stepCount
   }
 
   /// `OperationStatus`.
   @inlinable public var status: Int64 { 0 }
-  /// UInt32: `ScatterJob.counter`, `ReduceJob.counter`.
-  @inlinable var counter: Int64 { 64 }
+  /// UInt32 `[2]`: `ScatterJob.counter`, `ReduceJob.counter`; of a combine in steps, the second is for what it copies.
+  @inlinable var counters: Int64 { 64 }
   /// UInt64: when the wait between two parts began.
   @inlinable var waitBegan: Int64 { 72 }
   /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
@@ -163,11 +173,17 @@
   /// `InputFault` and its details, Int64 `[chunkCount, 4]`.
   @inlinable public var faults: Int64 { columns &+ 8 &* Int64(rankCount) &* Int64(Columns.count) }
   /// Int32 `[chunkCount, rankCount + expertCount]`: tokens per rank and per expert.
-  @inlinable public var counters: Int64 { faults &+ 32 &* Int64(chunkCount) }
+  @inlinable public var chunkCounters: Int64 { faults &+ 32 &* Int64(chunkCount) }
   @inlinable public var counterCount: Int32 { rankCount &+ expertCount }
   /// Int32 `[expertCount + 1]`: where groups begin.
-  @inlinable public var groupStarts: Int64 { counters &+ 4 &* Int64(chunkCount) &* Int64(counterCount) }
-  @inlinable public var byteCount: Int64 { alignUp(groupStarts &+ 4 &* (Int64(expertCount) &+ 1), to: 64) }
+  @inlinable public var groupStarts: Int64 { chunkCounters &+ 4 &* Int64(chunkCount) &* Int64(counterCount) }
+  /// `StepRows` `[stepCount, rankCount]`: this rank's rows of each step at each rank.
+  @inlinable var stepRows: Int64 { alignUp(groupStarts &+ 4 &* (Int64(expertCount) &+ 1), to: 16) }
+  /// `StepCopy` `[rankCount]`, by source.
+  @inlinable var stepCopies: Int64 { alignUp(stepRows &+ 8 &* Int64(stepCount) &* Int64(rankCount), to: 16) }
+  @inlinable public var byteCount: Int64 {
+    alignUp(stepCopies &+ (stepCount == 0 ? 0 : 16 &* Int64(rankCount)), to: 64)
+  }
 }
 
 /// How much of an operation a launch is.
@@ -216,8 +232,11 @@
     // The parts that are left have nothing to wait for; where all ranks have the same status, they all come to the end.
     if part != .whole && !isAgreed { openGates(machine, view) }
   }
-  @inlinable var counter: Address { at(layout.counter) }
-  @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }
+  @inlinable var counter: Address { at(layout.counters) }
+  @inlinable var copyCounter: Address { at(layout.counters &+ 4) }
+  @inlinable func resetCounters<M: Machine>(_ machine: M) {
+    machine.forEach(1) { _ in counter.store(UInt64(0), at: 0) }
+  }
   @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
   /// Whether all ranks have the same status, good or bad.
   @inlinable var isAgreed: Bool {
@@ -235,7 +254,7 @@
   }
 
   @inlinable func counters(ofChunk chunk: Int32) -> Address {
-    at(layout.counters &+ 4 &* Int64(chunk) &* Int64(layout.counterCount))
+    at(layout.chunkCounters &+ 4 &* Int64(chunk) &* Int64(layout.counterCount))
   }
 
   @inlinable func fault(ofChunk chunk: Int32) -> Address { at(layout.faults &+ 32 &* Int64(chunk)) }

@@ -60,14 +60,16 @@ public protocol Machine {
   /// When this worker's part of it returns, its stores are ordered before its next `arriveLocal` or `signal`.
   ///
   /// - Parameters:
+  ///   - sourceRow: which row of the source it is that is copied; rows are numbered, and shared out, as the destinations
+  ///     know them.
   ///   - labelCount: what is written beside each row and slot, in so many parts.
   ///   - label: what the parts of one row and slot have in common; made once for all of them, or for each.
   ///   - write: called once for each row, slot and part.
   func scatterRows<Label>(
-    _ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget, labelCount: Int32,
-    label: (_ row: Int32, _ slot: Int32) -> Label, write: (Label, _ part: Int32) -> Void)
+    _ job: ScatterJob, sourceRow: (_ row: Int32) -> Int32, route: (_ row: Int32, _ slot: Int32) -> RowTarget,
+    labelCount: Int32, label: (_ row: Int32, _ slot: Int32) -> Label, write: (Label, _ part: Int32) -> Void)
 
-  /// Sums, for every output row of `job`, the source rows of its slots in slot order, then the biases: accumulated in
+  /// Sums, for each of `job`'s output rows, the source rows of its slots in slot order, then the biases: accumulated in
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
   func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource)
 
@@ -134,8 +136,11 @@ public protocol Machine {
 
 extension Machine {
   /// Rows without labels.
-  @inlinable public func scatterRows(_ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget) {
-    scatterRows(job, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
+  @inlinable public func scatterRows(
+    _ job: ScatterJob, sourceRow: (_ row: Int32) -> Int32 = { $0 }, route: (_ row: Int32, _ slot: Int32) -> RowTarget
+  ) {
+    scatterRows(
+      job, sourceRow: sourceRow, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
   }
 }
 
@@ -242,6 +247,8 @@ extension Machine {
 @frozen public struct ReduceJob {
   /// Output row 0; the rows are contiguous, `elementCount` elements of `format` each.
   public var output: Address
+  /// So many rows are summed, from this one on.
+  public var firstRow: Int32
   public var rowCount: Int32
   public var elementCount: Int32
   /// A row has at most this many sources.
@@ -256,10 +263,11 @@ extension Machine {
   public var counter: Address
 
   @inlinable public init(
-    output: Address, rowCount: Int32, elementCount: Int32, slotCount: Int32, format: RowFormat, isWeighted: Bool,
-    biases: (Address, Address), counter: Address = .null
+    output: Address, firstRow: Int32 = 0, rowCount: Int32, elementCount: Int32, slotCount: Int32, format: RowFormat,
+    isWeighted: Bool, biases: (Address, Address), counter: Address = .null
   ) {
     self.output = output
+    self.firstRow = firstRow
     self.rowCount = rowCount
     self.elementCount = elementCount
     self.slotCount = slotCount

@@ -26,6 +26,12 @@ public func kernelCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ wo
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
+@_cdecl("swiftep_combine_step")
+public func kernelCombineStep(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  combineStep(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
+  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+}
+
 /// Tells the time of the GPU's clock. Launched once on every stream before it is used: what the driver puts off until then
 /// would have to wait for kernels that wait for this stream's.
 @_cdecl("swiftep_tell_time")

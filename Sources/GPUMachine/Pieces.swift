@@ -2,6 +2,7 @@ import PTX
 
 /// Rows cut into equal pieces, all but the last of a row.
 struct Pieces {
+  let firstRow: Int32
   let rowByteCount: Int32
   let pieceByteCount: Int32
   let piecesPerRow: Int32
@@ -10,7 +11,8 @@ struct Pieces {
 
   /// - Parameter granule: bytes that pieces are multiples of, except for the last of a row.
   @inline(__always)
-  init(rowCount: Int32, rowByteCount: Int32, pieceByteCountMax: Int32, granule: Int32) {
+  init(firstRow: Int32 = 0, rowCount: Int32, rowByteCount: Int32, pieceByteCountMax: Int32, granule: Int32) {
+    self.firstRow = firstRow
     self.rowByteCount = rowByteCount
     let wanted = max(1, (rowByteCount &+ pieceByteCountMax &- 1) / pieceByteCountMax)
     let even = (rowByteCount &+ wanted &- 1) / wanted
@@ -111,7 +113,8 @@ struct Walk {
     let (first, end) = runs.run(run, machine)
     self.end = end
     piece = Piece(
-      index: first, row: first / pieces.piecesPerRow, offset: first % pieces.piecesPerRow &* pieces.pieceByteCount)
+      index: first, row: pieces.firstRow &+ first / pieces.piecesPerRow,
+      offset: first % pieces.piecesPerRow &* pieces.pieceByteCount)
   }
 }
 

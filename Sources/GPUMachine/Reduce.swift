@@ -26,7 +26,8 @@ extension GPUMachine {
   private func reduceElements<Format: SumFormat>(
     _ job: ReduceJob, _ format: Format.Type, _ source: (Int32, Int32) -> RowSource
   ) {
-    shareOut(job.rowCount &* job.elementCount) { cell in
+    shareOut(job.rowCount &* job.elementCount) { index in
+      let cell = job.firstRow &* job.elementCount &+ index
       let (row, element) = (cell / job.elementCount, cell % job.elementCount)
       var sum: Float = 0
       var slot: Int32 = 0
@@ -45,7 +46,8 @@ extension GPUMachine {
   private func reduceVectors<Format: SumFormat>(
     _ job: ReduceJob, _ format: Format.Type, _ rowByteCount: Int32, _ source: (Int32, Int32) -> RowSource
   ) {
-    let pieces = Pieces(rowCount: job.rowCount, rowByteCount: rowByteCount, pieceByteCountMax: 2048, granule: 16)
+    let pieces = Pieces(
+      firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: rowByteCount, pieceByteCountMax: 2048, granule: 16)
     var runs = Runs(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
     let start = Walk(self, pieces, &runs)
     if start.isOver { return }

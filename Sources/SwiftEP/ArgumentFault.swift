@@ -29,7 +29,7 @@ package struct ArgumentFault: Error, Equatable {
   package enum Name: Int64 {
     case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
     case rows, topKWeights, rowWeights, biases, output
-    case stream
+    case stream, handleTokens
   }
 
   package let kind: Kind

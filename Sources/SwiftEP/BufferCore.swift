@@ -51,6 +51,7 @@ final class BufferCore: Sendable {
   let timeout: Duration
   let view: RankView
   let membership: Membership
+  let plan: ExpertBuffer.Plan
   let owners: [Int32]
   /// Memory behind `view`'s addresses.
   private let tables: any TensorStorage
@@ -77,6 +78,7 @@ final class BufferCore: Sendable {
     self.arena = arena
     self.arenas = arenas
     self.timeout = timeout
+    self.plan = plan
     owners = plan.shape.owners
     let expertCount = owners.count
     let offsets = TableOffsets(rankCount: rankCount, expertCount: expertCount)
@@ -253,6 +255,7 @@ extension HeaderField {
     case .expertAlignment: "expertAlignment"
     case .scales: "a row of scales"
     case .sidecar0, .sidecar1, .sidecar2: "a row of sidecar \(rawValue - HeaderField.sidecar0.rawValue)"
+    case .tokensPerStep: "how rows outside the arena are combined"
     }
   }
 
@@ -265,6 +268,7 @@ extension HeaderField {
     case .layout: value == 0 ? "bySource" : "byExpert"
     case .sizing: value == 0 ? "exact" : "worstCase"
     case .scales, .sidecar0, .sidecar1, .sidecar2: rowDescription(value)
+    case .tokensPerStep: value == 0 ? "not in steps" : "in steps of \(value) tokens"
     default: "\(value)"
     }
   }

@@ -135,11 +135,14 @@ final class PendingOperation: Sendable {
   /// The last launch queued so far.
   private let ticket = Guarded<UInt64>(0)
 
-  init(_ core: BufferCore, chunkCount: Int, waiting: Waiting) throws(EPError) {
+  init(
+    _ core: BufferCore, chunkCount: Int = 0, stepCount: Int = 0, waiting: Waiting
+  ) throws(EPError) {
     self.core = core
     part = waiting == .stream ? .apart : .whole
     layout = OperationLayout(
-      rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount))
+      rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount),
+      stepCount: Int32(stepCount))
     memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
     report = try core.device.makeNotices(byteCount: OperationStatus.byteCount)
   }

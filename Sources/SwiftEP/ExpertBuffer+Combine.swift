@@ -9,7 +9,7 @@ extension ExpertBuffer {
   /// `tokens[t] = round(sum of w * row over the places t went to + biases)`, in Float, in the order of ranks (by
   /// expert: of top-k slots), rounded once to nearest even. By source, rows arrive as they are to be added; by expert
   /// they can be weighted here. Owners read the rows where they lie; rows outside the arena (see `combineInput`) are
-  /// copied into it first.
+  /// copied into it, as the plan says (`ExpertBuffer.Staging`).
   ///
   /// - Parameters:
   ///   - rows: `[rows, hidden]`, bf16, fp16 or fp32, in rows of a multiple of 16 bytes, as many as the dispatch
@@ -66,16 +66,18 @@ private struct CombineCall {
     } catch {
       try core.report(error, as: .combine, stream: options.stream)
     }
-    let pending = try PendingOperation(core, chunkCount: 0, waiting: options.waiting)
+    let steps = steps
+    let pending = try PendingOperation(core, stepCount: Int(steps.stepCount), waiting: options.waiting)
     let resources = pending.makeResources(
       [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
     core.queueWaits(options.after, of: .combine, isUrgent: options.isAsynchronous)
 
     var header = makeHeader()
+    header.tokensPerStep = Int64(steps.tokensPerStep)
     var staged: (rows: Address, weights: Address) = (.null, .null)
     var outputs: (tokens: Tensor, topKWeights: Tensor?)?
     do throws(EPError) {
-      staged = try placeInputs(&header, resources)
+      staged = try placeInputs(&header, steps, resources)
       outputs = try makeOutputs()
       resources.retain([outputs!.tokens, outputs!.topKWeights])
     } catch {
@@ -85,14 +87,14 @@ private struct CombineCall {
     let arguments = CombineArguments(
       view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
       stagedRows: staged.rows,
-      stagedWeights: staged.weights, rowCount: Int32(handle.rowCapacity), format: rows.dtype.sumFormat,
-      elementsPerRow: Int32(hidden), output: outputs?.tokens.address ?? .null,
+      stagedWeights: staged.weights, rowCount: Int32(handle.rowCapacity), steps: steps,
+      format: rows.dtype.sumFormat, elementsPerRow: Int32(hidden), output: outputs?.tokens.address ?? .null,
       rowWeights: options.rowWeights?.address ?? .null,
       biases: (options.biases.first?.address ?? .null, options.biases.dropFirst().first?.address ?? .null),
       weightsOutput: outputs?.topKWeights?.address ?? .null)
     pending.enqueue(
-      .combine(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous,
-      stream: options.stream)
+      steps.stepCount == 0 ? .combine(arguments) : .combineStep(arguments), workerCount: workerCount,
+      keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
     if let stream = options.stream, let outputs { try outputs.tokens.noteUse(on: stream) }
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
@@ -110,6 +112,7 @@ private struct CombineCall {
     try rows.check(.rows, shape: [handle.rowCapacity, nil])
     try rows.check(.rows, dtype: [.bf16, .fp16, .fp32])
     try rows.check(.rows, rowByteCountMultipleOf: 16)
+    if steps.stepCount > 0 { try check(.handleTokens, handle.tokenCount, in: 0...core.plan.shape.tokensPerRankMax) }
     if let topKWeights = options.topKWeights {
       if handle.topK == 0 { throw ArgumentFault(.presence, .topKWeights, expected: 0, found: 1) }
       try topKWeights.check(.topKWeights, shape: [handle.rowCapacity, weightsPerRow])
@@ -133,6 +136,11 @@ private struct CombineCall {
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
   }
 
+  /// In how many steps rows outside the arena are combined.
+  private var steps: CombineSteps {
+    core.arenaOffset(of: rows) == nil ? core.plan.steps(of: handle.rowLayout) : .none
+  }
+
   private func makeHeader() -> ExchangeHeader {
     var header = ExchangeHeader()
     header.operation = Operation.combine.rawValue
@@ -145,12 +153,13 @@ private struct CombineCall {
 
   /// Says in the header where peers find this rank's rows. Returns what has to be copied there first.
   private func placeInputs(
-    _ header: inout ExchangeHeader, _ resources: OperationResources
+    _ header: inout ExchangeHeader, _ steps: CombineSteps, _ resources: OperationResources
   ) throws(EPError) -> (rows: Address, weights: Address) {
     let weights = options.topKWeights
     let rowsOffset = core.arenaOffset(of: rows)
     let weightsOffset = weights.map { core.arenaOffset(of: $0) } ?? 0
-    let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(rows.byteCount), to: 128) : 0
+    let stagedRowCount = steps.stepCount == 0 ? handle.rowCapacity : steps.stagedRowCount(rankCount: core.rankCount)
+    let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(stagedRowCount * rows.rowByteCount), to: 128) : 0
     let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
     let block = try core.take(stagedRowBytes + stagedWeightBytes, from: .high, stream: options.stream)
     resources.retain([block as any Sendable, weights as any Sendable])
@@ -254,7 +263,7 @@ extension BufferCore {
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.set(fault)
-    let pending = try PendingOperation(self, chunkCount: 0, waiting: .workers)
+    let pending = try PendingOperation(self, waiting: .workers)
     let handle = HandleView(
       block: .null,
       layout: HandleLayout(
@@ -262,8 +271,8 @@ extension BufferCore {
         layout: .bySource))
     let arguments = CombineArguments(
       view: view, header: header, handle: handle, operation: pending.view, stagedRows: .null, stagedWeights: .null,
-      rowCount: 0,
-      format: .bf16, elementsPerRow: 0, output: .null, rowWeights: .null, biases: (.null, .null), weightsOutput: .null)
+      rowCount: 0, steps: .none, format: .bf16, elementsPerRow: 0, output: .null, rowWeights: .null,
+      biases: (.null, .null), weightsOutput: .null)
     pending.enqueue(
       .combine(arguments), workerCount: 1, keeping: pending.makeResources([]), isUrgent: false)
     try pending.finish()

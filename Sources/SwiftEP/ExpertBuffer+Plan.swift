@@ -1,6 +1,18 @@
 import EPKernels
 
 extension ExpertBuffer {
+  /// How combines take rows that lie outside the arena.
+  public enum Staging: Equatable, Sendable {
+    /// The plan has no memory for them; the arena grows for those that come.
+    case unplanned
+    /// All are copied into the arena, then combined.
+    case whole
+    /// By source, and where ranks have more tokens than that, in steps: while the rows of so many tokens of every rank are
+    /// combined, those of the next are copied. Takes memory for the rows of two steps. The rows of all ranks of a combine
+    /// lie outside the arena then, or those of none, and no rank has more tokens than planned. Otherwise as `whole`.
+    case steps(tokens: Int)
+  }
+
   /// What a buffer for a job takes, to the byte, before anything is allocated.
   ///
   /// Bytes are of one rank; where ranks own different numbers of experts, of the rank that needs the most. Several
@@ -17,6 +29,7 @@ extension ExpertBuffer {
     public let resultCount: Int
     /// Rows that one dispatch result holds.
     public let rowsPerResult: Int
+    public let staging: Staging
     /// Every part and what it takes.
     public let parts: [Part]
     /// Bytes of the memory that peers reach: control words, results, outputs and staging.
@@ -31,14 +44,13 @@ extension ExpertBuffer {
     ///     exceeds. When routing does exceed it, exact sizing grows the arena, and worst-case sizing fails on all
     ///     ranks.
     ///   - workers: threads that one call uses.
-    ///   - stagesCombine: plan for combining rows that do not lie in the arena.
+    ///   - staging: how combines take rows that do not lie in the arena.
     ///   - arenaByteCountMax: how far the arena may grow; nil: eight times the plan, at
     ///     least 1 GiB; never beyond 1 TiB. Address space is reserved for it, memory is not.
     /// - Throws: `invalidArgument` with rank -1.
     public init(
       _ shape: JobShape, resultCount: Int = 1, receivedTokensMax: Int? = nil, workers: Int = 1,
-      stagesCombine: Bool = false,
-      arenaByteCountMax: Int64? = nil
+      staging: Staging = .unplanned, arenaByteCountMax: Int64? = nil
     ) throws(EPError) {
       try shape.check()
       guard (1...1 << 20).contains(resultCount) else {
@@ -51,7 +63,11 @@ extension ExpertBuffer {
         throw .invalidArgument(
           rank: -1, argument: "receivedTokensMax", expected: "at least 0", found: "\(receivedTokensMax)")
       }
+      if case .steps(let tokenCount) = staging, !(1...1 << 24).contains(tokenCount) {
+        throw .invalidArgument(rank: -1, argument: "staging", expected: "1 to 16777216 tokens", found: "\(tokenCount)")
+      }
       self.shape = shape
+      self.staging = staging
       self.resultCount = resultCount
       let localExpertCount = shape.localExpertCounts.max() ?? 0
       rowsPerResult = shape.rowCountMax(localExpertCount: localExpertCount, tokenCountMax: receivedTokensMax)
@@ -61,20 +77,24 @@ extension ExpertBuffer {
       let output = Self.combinedByteCount(
         tokenCount: shape.tokensPerRankMax, rowByteCount: combinedRowByteCount, topK: shape.topK)
       let result = roundUpToPages(shape.columns().byteCount(rowCapacity: Int64(rowsPerResult)))
-      let staging =
-        stagesCombine
-        ? Self.combinedByteCount(tokenCount: rowsPerResult, rowByteCount: combinedRowByteCount, topK: shape.topK) : 0
+      let steps = Self.steps(staging, of: shape.layout, shape)
+      let stagedRowCount = steps.stepCount == 0 ? rowsPerResult : steps.stagedRowCount(rankCount: shape.rankCount)
+      let staged =
+        staging == .unplanned
+        ? 0
+        : roundUpToPages(
+          alignUp(Int64(stagedRowCount) * combinedRowByteCount, to: 128) + Int64(rowsPerResult * shape.topK * 4))
       let limit = Self.arenaByteCountLimit
-      guard result <= limit / Int64(resultCount), output <= limit / Int64(resultCount), staging <= limit else {
+      guard result <= limit / Int64(resultCount), output <= limit / Int64(resultCount), staged <= limit else {
         throw .invalidArgument(
           rank: -1, argument: "shape", expected: "an arena of at most \(limit) bytes",
-          found: "\(resultCount) results of \(result) bytes and outputs of \(output), staging of \(staging)")
+          found: "\(resultCount) results of \(result) bytes and outputs of \(output), staging of \(staged)")
       }
       let arena = [
         Part(name: "control", byteCount: control.byteCount),
         Part(name: "dispatch results", byteCount: Int64(resultCount) * result),
         Part(name: "combine outputs", byteCount: Int64(resultCount) * output),
-        Part(name: "combine staging", byteCount: staging),
+        Part(name: "combine staging", byteCount: staged),
       ]
       arenaByteCount = arena.reduce(0) { $0 + $1.byteCount }
       let wanted = arenaByteCountMax ?? max(8 * arenaByteCount, 1 << 30)
@@ -86,7 +106,8 @@ extension ExpertBuffer {
         localExpertCount: Int32(localExpertCount), topK: Int32(shape.topK), layout: shape.layout.kernelLayout)
       let operation = { (chunkCount: Int) in
         OperationLayout(
-          rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount), chunkCount: Int32(chunkCount)
+          rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount), chunkCount: Int32(chunkCount),
+          stepCount: chunkCount == 0 ? steps.stepCount : 0
         ).byteCount
       }
       let tables = TableOffsets(rankCount: shape.rankCount, expertCount: shape.expertCount)
@@ -96,6 +117,15 @@ extension ExpertBuffer {
           Part(name: "operations", byteCount: Int64(resultCount) * (operation(workers) + operation(0))),
           Part(name: "tables", byteCount: tables.byteCount + NoticeOffsets(rankCount: shape.rankCount).byteCount),
         ]
+    }
+
+    func steps(of layout: RowLayout) -> CombineSteps { Self.steps(staging, of: layout, shape) }
+
+    private static func steps(_ staging: Staging, of layout: RowLayout, _ shape: JobShape) -> CombineSteps {
+      guard case .steps(let tokensPerStep) = staging, layout == .bySource, shape.rankCount > 1,
+        shape.tokensPerRankMax > tokensPerStep
+      else { return .none }
+      return CombineSteps(tokenCount: Int32(shape.tokensPerRankMax), tokensPerStep: Int32(tokensPerStep))
     }
 
     /// Bytes of all parts.

@@ -11,13 +11,25 @@ struct LaunchPart: Sendable {
 
 extension KernelLaunch {
   /// What is queued for it, in this order.
-  var parts: [LaunchPart] {
+  var parts: [LaunchPart] { steps.flatMap(\.partsOfStep) }
+
+  /// Operations in which it meets its peers, in this order: itself, but for a combine in steps.
+  var steps: [KernelLaunch] {
+    guard case .combineStep(let arguments) = self else { return [self] }
+    return (0...arguments.steps.stepCount).map { launch in
+      var step = arguments
+      step.steps.launch = launch
+      return .combineStep(step)
+    }
+  }
+
+  private var partsOfStep: [LaunchPart] {
     guard part == .apart else { return [LaunchPart(launch: self, waitsFor: nil, workerCountMax: .max)] }
     let kinds: [OperationPart] =
       switch self {
       case .prepareDispatch: [.begin, .middle]
       case .deliverDispatch: [.middle, .end]
-      case .dispatch, .combine: [.begin, .middle, .end]
+      case .dispatch, .combine, .combineStep: [.begin, .middle, .end]
       }
     return kinds.enumerated().map { index, kind in
       LaunchPart(
@@ -30,7 +42,7 @@ extension KernelLaunch {
     switch self {
     case .prepareDispatch(let arguments), .deliverDispatch(let arguments), .dispatch(let arguments):
       arguments.operation.part
-    case .combine(let arguments): arguments.operation.part
+    case .combine(let arguments), .combineStep(let arguments): arguments.operation.part
     }
   }
 
@@ -40,6 +52,7 @@ extension KernelLaunch {
     case .deliverDispatch(let arguments): .deliverDispatch(arguments.with(part))
     case .dispatch(let arguments): .dispatch(arguments.with(part))
     case .combine(let arguments): .combine(arguments.with(part))
+    case .combineStep(let arguments): .combineStep(arguments.with(part))
     }
   }
 }

@@ -29,6 +29,20 @@ struct Command: Sendable {
   }
 }
 
+extension Flag {
+  /// Of `bench` and `plan`.
+  static let tokensPerStep = Flag(
+    "tokens-per-step", "N",
+    "combine rows that do not lie in the arena in steps of so many\ntokens of every rank (default: all at once)")
+}
+
+extension Arguments {
+  /// Of rows that do not lie in the arena.
+  func stagingInSteps() throws -> ExpertBuffer.Staging? {
+    try integer("tokens-per-step", in: 1...1 << 24).map { .steps(tokens: $0) }
+  }
+}
+
 struct Flag: Sendable {
   /// One letter, or a word.
   let name: String

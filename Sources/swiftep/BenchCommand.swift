@@ -19,6 +19,7 @@ let benchCommand = Command(
     Flag(
       "waiting", "WHO",
       "on a GPU: workers, or stream, so that waits hold no multiprocessor\n(default workers)"),
+    .tokensPerStep,
     Flag("seed", "S", "of everything random (default 1)"),
     Flag("skew", "S", "Zipf exponent of the experts' popularity, 0: uniform (default 0)"),
     Flag("text", "FILE", "take the tokens from a text: seeded embeddings, routed by a seeded gate"),
@@ -68,6 +69,8 @@ struct BenchSettings {
   let iterationCount: Int
   let replayCount: Int
   let waiting: Waiting
+  /// Of rows that do not lie in the arena, on GPUs.
+  let staging: ExpertBuffer.Staging
   let seed: UInt64
   let skew: Double
   let jsonPath: String?
@@ -88,10 +91,11 @@ struct BenchSettings {
       )
     }
     iterationCount = try arguments.integer("iterations", in: 1...1_000_000, default: 20)
-    for flag in ["replays", "waiting"] where !machines.isGPU && arguments.has(flag) {
+    for flag in ["replays", "waiting", "tokens-per-step"] where !machines.isGPU && arguments.has(flag) {
       throw UsageError("--\(flag)", expected: "none with --machine cpu", found: "one")
     }
     waiting = try arguments.choice("waiting", Waiting.self) ?? .workers
+    staging = try arguments.stagingInSteps() ?? .whole
     replayCount = try arguments.integer("replays", in: 0...1000, default: 0)
     seed = try arguments.seed("seed", default: 1)
     skew = try arguments.real("skew", in: 0...10, default: 0)
@@ -111,7 +115,7 @@ struct BenchSettings {
     recorded = try RecordedInput(arguments, job: &job)
     // Says what is wrong with the job before anything is allocated.
     try checkMemory(
-      try job.plan(receivedTokensMax: 0, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace))
+      try job.plan(receivedTokensMax: 0, workers: workerCount, staging: job.rowType.staging))
   }
 
   /// - Returns: what was found, and the ranks' flight records where a trace is wanted.
@@ -127,7 +131,7 @@ struct BenchSettings {
     let rowsPerToken = job.layout == .bySource ? 1 : job.topK
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
     let plan = try job.plan(
-      receivedTokensMax: receivedTokens, workers: workerCount, stagesCombine: !job.rowType.combinesInPlace)
+      receivedTokensMax: receivedTokens, workers: workerCount, staging: job.rowType.staging)
     if machines.isGPU { return try runOnGPU(workload) }
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
@@ -140,7 +144,7 @@ struct BenchSettings {
 
   private func runOnGPU(_ workload: Workload) throws -> (BenchReport, [FlightRecord]) {
     // Worst-case sizes, though what arrives is known.
-    let plan = try job.plan(workers: workerCount, stagesCombine: true)
+    let plan = try job.plan(workers: workerCount, staging: staging)
     let bench = try GPUBench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount, replayCount: replayCount,
       waiting: waiting, isTraced: tracePath != nil)

@@ -28,6 +28,8 @@ enum RowType: String, CaseIterable, Sendable {
 
   /// Whether combine sums the very rows that arrived.
   var combinesInPlace: Bool { dispatchedDType == combinedDType }
+  /// What a plan needs for a combine's rows.
+  var staging: ExpertBuffer.Staging { combinesInPlace ? .unplanned : .whole }
 }
 
 /// The job that the flags describe.
@@ -72,7 +74,7 @@ struct JobSpec: Equatable, Sendable {
 
   /// - Throws: `UsageError` in the flags' names where the job cannot be.
   func plan(
-    resultCount: Int = 1, receivedTokensMax: Int? = nil, workers: Int = 1, stagesCombine: Bool
+    resultCount: Int = 1, receivedTokensMax: Int? = nil, workers: Int = 1, staging: ExpertBuffer.Staging
   ) throws -> ExpertBuffer.Plan {
     if topK > expertCount {
       throw UsageError("--top-k", expected: "at most the number of experts, \(expertCount)", found: "\(topK)")
@@ -80,7 +82,7 @@ struct JobSpec: Equatable, Sendable {
     do {
       return try ExpertBuffer.Plan(
         shape, resultCount: resultCount, receivedTokensMax: receivedTokensMax, workers: workers,
-        stagesCombine: stagesCombine)
+        staging: staging)
     } catch {
       guard case .invalidArgument(_, let argument, let expected, let found) = error else { throw error }
       throw UsageError(Self.flagNames[argument] ?? argument, expected: expected, found: found)

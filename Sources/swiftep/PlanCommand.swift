@@ -7,7 +7,7 @@ let planCommand = Command(
     Flag("results", "N", "dispatch results and combined outputs alive at the same time (default 1)"),
     Flag("received-tokens-max", "N", "tokens that one rank receives at most (default: all of all ranks)"),
     Flag("workers", "N", "threads that one call uses (default 1)"),
-    Flag("staged", nil, "plan for combining rows that do not lie in the arena"),
+    Flag("staged", nil, "plan for combining rows that do not lie in the arena"), .tokensPerStep,
     Flag("json", "FILE", "write the plan as JSON; -: to stdout, instead of the table"),
   ],
   body: { arguments in
@@ -16,7 +16,8 @@ let planCommand = Command(
     let receivedTokensMax = try arguments.integer("received-tokens-max", in: 0...Int(Int32.max))
     let plan = try job.plan(
       resultCount: resultCount, receivedTokensMax: receivedTokensMax,
-      workers: try arguments.integer("workers", in: 1...1024, default: 1), stagesCombine: arguments.has("staged"))
+      workers: try arguments.integer("workers", in: 1...1024, default: 1),
+      staging: try arguments.stagingInSteps() ?? (arguments.has("staged") ? .whole : .unplanned))
     let report = PlanReport(job, plan)
     let path = arguments.string("json")
     if path == "-" { return try printDocument(try report.json()) }

@@ -101,6 +101,41 @@ extension ConformanceTests {
       #expect(errors == [expected, expected, expected])
     }
 
+    /// Where rows are combined in steps, those of all ranks are; the buffer goes on.
+    @Test func someRowsInTheArena() throws {
+      let job = smallJob().with { ($0.tokensPerStep, $0.combines) = (2, [.memory]) }
+      let errors = try onEachRank(try job.makePlan()) { buffer in
+        let result = try job.dispatch(on: buffer)
+        let ordinary = try! Tensor(zeros: result.rows.shape, .bf16)
+        let error = try error { () throws(EPError) in
+          _ = try buffer.combine(buffer.rank == 1 ? result.rows : ordinary, with: result.handle)
+        }
+        _ = try buffer.combine(ordinary, with: result.handle)
+        return error
+      }
+      let expected = EPError.ranksDisagree(
+        about: "how rows outside the arena are combined", rank: 1, expected: "in steps of 2 tokens",
+        found: "not in steps")
+      #expect(errors == [expected, expected, expected])
+    }
+
+    /// Exact sizing takes more tokens than were planned; steps are for those that were.
+    @Test func moreTokensThanTheStepsOfThePlan() throws {
+      let job = smallJob()
+      var shape = job.shape
+      shape.tokensPerRankMax = 5
+      let plan = try ExpertBuffer.Plan(shape, staging: .steps(tokens: 2), arenaByteCountMax: 64 << 20)
+      let errors = try onEachRank(plan) { buffer in
+        let result = try job.dispatch(on: buffer)
+        let ordinary = try! Tensor(zeros: result.rows.shape, .bf16)
+        let error = try error { () throws(EPError) in _ = try buffer.combine(ordinary, with: result.handle) }
+        _ = try buffer.combine(result.rows, with: result.handle)
+        return error
+      }
+      let expected = EPError.invalidArgument(rank: 0, argument: "handleTokens", expected: "at most 5", found: "16")
+      #expect(errors == [expected, expected, expected])
+    }
+
     @Test func aHandleOfAnotherBufferIsRefused() throws {
       let job = smallJob()
       let plan = try job.makePlan()

@@ -128,6 +128,22 @@ extension ConformanceTests {
       }
     }
 
+    /// Rows outside the arena, in steps of few tokens: their memory is used again many times, or there is room for all.
+    @Test(arguments: [1, 2, 3, 8], [1, 3, 16, 200])
+    func combinesInSteps(rankCount: Int, tokensPerStep: Int) throws {
+      for layout in RowLayout.allCases {
+        try run(
+          Job(
+            rankCount: rankCount, tokensPerRank: (0..<rankCount).map { [90, 0, 41][$0 % 3] }, hidden: 64, topK: 3,
+            expertCount: 12
+          ).with {
+            ($0.layout, $0.tokensPerStep, $0.workers, $0.combines) = (layout, tokensPerStep, 2, [.memory, .memory])
+            ($0.combinesTopKWeights, $0.givesOutput, $0.biasCount) = (true, tokensPerStep == 3, 1)
+            ($0.skew, $0.sizing) = (0.7, tokensPerStep == 1 ? .worstCase : .exact)
+          })
+      }
+    }
+
     /// What is combined need not look like what was dispatched.
     @Test func otherRowsAreCombined() throws {
       try run(smallJob().with { ($0.combineHidden, $0.combineDType, $0.quantization) = (20, .fp32, .ue8m0) })

@@ -5,7 +5,7 @@ private let sm80 = PTXText(String(cString: swiftep_kernels_sm_80()))
 private let sm90 = PTXText(String(cString: swiftep_kernels_sm_90()))
 private let kernels = [
   "swiftep_prepare_dispatch", "swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine",
-  "swiftep_tell_time",
+  "swiftep_combine_step", "swiftep_tell_time",
 ]
 
 @Suite struct PTXTests {
@@ -22,7 +22,7 @@ private let kernels = [
         #expect(text.count("ld.acquire.sys.global.u64", in: kernel) >= 2)
       }
       // What rows are told of by: the countdown before it, and its last block.
-      for kernel in ["swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine"] {
+      for kernel in ["swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine", "swiftep_combine_step"] {
         #expect(text.count("fence.acq_rel.sys", in: kernel) >= 2)
       }
     }

@@ -140,6 +140,7 @@ extension Job {
     job.isAsynchronous = random.chance(0.4)
     job.workers = random.pick([1, 1, 2])
     if random.chance(0.3) { job.quantization = .float }
+    if random.chance(0.4) { job.tokensPerStep = random.pick([1, 2]) }
     if random.chance(0.4) { job.ranksOfWaitingStreams = Set(0..<rankCount) }
     return job
   }

@@ -108,8 +108,13 @@ package final class CUDADevice: Device {
     return enqueue(keeping: owner) { ticket throws(EPError) in
       if let shared {
         if other != nil { throw .machineUnavailable("callers' streams, with one launch for all ranks") }
-        let part = SharedLaunches.Part(launch: launch, end: end(ticket), workerCount: workerCount, stream: stream)
-        return try shared.launch(part, as: rank)
+        let steps = launch.steps
+        for (index, step) in steps.enumerated() {
+          let end = index == steps.count - 1 ? end(ticket) : .untold
+          try shared.launch(
+            SharedLaunches.Part(launch: step, end: end, workerCount: workerCount, stream: stream), as: rank)
+        }
+        return
       }
       try driving { () throws(DriverError) in
         try between(other) { () throws(DriverError) in try start(launch, end(ticket), workerCount, on: stream) }
@@ -185,6 +190,7 @@ package final class CUDADevice: Device {
     case .deliverDispatch(let arguments): try start(.deliverDispatch, arguments, end, workerCount, on: stream)
     case .dispatch(let arguments): try start(.dispatch, arguments, end, workerCount, on: stream)
     case .combine(let arguments): try start(.combine, arguments, end, workerCount, on: stream)
+    case .combineStep(let arguments): try start(.combineStep, arguments, end, workerCount, on: stream)
     }
   }
 

@@ -15,7 +15,7 @@ let doctorCommand = Command(
   body: { arguments in
     let job = try JobSpec(arguments)
     let doctor = Doctor(
-      job: job, plan: try job.plan(stagesCombine: !job.rowType.combinesInPlace), files: .host,
+      job: job, plan: try job.plan(staging: job.rowType.staging), files: .host,
       environment: ProcessInfo.processInfo.environment, probes: .tried(), user: geteuid(),
       allowedCoreCount: Int(swiftep_usable_core_count()))
     let report = DoctorReport(doctor)

@@ -37,7 +37,7 @@ import Testing
     let job = try JobSpec(try Arguments(parsing: words, flags: JobSpec.flags))
     let report = DoctorReport(
       Doctor(
-        job: job, plan: try job.plan(stagesCombine: false), files: host.tree, environment: environment, probes: probes,
+        job: job, plan: try job.plan(staging: .unplanned), files: host.tree, environment: environment, probes: probes,
         user: user, allowedCoreCount: coreCount))
     withExtendedLifetime(host) {}
     return report

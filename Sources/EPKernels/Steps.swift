@@ -1,0 +1,212 @@
+/// A combine of rows that lie outside the arena, in steps: so many tokens of every rank, with their rows at all ranks. A
+/// step's rows are copied into the arena in one launch, and summed in the next, while those of the step behind are
+/// copied. So two steps' rows are there at a time, and pulls begin before the copy ends.
+///
+/// To peers, each launch is a combine of its own: its exchange says that what the launch before has copied is there, and
+/// its completion that this rank has read theirs. By source only: there, a source's rows of a step lie together.
+@frozen public struct CombineSteps {
+  /// This launch copies the rows of step `launch`, and sums those of `launch - 1`.
+  public var launch: Int32
+  /// 0: the combine is not in steps.
+  public var stepCount: Int32
+  public var tokensPerStep: Int32
+
+  /// - Parameter tokenCount: that a rank has at most.
+  @inlinable public init(tokenCount: Int32, tokensPerStep: Int32) {
+    launch = 0
+    stepCount = tokensPerStep == 0 ? 0 : (tokenCount &- 1) / tokensPerStep &+ 1
+    self.tokensPerStep = tokensPerStep
+  }
+
+  @inlinable public static var none: CombineSteps { CombineSteps(tokenCount: 0, tokensPerStep: 0) }
+
+  /// Rows of the arena that they take: of two steps, of all peers' tokens.
+  @inlinable public func stagedRowCount(rankCount: Int) -> Int { 2 * (rankCount - 1) * Int(tokensPerStep) }
+
+  @inlinable func tokens(ofStep step: Int32, of tokenCount: Int32) -> Range<Int32> {
+    let first = min(Int64(tokenCount), Int64(step) &* Int64(tokensPerStep))
+    let end = min(Int64(tokenCount), first &+ Int64(tokensPerStep))
+    return Range(uncheckedBounds: (Int32(truncatingIfNeeded: first), Int32(truncatingIfNeeded: end)))
+  }
+
+  /// Which row of a rank's staging memory is the first of the step and the source.
+  @inlinable func place(step: Int32, source: Int32, at rank: Int32, rankCount: Int32) -> Int32 {
+    let region = (step & 1) &* (rankCount &- 1) &+ (source < rank ? source : source &- 1)
+    return region &* tokensPerStep
+  }
+}
+
+/// One rank's rows of a step at one rank: they follow each other.
+@frozen @usableFromInline struct StepRows {
+  @usableFromInline var first: Int32
+  @usableFromInline var count: Int32
+
+  @inlinable init(first: Int32, count: Int32) {
+    self.first = first
+    self.count = count
+  }
+}
+
+/// One source's rows of a step, as they are copied: all sources' rows are numbered one after the other.
+@frozen @usableFromInline struct StepCopy {
+  /// Behind the source's last number.
+  @usableFromInline var end: Int32
+  /// From a number to the row, and to its place in the staging memory.
+  @usableFromInline var rowDistance: Int32
+  @usableFromInline var placeDistance: Int32
+  @usableFromInline var unused: Int32 = 0
+
+  @inlinable init(end: Int32, rowDistance: Int32, placeDistance: Int32) {
+    self.end = end
+    self.rowDistance = rowDistance
+    self.placeDistance = placeDistance
+  }
+}
+
+@inlinable public func combineStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
+  if steps.launch > 0 && !operation.isOK {
+    // It has ended with an earlier launch.
+    if operation.part == .begin && machine.workerIndex == 0 { openGates(machine, view) }
+    return
+  }
+  var isPrepared = true
+  if operation.part != .end {
+    isPrepared = inTurn(machine, view: view, operation: operation) { prepareStep(machine, arguments) }
+  }
+  guard isPrepared && operation.isAgreed else { return }
+  if operation.isOK && operation.does(.middle) {
+    copyStep(machine, arguments)
+    if steps.launch > 0 {
+      let tokenCount = arguments.handle.layout.chunks.tokenCount
+      // By source, rows are added as they are.
+      sumRows(machine, arguments, of: steps.tokens(ofStep: steps.launch &- 1, of: tokenCount), rowWeights: .null)
+    }
+    if steps.launch == steps.stepCount && !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
+  }
+  complete(machine, view: view, operation: operation)
+}
+
+@inlinable func prepareStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
+  let (view, handle, operation, steps) = (arguments.view, arguments.handle, arguments.operation, arguments.steps)
+  if operation.does(.begin) && machine.workerIndex == 0 {
+    FlightRecorder(view).begin(
+      machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
+      bytesPerRow: arguments.byteCountPerRow)
+  }
+  if steps.launch == 0 && arguments.header.fault == 0 && operation.does(.begin) {
+    findStepRows(machine, arguments)
+    stageWeights(machine, arguments)
+  }
+  guard machine.arriveLocal(view.arrivals, for: .peers) else { return false }
+  let rowByteCount = Int64(arguments.rowByteCount)
+  findRows(machine, arguments) { block in
+    let told = block.advanced(byBytes: ExchangeHeader.byteCount)
+    machine.forEach(view.rankCount) { rank in
+      told.store(operation.stepRows(steps.launch, atRank: rank), at: rank)
+    }
+  } rows: { rank, peer in
+    if rank == view.rank { return arguments.stagedRows }
+    let step = steps.launch &- 1
+    let place = steps.place(step: step, source: view.rank, at: rank, rankCount: view.rankCount)
+    let rowZero = Int64(place) &- Int64(operation.stepRows(step, atRank: rank).first)
+    return view.arena(of: rank).advanced(byBytes: peer.outputOffset &+ rowZero &* rowByteCount)
+  }
+  if operation.does(.middle) && operation.isOK { findStepCopies(machine, arguments) }
+  if !operation.isAgreed { operation.tell(machine, view) }
+  return true
+}
+
+/// This rank's rows of all steps at all peers; nothing of a dispatch that has failed.
+@inlinable func findStepRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, handle, operation, steps) = (arguments.view, arguments.handle, arguments.operation, arguments.steps)
+  if handle.at(handle.layout.epoch).load(UInt64.self, at: 0) == 0 { return }
+  var cell = machine.workerIndex
+  while cell < steps.stepCount &* view.rankCount {
+    let rank = cell % view.rankCount
+    let tokens = steps.tokens(ofStep: cell / view.rankCount, of: handle.layout.chunks.tokenCount)
+    let first = machine.first(of: tokens) { rank != view.rank && handle.goes(token: $0, to: rank) }
+    // The other way round.
+    let distance = machine.first(of: Range(uncheckedBounds: (0, tokens.upperBound &- tokens.lowerBound))) {
+      handle.goes(token: tokens.upperBound &- 1 &- $0, to: rank)
+    }
+    machine.forEach(1) { _ in
+      var rows = StepRows(first: 0, count: 0)
+      if first >= 0 {
+        rows.first = handle.place(token: first, slot: rank, view).row
+        let last = handle.place(token: tokens.upperBound &- 1 &- distance, slot: rank, view).row
+        rows.count = last &- rows.first &+ 1
+      }
+      operation.at(operation.layout.stepRows).store(rows, at: cell)
+    }
+    cell = cell &+ machine.workerCount
+  }
+}
+
+/// What this launch copies, as all sources have told.
+@inlinable func findStepCopies<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
+  #if CHECKED
+    machine.forEach(view.rankCount) { source in
+      let (rows, total) = (stepRows(view, source: source), Int64(arguments.handle.total(atRank: view.rank)))
+      _ = view.check(.count, Int64(rows.count), below: Int64(steps.tokensPerStep) &+ 1)
+      _ = view.check(.row, Int64(rows.first) &+ Int64(rows.count), below: total &+ 1)
+    }
+    if endsInFailedCheck(machine, view: view, operation: operation) { return }
+  #endif
+  machine.scan(view.rankCount) {
+    stepRows(view, source: $0).count
+  } visit: { source, before, count in
+    let place = steps.place(step: steps.launch, source: source, at: view.rank, rankCount: view.rankCount)
+    operation.at(operation.layout.stepCopies).store(
+      StepCopy(
+        end: before &+ count, rowDistance: stepRows(view, source: source).first &- before,
+        placeDistance: place &- before),
+      at: source)
+  }
+}
+
+/// What a source has told of the step's rows here.
+@inlinable func stepRows(_ view: RankView, source: Int32) -> StepRows {
+  exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount).load(StepRows.self, at: view.rank)
+}
+
+@inlinable func copyStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, operation, rowByteCount) = (arguments.view, arguments.operation, arguments.rowByteCount)
+  let staged = view.ownArena.advanced(byBytes: arguments.header.outputOffset)
+  let count = operation.stepCopy(ofSource: view.rankCount &- 1).end
+  let job = ScatterJob(
+    source: arguments.stagedRows, rowCount: count, rowByteCount: rowByteCount, slotCount: 1, transform: .copy,
+    writtenByteCount: Int64(count) &* Int64(rowByteCount), counter: operation.copyCounter)
+  machine.scatterRows(job) { number in
+    number &+ operation.stepCopy(ofNumber: number).rowDistance
+  } route: { number, _ in
+    let place = number &+ operation.stepCopy(ofNumber: number).placeDistance
+    return RowTarget(row: staged.advanced(byBytes: Int64(place) &* Int64(rowByteCount)), scales: .null)
+  }
+}
+
+extension HandleView {
+  /// By source.
+  @inlinable func goes(token: Int32, to rank: Int32) -> Bool {
+    at(layout.slotIndices).load(Int32.self, at: token &* layout.rankCount &+ rank) >= 0
+  }
+}
+
+extension OperationView {
+  @inlinable func stepCopy(ofSource source: Int32) -> StepCopy {
+    at(layout.stepCopies).load(StepCopy.self, at: source)
+  }
+
+  @inlinable func stepCopy(ofNumber number: Int32) -> StepCopy {
+    var source: Int32 = 0
+    while stepCopy(ofSource: source).end <= number { source = source &+ 1 }
+    return stepCopy(ofSource: source)
+  }
+
+  /// Of this rank's tokens; of no step where there is none.
+  @inlinable func stepRows(_ step: Int32, atRank rank: Int32) -> StepRows {
+    if step < 0 || step >= layout.stepCount { return StepRows(first: 0, count: 0) }
+    return at(layout.stepRows).load(StepRows.self, at: step &* layout.rankCount &+ rank)
+  }
+}
