@@ -89,12 +89,12 @@
 /// - Parameters:
 ///   - fill: completes this rank's block of the exchange.
 ///   - rows: where a rank's row 0 lies, by its header.
-@inlinable func findRows<M: Machine>(
+@inlinable @inline(__always) func findRows<M: Machine>(
   _ machine: M, _ arguments: CombineArguments, fill: (_ block: Address) -> Void,
   rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
 ) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  operation.resetCounters(machine)
+  operation.resetCounter(machine)
   let goesOn = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
     if arguments.header.fault == 0 {
       identify(handle, in: block)
@@ -127,22 +127,33 @@
     let byteCount = Int64(arguments.rowCount) &* Int64(rowByteCount)
     guard view.checkArena(of: view.rank, arguments.header.outputOffset, byteCount: byteCount) else { return }
   #endif
-  let staged = view.ownArena.advanced(byBytes: arguments.header.outputOffset)
   // What lies behind the rows that have come is not read.
   let rowCount = max(0, min(arguments.rowCount, handle.total(atRank: view.rank)))
   let own =
     arguments.readsOwnRows ? handle.ownRows(view, below: rowCount) : Range(uncheckedBounds: (rowCount, rowCount))
-  let ownCount = own.upperBound &- own.lowerBound
-  let copiedCount = rowCount &- ownCount
+  var first: Int32 = 0
+  var end = own.lowerBound
+  while true {
+    copyRows(machine, arguments, from: Range(uncheckedBounds: (first, end)), to: first)
+    if end == rowCount { return }
+    (first, end) = (own.upperBound, rowCount)
+  }
+}
+
+/// Copies rows of this rank's into its arena, to where rows lie there from number `place` on.
+@inlinable func copyRows<M: Machine>(
+  _ machine: M, _ arguments: CombineArguments, from rows: Range<Int32>, to place: Int32
+) {
+  let rowByteCount = Int64(arguments.rowByteCount)
+  let staged = arguments.view.ownArena.advanced(
+    byBytes: arguments.header.outputOffset &+ Int64(place) &* rowByteCount)
+  let rowCount = rows.upperBound &- rows.lowerBound
   let job = ScatterJob(
-    source: arguments.stagedRows, rowCount: copiedCount, rowByteCount: rowByteCount, slotCount: 1, transform: .copy,
-    writtenByteCount: Int64(copiedCount) &* Int64(rowByteCount))
-  // Numbered without those.
-  machine.scatterRows(job) { number in
-    number < own.lowerBound ? number : number &+ ownCount
-  } route: { number, _ in
-    let row = number < own.lowerBound ? number : number &+ ownCount
-    return RowTarget(row: staged.advanced(byBytes: Int64(row) &* Int64(rowByteCount)), scales: .null)
+    source: arguments.stagedRows.advanced(byBytes: Int64(rows.lowerBound) &* rowByteCount), rowCount: rowCount,
+    rowByteCount: arguments.rowByteCount, slotCount: 1, transform: .copy,
+    writtenByteCount: Int64(rowCount) &* rowByteCount)
+  machine.scatterRows(job) { row, _ in
+    RowTarget(row: staged.advanced(byBytes: Int64(row) &* rowByteCount), scales: .null)
   }
 }
 

@@ -108,7 +108,7 @@
   _ machine: M, _ arguments: DispatchArguments, isLaidOut: Bool, counting: Bool
 ) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  operation.resetCounters(machine)
+  operation.resetCounter(machine)
   let goesOn = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
     if isLaidOut && !reportFault(machine, in: block, handle: handle, operation: operation) {
       sumCounters(machine, into: block, handle: handle, operation: operation)
@@ -199,7 +199,7 @@
     writtenByteCount: handle.at(handle.layout.sentRows).load(Int64.self, at: 0) &* rowWidth, counter: operation.counter)
   let expertCount = arguments.columns[Columns.indices] / max(1, arguments.routing.indexByteCount)
   machine.scatterRows(
-    job, sourceRow: { $0 },
+    job,
     route: { token, slot in
       let place = handle.place(token: token, slot: slot, view)
       if place.rank < 0 { return .none }

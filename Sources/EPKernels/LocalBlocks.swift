@@ -164,8 +164,8 @@
 
   /// `OperationStatus`.
   @inlinable public var status: Int64 { 0 }
-  /// UInt32 `[2]`: `ScatterJob.counter`, `ReduceJob.counter`; of a combine in steps, the second is for what it copies.
-  @inlinable var counters: Int64 { 64 }
+  /// UInt32: `ScatterJob.counter`, `ReduceJob.counter`.
+  @inlinable var counter: Int64 { 64 }
   /// UInt64: when the wait between two parts began.
   @inlinable var waitBegan: Int64 { 72 }
   /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
@@ -179,11 +179,7 @@
   @inlinable public var groupStarts: Int64 { chunkCounters &+ 4 &* Int64(chunkCount) &* Int64(counterCount) }
   /// `StepRows` `[stepCount, rankCount]`: this rank's rows of each step at each rank.
   @inlinable var stepRows: Int64 { alignUp(groupStarts &+ 4 &* (Int64(expertCount) &+ 1), to: 16) }
-  /// `StepCopy` `[rankCount]`, by source.
-  @inlinable var stepCopies: Int64 { alignUp(stepRows &+ 8 &* Int64(stepCount) &* Int64(rankCount), to: 16) }
-  @inlinable public var byteCount: Int64 {
-    alignUp(stepCopies &+ (stepCount == 0 ? 0 : 16 &* Int64(rankCount)), to: 64)
-  }
+  @inlinable public var byteCount: Int64 { alignUp(stepRows &+ 8 &* Int64(stepCount) &* Int64(rankCount), to: 64) }
 }
 
 /// How much of an operation a launch is.
@@ -232,11 +228,8 @@
     // The parts that are left have nothing to wait for; where all ranks have the same status, they all come to the end.
     if part != .whole && !isAgreed { openGates(machine, view) }
   }
-  @inlinable var counter: Address { at(layout.counters) }
-  @inlinable var copyCounter: Address { at(layout.counters &+ 4) }
-  @inlinable func resetCounters<M: Machine>(_ machine: M) {
-    machine.forEach(1) { _ in counter.store(UInt64(0), at: 0) }
-  }
+  @inlinable var counter: Address { at(layout.counter) }
+  @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }
   @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
   /// Whether all ranks have the same status, good or bad.
   @inlinable var isAgreed: Bool {

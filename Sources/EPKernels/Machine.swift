@@ -60,14 +60,12 @@ public protocol Machine {
   /// When this worker's part of it returns, its stores are ordered before its next `arriveLocal` or `signal`.
   ///
   /// - Parameters:
-  ///   - sourceRow: which row of the source it is that is copied; rows are numbered, and shared out, as the destinations
-  ///     know them.
   ///   - labelCount: what is written beside each row and slot, in so many parts.
   ///   - label: what the parts of one row and slot have in common; made once for all of them, or for each.
   ///   - write: called once for each row, slot and part.
   func scatterRows<Label>(
-    _ job: ScatterJob, sourceRow: (_ row: Int32) -> Int32, route: (_ row: Int32, _ slot: Int32) -> RowTarget,
-    labelCount: Int32, label: (_ row: Int32, _ slot: Int32) -> Label, write: (Label, _ part: Int32) -> Void)
+    _ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget, labelCount: Int32,
+    label: (_ row: Int32, _ slot: Int32) -> Label, write: (Label, _ part: Int32) -> Void)
 
   /// Sums, for each of `job`'s output rows, the source rows of its slots in slot order, then the biases: accumulated in
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
@@ -136,11 +134,8 @@ public protocol Machine {
 
 extension Machine {
   /// Rows without labels.
-  @inlinable public func scatterRows(
-    _ job: ScatterJob, sourceRow: (_ row: Int32) -> Int32 = { $0 }, route: (_ row: Int32, _ slot: Int32) -> RowTarget
-  ) {
-    scatterRows(
-      job, sourceRow: sourceRow, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
+  @inlinable public func scatterRows(_ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget) {
+    scatterRows(job, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
   }
 }
 

@@ -47,22 +47,6 @@
   }
 }
 
-/// One source's rows of a step, as they are copied: all sources' rows are numbered one after the other.
-@frozen @usableFromInline struct StepCopy {
-  /// Behind the source's last number.
-  @usableFromInline var end: Int32
-  /// From a number to the row, and to its place in the staging memory.
-  @usableFromInline var rowDistance: Int32
-  @usableFromInline var placeDistance: Int32
-  @usableFromInline var unused: Int32 = 0
-
-  @inlinable init(end: Int32, rowDistance: Int32, placeDistance: Int32) {
-    self.end = end
-    self.rowDistance = rowDistance
-    self.placeDistance = placeDistance
-  }
-}
-
 @inlinable public func combineStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
   if steps.launch > 0 && !operation.isOK {
@@ -112,7 +96,12 @@
     let rowZero = Int64(place) &- Int64(operation.stepRows(step, atRank: rank).first)
     return view.arena(of: rank).advanced(byBytes: peer.outputOffset &+ rowZero &* rowByteCount)
   }
-  if operation.does(.middle) && operation.isOK { findStepCopies(machine, arguments) }
+  #if CHECKED
+    if operation.does(.middle) && operation.isOK {
+      checkSteps(machine, arguments)
+      _ = endsInFailedCheck(machine, view: view, operation: operation)
+    }
+  #endif
   if !operation.isAgreed { operation.tell(machine, view) }
   return true
 }
@@ -143,46 +132,35 @@
   }
 }
 
-/// What this launch copies, as all sources have told.
-@inlinable func findStepCopies<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
-  #if CHECKED
+#if CHECKED
+  /// What all sources have told can be copied.
+  @inlinable func checkSteps<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+    let (view, total) = (arguments.view, arguments.handle.total(atRank: arguments.view.rank))
     machine.forEach(view.rankCount) { source in
-      let (rows, total) = (stepRows(view, source: source), Int64(arguments.handle.total(atRank: view.rank)))
-      _ = view.check(.count, Int64(rows.count), below: Int64(steps.tokensPerStep) &+ 1)
-      _ = view.check(.row, Int64(rows.first) &+ Int64(rows.count), below: total &+ 1)
+      let rows = stepRows(view, source: source)
+      _ = view.check(.count, rows.count, below: arguments.steps.tokensPerStep &+ 1)
+      _ = view.check(.row, rows.first &+ rows.count, below: total &+ 1)
     }
-    if endsInFailedCheck(machine, view: view, operation: operation) { return }
-  #endif
-  machine.scan(view.rankCount) {
-    stepRows(view, source: $0).count
-  } visit: { source, before, count in
-    let place = steps.place(step: steps.launch, source: source, at: view.rank, rankCount: view.rankCount)
-    operation.at(operation.layout.stepCopies).store(
-      StepCopy(
-        end: before &+ count, rowDistance: stepRows(view, source: source).first &- before,
-        placeDistance: place &- before),
-      at: source)
   }
-}
+#endif
 
 /// What a source has told of the step's rows here.
 @inlinable func stepRows(_ view: RankView, source: Int32) -> StepRows {
   exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount).load(StepRows.self, at: view.rank)
 }
 
+/// Copies the rows of this launch's step, of one source after the other.
 @inlinable func copyStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let (view, operation, rowByteCount) = (arguments.view, arguments.operation, arguments.rowByteCount)
-  let staged = view.ownArena.advanced(byBytes: arguments.header.outputOffset)
-  let count = operation.stepCopy(ofSource: view.rankCount &- 1).end
-  let job = ScatterJob(
-    source: arguments.stagedRows, rowCount: count, rowByteCount: rowByteCount, slotCount: 1, transform: .copy,
-    writtenByteCount: Int64(count) &* Int64(rowByteCount), counter: operation.copyCounter)
-  machine.scatterRows(job) { number in
-    number &+ operation.stepCopy(ofNumber: number).rowDistance
-  } route: { number, _ in
-    let place = number &+ operation.stepCopy(ofNumber: number).placeDistance
-    return RowTarget(row: staged.advanced(byBytes: Int64(place) &* Int64(rowByteCount)), scales: .null)
+  let (view, steps) = (arguments.view, arguments.steps)
+  var source: Int32 = 0
+  while source < view.rankCount {
+    let rows = stepRows(view, source: source)
+    if rows.count > 0 {
+      copyRows(
+        machine, arguments, from: Range(uncheckedBounds: (rows.first, rows.first &+ rows.count)),
+        to: steps.place(step: steps.launch, source: source, at: view.rank, rankCount: view.rankCount))
+    }
+    source = source &+ 1
   }
 }
 
@@ -194,16 +172,6 @@ extension HandleView {
 }
 
 extension OperationView {
-  @inlinable func stepCopy(ofSource source: Int32) -> StepCopy {
-    at(layout.stepCopies).load(StepCopy.self, at: source)
-  }
-
-  @inlinable func stepCopy(ofNumber number: Int32) -> StepCopy {
-    var source: Int32 = 0
-    while stepCopy(ofSource: source).end <= number { source = source &+ 1 }
-    return stepCopy(ofSource: source)
-  }
-
   /// Of this rank's tokens; of no step where there is none.
   @inlinable func stepRows(_ step: Int32, atRank rank: Int32) -> StepRows {
     if step < 0 || step >= layout.stepCount { return StepRows(first: 0, count: 0) }

@@ -3,8 +3,8 @@ import PTX
 extension GPUMachine {
   @inline(__always)
   public func scatterRows<Label>(
-    _ job: ScatterJob, sourceRow: (Int32) -> Int32, route: (Int32, Int32) -> RowTarget, labelCount: Int32,
-    label: (Int32, Int32) -> Label, write: (Label, Int32) -> Void
+    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32, label: (Int32, Int32) -> Label,
+    write: (Label, Int32) -> Void
   ) {
     let quantizes = job.transform != .copy
     let pieces = Pieces(
@@ -19,7 +19,7 @@ extension GPUMachine {
       var ahead = walk
       var (issued, use) = (Int32(0), Int32(0))
       while issued < 2 && !ahead.isOver {
-        stages.load(issued, from: source(of: job, ahead.piece, sourceRow), pieces.byteCount(of: ahead.piece))
+        stages.load(issued, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
         issued = issued &+ 1
         ahead.step(self, pieces, &runs)
       }
@@ -43,13 +43,13 @@ extension GPUMachine {
         if !ahead.isOver {
           // Its stage is that of the piece before this one, whose stores must have read it.
           if lane == 0 { ptx_bulk_wait_read_but_one() }
-          stages.load(issued, from: source(of: job, ahead.piece, sourceRow), pieces.byteCount(of: ahead.piece))
+          stages.load(issued, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
           issued = issued &+ 1
           ahead.step(self, pieces, &runs)
         }
         use = use &+ 1
       #else
-        let content = PieceContent(source: source(of: job, piece, sourceRow))
+        let content = PieceContent(source: source(of: job, piece))
         if quantizes {
           quantize(content, job, &targets, pieces, piece, route)
         } else {
@@ -74,8 +74,8 @@ extension GPUMachine {
   }
 
   @inline(__always)
-  private func source(of job: ScatterJob, _ piece: Piece, _ sourceRow: (Int32) -> Int32) -> Address {
-    job.source.advanced(byBytes: Int64(sourceRow(piece.row)) &* Int64(job.rowByteCount) &+ Int64(piece.offset))
+  private func source(of job: ScatterJob, _ piece: Piece) -> Address {
+    job.source.advanced(byBytes: Int64(piece.row) &* Int64(job.rowByteCount) &+ Int64(piece.offset))
   }
 
   #if !BULK_COPIES

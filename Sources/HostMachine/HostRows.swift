@@ -6,10 +6,10 @@ import EPKernels
 extension HostMachine {
   @inline(__always)
   package func scatterRows<Label>(
-    _ job: ScatterJob, sourceRow: (Int32) -> Int32, route: (Int32, Int32) -> RowTarget, labelCount: Int32,
-    label: (Int32, Int32) -> Label, write: (Label, Int32) -> Void
+    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32, label: (Int32, Int32) -> Label,
+    write: (Label, Int32) -> Void
   ) {
-    moveRows(job, sourceRow: sourceRow, route: route)
+    moveRows(job, route: route)
     if labelCount == 0 { return }
     shareOut(job.rowCount * job.slotCount) { cell in
       let label = label(cell / job.slotCount, cell % job.slotCount)
@@ -17,17 +17,17 @@ extension HostMachine {
     }
   }
 
-  private func moveRows(_ job: ScatterJob, sourceRow: (Int32) -> Int32, route: (Int32, Int32) -> RowTarget) {
+  private func moveRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
     let streams = job.writtenByteCount >= tuning.streamingByteCountMin
     if job.transform == .copy {
       let pieces = Pieces(rowCount: job.rowCount, rowSize: job.rowByteCount, granule: 64, workerCount: workerCount)
       forEachTarget(job, pieces, route: route) { row, bytes, targets in
         for index in targets.indices { targets[index].row += Int(bytes.lowerBound) }
-        let source = job.source.hostPointer + Int(sourceRow(row)) * Int(job.rowByteCount) + Int(bytes.lowerBound)
+        let source = job.source.hostPointer + Int(row) * Int(job.rowByteCount) + Int(bytes.lowerBound)
         scatter(source, byteCount: bytes.count, to: targets, streams: streams)
       }
     } else {
-      quantizeRows(job, streams: streams, sourceRow: sourceRow, route: route)
+      quantizeRows(job, streams: streams, route: route)
     }
     if streams { swiftep_store_fence() }
   }
@@ -72,9 +72,7 @@ extension HostMachine {
   /// Channels that are quantized before they are written out: they stay in the first-level cache.
   private static var quantizedChannelCount: Int { 4096 }
 
-  private func quantizeRows(
-    _ job: ScatterJob, streams: Bool, sourceRow: (Int32) -> Int32, route: (Int32, Int32) -> RowTarget
-  ) {
+  private func quantizeRows(_ job: ScatterJob, streams: Bool, route: (Int32, Int32) -> RowTarget) {
     let isPowerOfTwo = job.transform == .quantizeUE8M0Scales
     let scaleSize = isPowerOfTwo ? 1 : 4
     let pieces = Pieces(
@@ -86,7 +84,7 @@ extension HostMachine {
       forEachTarget(job, pieces, route: route) { row, channels, targets in
         for first in stride(from: Int(channels.lowerBound), to: Int(channels.upperBound), by: bufferSize) {
           let count = min(bufferSize, Int(channels.upperBound) - first)
-          let source = job.source.hostPointer + Int(sourceRow(row)) * Int(job.rowByteCount) + 2 * first
+          let source = job.source.hostPointer + Int(row) * Int(job.rowByteCount) + 2 * first
           swiftep_quantize_e4m3(values, scales, source.assumingMemoryBound(to: UInt16.self), count, isPowerOfTwo)
           let blockCount = (count + Int(channelsPerScale) - 1) / Int(channelsPerScale)
           let firstScale = first / Int(channelsPerScale) * scaleSize
