@@ -36,9 +36,6 @@ struct Piece {
 /// take one run after the other as they get done with them, since some are faster than others; a warp then keeps in its
 /// lanes which ones it has taken last.
 struct Runs {
-  /// Runs that a warp can look ahead from the oldest one that it still works on.
-  @inline(__always) static var aheadMax: Int32 { 31 }
-
   private let pieceCount: Int32
   private let runLength: Int32
   private let counter: Address

@@ -47,62 +47,79 @@ extension GPUMachine {
     _ job: ReduceJob, _ format: Format.Type, _ rowByteCount: Int32, _ source: (Int32, Int32) -> RowSource
   ) {
     let pieces = Pieces(
-      firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: rowByteCount, pieceByteCountMax: 2048, granule: 16)
+      firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: rowByteCount,
+      pieceByteCountMax: TermCursor.termByteCountMax, granule: 16)
     var runs = Runs(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
-    let start = Walk(self, pieces, &runs)
-    if start.isOver { return }
+    var terms = TermCursor(self, pieces, &runs, slotCount: job.slotCount, source)
+    if terms.isOver { return }
+    var sums = PieceSums()
     #if BULK_COPIES
-      let stages = Stages(self, count: 6)
+      let stages = Stages(self, count: 2)
       stages.open()
-      var ahead = TermCursor(start, slotCount: job.slotCount)
       var (issued, used) = (Int32(0), Int32(0))
-      while issued < stages.count &- 1 && ahead.advance(self, pieces, &runs, through: Runs.aheadMax, source) {
-        stages.load(issued, from: ahead.address(self), pieces.byteCount(of: ahead.walk.piece))
-        issued = issued &+ 1
-      }
-    #endif
-    var terms = TermCursor(start, slotCount: job.slotCount)
-    while !terms.walk.isOver {
-      let piece = terms.walk.piece
-      let byteCount = pieces.byteCount(of: piece)
-      var sums = PieceSums()
-      while terms.advanceInPiece(self, pieces, &runs, source) {
-        #if BULK_COPIES
-          // Into the stage that was read last. Where this warp had to wait with looking ahead, it is this term's.
-          let lastRun = terms.walk.run &+ Runs.aheadMax
-          if ahead.advance(self, pieces, &runs, through: lastRun, source) {
-            stages.load(issued, from: ahead.address(self), pieces.byteCount(of: ahead.walk.piece))
-            issued = issued &+ 1
-          }
-          let stage = stages.offset(of: used)
+      if terms.lanes != 0 { terms.load(&issued, stages, pieces) }
+      var isOver: Bool
+      repeat {
+        // While these are on their way or added, the next ones are, too: into the stage that was read last.
+        let (lanes, weight, piece, isLast) = (terms.lanes, terms.weight, terms.walk.piece, terms.isLast)
+        terms.advance(self, pieces, &runs, source)
+        isOver = terms.isOver
+        if !isOver && terms.lanes != 0 { terms.load(&issued, stages, pieces) }
+        let byteCount = pieces.byteCount(of: piece)
+        if lanes != 0 {
+          var stage = stages.offset(of: used)
           stages.wait(for: used)
-          if job.isWeighted {
-            sums.add(format, weight: terms.weight(self), lane: lane, byteCount) { Shared.vector(stage &+ $0) }
-          } else {
-            sums.add(format, weight: 1, lane: lane, byteCount) { Shared.vector(stage &+ $0) }
+          var slots = LaneSlots(present: lanes)
+          while slots.present != 0 {
+            let slot = slots.removeFirst()
+            if job.isWeighted {
+              let factor = shuffle(weight, from: slot)
+              sums.add(format, weight: factor, lane: lane, byteCount) { Shared.vector(stage &+ $0) }
+            } else {
+              sums.add(format, weight: 1, lane: lane, byteCount) { Shared.vector(stage &+ $0) }
+            }
+            stage = stage &+ TermCursor.termByteCountMax
           }
           used = used &+ 1
           // All lanes have read the stage.
           ptx_warp_barrier()
-        #else
-          let row = terms.address(self)
-          sums.add(format, weight: terms.weight(self), lane: lane, byteCount) { row.vector(at: $0) }
-        #endif
-      }
-      let offset = Int64(piece.row) &* Int64(rowByteCount) &+ Int64(piece.offset)
-      if !job.biases.0.isNull {
-        let row = job.biases.0.advanced(byBytes: offset)
-        sums.add(format, weight: 1, lane: lane, byteCount) { row.vector(at: $0) }
-      }
-      if !job.biases.1.isNull {
-        let row = job.biases.1.advanced(byBytes: offset)
-        sums.add(format, weight: 1, lane: lane, byteCount) { row.vector(at: $0) }
-      }
-      sums.store(format, job.output.advanced(byBytes: offset), lane: lane, byteCount)
-    }
-    #if BULK_COPIES
+        }
+        if isLast { finish(&sums, job, format, piece, rowByteCount, byteCount) }
+      } while !isOver
       stages.close()
+    #else
+      while !terms.isOver {
+        let piece = terms.walk.piece
+        let byteCount = pieces.byteCount(of: piece)
+        var slots = LaneSlots(present: terms.lanes)
+        while slots.present != 0 {
+          let slot = slots.removeFirst()
+          let row = terms.address(self, of: slot)
+          sums.add(format, weight: shuffle(terms.weight, from: slot), lane: lane, byteCount) { row.vector(at: $0) }
+        }
+        if terms.isLast { finish(&sums, job, format, piece, rowByteCount, byteCount) }
+        terms.advance(self, pieces, &runs, source)
+      }
     #endif
+  }
+
+  /// Adds the biases and stores a piece.
+  @inline(__always)
+  private func finish<Format: SumFormat>(
+    _ sums: inout PieceSums, _ job: ReduceJob, _ format: Format.Type, _ piece: Piece, _ rowByteCount: Int32,
+    _ byteCount: Int32
+  ) {
+    let offset = Int64(piece.row) &* Int64(rowByteCount) &+ Int64(piece.offset)
+    if !job.biases.0.isNull {
+      let row = job.biases.0.advanced(byBytes: offset)
+      sums.add(format, weight: 1, lane: lane, byteCount) { row.vector(at: $0) }
+    }
+    if !job.biases.1.isNull {
+      let row = job.biases.1.advanced(byBytes: offset)
+      sums.add(format, weight: 1, lane: lane, byteCount) { row.vector(at: $0) }
+    }
+    sums.store(format, job.output.advanced(byBytes: offset), lane: lane, byteCount)
+    sums = PieceSums()
   }
 }
 
@@ -138,62 +155,83 @@ private struct PieceSums {
   }
 }
 
-/// Walks over the terms of a warp's pieces: piece by piece, in the order of slots. All lanes find the sources of 32
-/// slots at once, and keep them while pieces of one row follow each other.
+/// Walks over the terms of a warp's pieces: piece by piece, a few terms at a time, in the order of slots. All lanes find
+/// the sources of 32 slots at once, and keep them while pieces of one row follow each other.
 private struct TermCursor {
+  @inline(__always) static var termByteCountMax: Int32 { 2048 }
+
   private(set) var walk: Walk
+  /// Those whose terms it is at, three at most; none where a piece has no terms.
+  private(set) var lanes: UInt32 = 0
   private let slotCount: Int32
-  private var firstSlot: Int32 = -32
-  private var knownRow: Int32 = -1
+  private var firstSlot: Int32 = 0
   private var own = RowSource.none
   private var present: UInt32 = 0
-  private var left = LaneSlots()
-  private var lane: Int32 = 0
+  private var left: UInt32 = 0
 
-  @inline(__always) init(_ walk: Walk, slotCount: Int32) {
-    self.walk = walk
+  @inline(__always)
+  init(
+    _ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs, slotCount: Int32, _ source: (Int32, Int32) -> RowSource
+  ) {
     self.slotCount = slotCount
+    walk = Walk(machine, pieces, &runs)
+    findSources(machine, source)
   }
 
-  /// Goes to the next term of all pieces; false behind the last, and behind the run `lastRun`.
+  @inline(__always) var isOver: Bool { walk.isOver }
+  /// These are the last terms of the piece.
+  @inline(__always) var isLast: Bool { left == 0 && firstSlot &+ 32 >= slotCount }
+  /// Of this lane's term.
+  @inline(__always) var weight: Float { own.weight }
+
   @inline(__always)
   mutating func advance(
-    _ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs, through lastRun: Int32,
-    _ source: (Int32, Int32) -> RowSource
-  ) -> Bool {
-    while !walk.isOver && walk.run <= lastRun {
-      if advanceInPiece(machine, pieces, &runs, source) { return true }
-    }
-    return false
-  }
-
-  /// Goes to the next term of the walk's piece. Behind its last, goes before the next piece's first and returns false.
-  @inline(__always)
-  mutating func advanceInPiece(
     _ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs, _ source: (Int32, Int32) -> RowSource
-  ) -> Bool {
-    while left.present == 0 {
+  ) {
+    if left != 0 { return takeLanes() }
+    let row = walk.piece.row
+    if firstSlot &+ 32 < slotCount {
       firstSlot = firstSlot &+ 32
-      if firstSlot >= slotCount {
-        firstSlot = -32
-        walk.step(machine, pieces, &runs)
-        return false
+    } else {
+      firstSlot = 0
+      walk.step(machine, pieces, &runs)
+      if walk.piece.row == row && slotCount <= 32 {
+        left = present
+        return takeLanes()
       }
-      if walk.piece.row != knownRow || slotCount > 32 {
-        let slot = firstSlot &+ machine.lane
-        own = slot < slotCount ? source(walk.piece.row, slot) : .none
-        present = ptx_ballot(own.row.isNull ? 0 : 1)
-        knownRow = walk.piece.row
-      }
-      left = LaneSlots(present: present)
     }
-    lane = left.removeFirst()
-    return true
+    findSources(machine, source)
   }
 
-  @inline(__always) func address(_ machine: GPUMachine) -> Address {
-    machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(walk.piece.offset))
+  @inline(__always)
+  private mutating func findSources(_ machine: GPUMachine, _ source: (Int32, Int32) -> RowSource) {
+    let slot = firstSlot &+ machine.lane
+    own = slot < slotCount && !walk.isOver ? source(walk.piece.row, slot) : .none
+    present = ptx_ballot(own.row.isNull ? 0 : 1)
+    left = present
+    takeLanes()
   }
 
-  @inline(__always) func weight(_ machine: GPUMachine) -> Float { machine.shuffle(own.weight, from: lane) }
+  @inline(__always)
+  private mutating func takeLanes() {
+    let withoutOne = left & (left &- 1)
+    let withoutTwo = withoutOne & (withoutOne &- 1)
+    let rest = withoutTwo & (withoutTwo &- 1)
+    lanes = left & ~rest
+    left = rest
+  }
+
+  #if BULK_COPIES
+    /// Starts to fill a stage with these terms.
+    @inline(__always) func load(_ issued: inout Int32, _ stages: Stages, _ pieces: Pieces) {
+      stages.load(
+        issued, from: own.row.advanced(byBytes: Int64(walk.piece.offset)), pieces.byteCount(of: walk.piece), of: lanes,
+        distance: Self.termByteCountMax)
+      issued = issued &+ 1
+    }
+  #else
+    @inline(__always) func address(_ machine: GPUMachine, of lane: Int32) -> Address {
+      machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(walk.piece.offset))
+    }
+  #endif
 }

@@ -8,8 +8,8 @@ extension Shared {
 }
 
 #if BULK_COPIES
-  /// The stages of one warp: a ring of equal parts of shared memory, each filled by one bulk copy at a time. Lane 0
-  /// starts all copies and waits for all stores, since groups of them belong to a lane.
+  /// The stages of one warp: a ring of equal parts of shared memory, each filled at a time by one bulk copy, or by several
+  /// that lanes start together. Lane 0 waits for all stores, since groups of them belong to a lane.
   struct Stages {
     let count: Int32
     private let machine: GPUMachine
@@ -37,12 +37,12 @@ extension Shared {
           ptx_phase_init(phase(of: stage))
           stage = stage &+ 1
         }
-        // Bulk copies come after what ordinary accesses did to rows, here and, since they were acquired, at peers; and
-        // they see the barriers.
-        ptx_fence_proxy()
         ptx_fence_proxy_shared()
       }
       ptx_warp_barrier()
+      // Bulk copies come after what ordinary accesses did to rows, here and, since they were acquired, at peers; and
+      // they see the barriers.
+      ptx_fence_proxy()
     }
 
     /// The barriers' memory is ordinary memory again.
@@ -61,7 +61,23 @@ extension Shared {
     /// Starts to fill the stage of the ring's use number `use`.
     @inline(__always) func load(_ use: Int32, from source: Address, _ byteCount: Int32) {
       if machine.lane == 0 {
+        ptx_phase_expect(phase(of: use), UInt32(bitPattern: byteCount))
         ptx_bulk_load(UInt32(bitPattern: offset(of: use)), source.bits, UInt32(bitPattern: byteCount), phase(of: use))
+      }
+    }
+
+    /// The same with a source of each of `lanes`, one behind the other in the stage, `distance` bytes apart.
+    @inline(__always)
+    func load(_ use: Int32, from source: Address, _ byteCount: Int32, of lanes: UInt32, distance: Int32) {
+      if machine.lane == 0 {
+        let all = byteCount &* Int32(truncatingIfNeeded: lanes.nonzeroBitCount)
+        ptx_phase_expect(phase(of: use), UInt32(bitPattern: all))
+      }
+      if lanes &>> UInt32(truncatingIfNeeded: machine.lane) & 1 != 0 {
+        let place = Int32(truncatingIfNeeded: (lanes & machine.lowerLanes).nonzeroBitCount)
+        ptx_bulk_load(
+          UInt32(bitPattern: offset(of: use) &+ place &* distance), source.bits, UInt32(bitPattern: byteCount),
+          phase(of: use))
       }
     }
 

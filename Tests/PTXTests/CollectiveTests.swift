@@ -11,8 +11,8 @@ import Testing
 
   @Test(arguments: [
     ("swiftep_prepare_dispatch", [84, 4, 9, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [29, 6, 3, 17, 0, 4, 0]),
-    ("swiftep_dispatch", [107, 10, 11, 17, 15, 4, 2]), ("swiftep_combine", [64, 24, 17, 47, 0, 0, 0]),
-    ("swiftep_combine_step", [74, 24, 19, 52, 5, 0, 0]),
+    ("swiftep_dispatch", [107, 10, 11, 17, 15, 4, 2]), ("swiftep_combine", [64, 24, 13, 19, 0, 0, 0]),
+    ("swiftep_combine_step", [71, 24, 15, 16, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_90()))
@@ -21,8 +21,8 @@ import Testing
 
   @Test(arguments: [
     ("swiftep_prepare_dispatch", [84, 4, 9, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [29, 0, 4, 17, 0, 4, 0]),
-    ("swiftep_dispatch", [107, 4, 12, 17, 15, 4, 2]), ("swiftep_combine", [64, 0, 9, 28, 0, 0, 0]),
-    ("swiftep_combine_step", [74, 0, 11, 32, 5, 0, 0]),
+    ("swiftep_dispatch", [107, 4, 12, 17, 15, 4, 2]), ("swiftep_combine", [64, 0, 13, 28, 0, 0, 0]),
+    ("swiftep_combine_step", [71, 0, 15, 28, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_80()))

@@ -37,8 +37,10 @@ enum Rules {
         require(before.contains { $0.hasPrefix("fence.acq_rel") }, "a countdown without a fence before")
       }
       if instruction.hasPrefix("cp.async.bulk.shared") {
-        require(before.contains { $0.hasPrefix("mbarrier.arrive.expect_tx") }, "a bulk load that no barrier expects")
         let earlier = instructions[..<index]
+        let sinceLastLoad = earlier.reversed().prefix { !$0.hasPrefix("cp.async.bulk.shared") }
+        require(
+          sinceLastLoad.contains { $0.hasPrefix("mbarrier.arrive.expect_tx") }, "a bulk load that no barrier expects")
         require(earlier.contains { $0 == "fence.proxy.async" }, "a bulk load before fence.proxy.async")
         require(
           earlier.contains { $0 == "fence.proxy.async.shared::cta" }, "a bulk load before the fence of shared memory")

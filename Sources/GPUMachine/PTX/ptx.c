@@ -129,10 +129,13 @@ PTX void ptx_phase_end(uint32_t barrier) {
   __asm__ volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(at(barrier)) : "memory");
 }
 
-PTX void ptx_bulk_load(uint32_t to, uint64_t from, uint32_t byte_count, uint32_t barrier) {
+PTX void ptx_phase_expect(uint32_t barrier, uint32_t byte_count) {
   __asm__ volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at(barrier)), "r"(byte_count)
       : "memory");
+}
+
+PTX void ptx_bulk_load(uint32_t to, uint64_t from, uint32_t byte_count, uint32_t barrier) {
   __asm__ volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(at(to)), "l"(from),
       "r"(byte_count), "r"(at(barrier))

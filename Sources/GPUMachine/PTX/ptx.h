@@ -54,10 +54,11 @@ uint64_t ptx_nanoseconds(void);
 
 // MARK: Bulk copies, from sm_90 on. Sizes and addresses are multiples of 16.
 
-/// One arrival a phase: that of the lane that starts its copy.
+/// One arrival a phase: that of the lane that says how many bytes complete it.
 void ptx_phase_init(uint32_t barrier);
 void ptx_phase_end(uint32_t barrier);
-/// Starts a copy to shared memory, which completes the barrier's phase.
+void ptx_phase_expect(uint32_t barrier, uint32_t byte_count);
+/// Starts a copy to shared memory, whose bytes the barrier's phase expects.
 void ptx_bulk_load(uint32_t to, uint64_t from, uint32_t byte_count, uint32_t barrier);
 /// Returns when the phase of this parity is complete.
 void ptx_phase_wait(uint32_t barrier, uint32_t parity);
