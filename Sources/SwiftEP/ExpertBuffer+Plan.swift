@@ -75,15 +75,16 @@ extension ExpertBuffer {
       let control = ControlLayout(rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount))
       let combinedRowByteCount = Int64(shape.hidden * shape.combineDType.byteCount)
       let output = Self.combinedByteCount(
-        tokenCount: shape.tokensPerRankMax, rowByteCount: combinedRowByteCount, topK: shape.topK)
+        rowCount: shape.tokensPerRankMax, rowByteCount: combinedRowByteCount,
+        weightCount: shape.tokensPerRankMax * shape.topK)
       let result = roundUpToPages(shape.columns().byteCount(rowCapacity: Int64(rowsPerResult)))
       let steps = Self.steps(staging, of: shape.layout, shape)
       let stagedRowCount = steps.stepCount == 0 ? rowsPerResult : steps.stagedRowCount(rankCount: shape.rankCount)
       let staged =
         staging == .unplanned
         ? 0
-        : roundUpToPages(
-          alignUp(Int64(stagedRowCount) * combinedRowByteCount, to: 128) + Int64(rowsPerResult * shape.topK * 4))
+        : Self.combinedByteCount(
+          rowCount: stagedRowCount, rowByteCount: combinedRowByteCount, weightCount: rowsPerResult * shape.topK)
       let limit = Self.arenaByteCountLimit
       guard result <= limit / Int64(resultCount), output <= limit / Int64(resultCount), staged <= limit else {
         throw .invalidArgument(
@@ -142,8 +143,8 @@ extension ExpertBuffer {
     private static let growthLimit: Int64 = 1 << 40
 
     /// Rows, then top-k weights.
-    package static func combinedByteCount(tokenCount: Int, rowByteCount: Int64, topK: Int) -> Int64 {
-      roundUpToPages(alignUp(Int64(tokenCount) * rowByteCount, to: 128) + Int64(tokenCount) * Int64(topK) * 4)
+    private static func combinedByteCount(rowCount: Int, rowByteCount: Int64, weightCount: Int) -> Int64 {
+      roundUpToPages(alignUp(Int64(rowCount) * rowByteCount, to: 128) + 4 * Int64(weightCount))
     }
   }
 }

@@ -119,6 +119,25 @@ extension ConformanceTests {
       #expect(errors == [expected, expected, expected])
     }
 
+    /// In an arena that cannot grow, rows of a few steps find room where those of all would not.
+    @Test func stepsTakeWhatThePlanSays() throws {
+      let job = smallJob().with { ($0.sizing, $0.hidden) = (.worstCase, 2048) }
+      let plans = try [ExpertBuffer.Staging.steps(tokens: 2), .whole].map { staging throws(EPError) in
+        try ExpertBuffer.Plan(job.shape, staging: staging, arenaByteCountMax: 0)
+      }
+      #expect(plans[0].arenaByteCountMax == plans[0].arenaByteCount)
+      #expect(plans[0].arenaByteCount < plans[1].arenaByteCount)
+      let sums = try plans.map { plan in
+        try onEachRank(plan) { buffer in
+          let result = try job.dispatch(on: buffer)
+          let ordinary = try! Tensor(zeros: result.rows.shape, .bf16)
+          ordinary.copyBeginning(from: result.rows)
+          return try buffer.combine(ordinary, with: result.handle).tokens.withUnsafeBytes { Array($0) }
+        }
+      }
+      #expect(sums[0] == sums[1] && sums[0].contains { $0.contains { $0 != 0 } })
+    }
+
     /// Exact sizing takes more tokens than were planned; steps are for those that were.
     @Test func moreTokensThanTheStepsOfThePlan() throws {
       let job = smallJob()

@@ -159,6 +159,8 @@ enum Binary {
     ),
     (["bench", "--text", "/"], "--text /: expected a regular file that can be read, found something else"),
     (["bench", "--text", "/dev/null", "--skew", "1"], "--skew: expected none with --text, found one"),
+    (["bench", "--tokens-per-step", "4"], "--tokens-per-step: expected none with --machine cpu, found one"),
+    (["plan", "--tokens-per-step", "0"], "--tokens-per-step: expected an integer of 1 to 16777216, found '0'"),
     (["bench", "--waiting", "stream"], "--waiting: expected none with --machine cpu, found one"),
     (["bench", "--json", "/nonexistent/file"], "--json /nonexistent/file: expected a file that can be written"),
     (["bench", "--ranks", "256", "--tokens", "1000000"], "memory: expected a job of at most"),
