@@ -33,7 +33,8 @@ extension Flag {
   /// Of `bench` and `plan`.
   static let tokensPerStep = Flag(
     "tokens-per-step", "N",
-    "by source: combine rows that do not lie in the arena in steps of so\nmany tokens of every rank (default: all at once)")
+    "by source: combine rows that do not lie in the arena in steps of so\nmany tokens of every rank (default: all at once)"
+  )
 }
 
 extension Arguments {
