@@ -64,14 +64,18 @@ final class Bench: Sendable {
   /// - Throws: `CheckFailure` where a result is wrong, `EPError`.
   func run(on fabric: some Fabric) throws -> [Measurements] {
     try measurements(of: job.rankCount, on: fabric) { [self] communicator in
-      do {
-        return try runRank(communicator)
-      } catch {
-        // Lets all other threads out of their waits.
-        rankSteps.barrier.cancel()
-        copySteps.barrier.cancel()
-        throw error
-      }
+      try endingAllWaits { try runRank(communicator) }
+    }
+  }
+
+  /// Where `body` fails, all other threads get out of their waits.
+  private func endingAllWaits<Result>(_ body: () throws -> Result) throws -> Result {
+    do {
+      return try body()
+    } catch {
+      rankSteps.barrier.cancel()
+      copySteps.barrier.cancel()
+      throw error
     }
   }
 
@@ -86,10 +90,11 @@ final class Bench: Sendable {
     try inParallel(workerCount) { [self] worker in
       let copies = Copies(bench: self, floors: floors, party: rank * workerCount + worker, worker: worker)
       if worker == 0 {
-        let measurements = try runRank(communicator, copies)
+        let measurements = try endingAllWaits { try runRank(communicator, copies) }
         measured.withLock { $0 = measurements }
       } else {
-        for _ in 0...iterationCount { _ = try copies.time() }
+        // Whose failure ends it says so itself.
+        do { for _ in 0...iterationCount { _ = try copies.time() } } catch is SpinBarrier.Cancelled {}
       }
     }
     return measured.withLock { $0 }
