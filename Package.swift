@@ -53,6 +53,14 @@ let package = Package(
     .testTarget(
       name: "FlightRecordTests", dependencies: ["Conformance", "EPKernels", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
+    // The kernels' machine, with the protocol, on emulated lanes.
+    .target(name: "PTX", path: "Tests/EmulatedPTX"),
+    .target(
+      name: "EmulatedGPU", dependencies: ["PTX"], path: "Tests/EmulatedGPU",
+      exclude: ["EPKernels/KernelLaunch.swift", "GPUMachine/Kernels.swift", "GPUMachine/PTX"],
+      swiftSettings: strict + [.define("BULK_COPIES")]),
+    .testTarget(
+      name: "GPUMachineTests", dependencies: ["CPlatform", "EmulatedGPU", "EPKernels"], swiftSettings: strict),
     .testTarget(name: "PTXTests", dependencies: ["CCUDA", "CUDADriver"], swiftSettings: strict),
     .testTarget(
       name: "RendezvousTests",

@@ -46,6 +46,8 @@
   @inlinable var weightsPerRow: Int32 { handle.layout.layout == .bySource ? handle.layout.topK : 1 }
   /// Whether this rank reads the rows of its own tokens where the caller has them: by source, they lie together.
   @inlinable var readsOwnRows: Bool { !stagedRows.isNull && handle.layout.layout == .bySource }
+  /// Whether anything is copied into the arena first. What lies there already was written by earlier launches.
+  @inlinable var stages: Bool { !stagedRows.isNull || !stagedWeights.isNull }
   /// A row with its weights, where those are asked for.
   @inlinable var byteCountPerRow: Int64 {
     Int64(rowByteCount) &+ (weightsOutput.isNull ? 0 : 4 &* Int64(weightsPerRow))
@@ -74,7 +76,7 @@
     stageRows(machine, arguments)
     stageWeights(machine, arguments)
   }
-  guard machine.arriveLocal(view.arrivals, for: .peers) else { return false }
+  guard machine.arriveLocal(view.arrivals, for: arguments.stages ? .peers : .rank) else { return false }
   findRows(machine, arguments) { _ in
   } rows: { rank, peer in
     arguments.readsOwnRows && rank == view.rank

@@ -23,8 +23,8 @@ extension GPUMachine {
     fence(for: audience)
     let isLast = ptx_add(counter.bits, 1) &+ 1 == UInt32(bitPattern: workerCount)
     if isLast {
-      // Acquires those of all blocks.
-      fence(for: audience)
+      // Acquires those of all blocks, which are on this GPU; the signal to peers releases them, too.
+      ptx_fence_gpu()
       counter.store(UInt32(0), at: 0)
     }
     return isLast

@@ -1,46 +1,55 @@
 import PTX
 
-/// BF16 to FP8 E4M3: sixteen lanes have a block of 128 channels, eight channels each.
-struct QuantizedLane {
-  /// Eight codes.
-  let codes: (UInt32, UInt32)
-  /// The block's scale: a Float's bits, or its exponent.
+/// How a block of 128 BF16 channels becomes FP8 E4M3: neighbouring lanes have equal parts of it.
+struct BlockScale {
+  /// A Float's bits, or its exponent.
   let scale: UInt32
+  /// What channels are multiplied by.
+  private let factor: Float
 
+  /// - Parameters:
+  ///   - largest: the largest magnitudes of this lane's channels, as `largest(_:_:)` finds them.
+  ///   - laneCount: lanes that have the block, a power of two.
   @inline(__always)
-  init(_ vector: Vector, isPowerOfTwo: Bool) {
-    // As BF16 bits: NaN above infinity above all else.
-    var top = Self.largest(vector)
-    var mask: UInt32 = 8
+  init(_ machine: GPUMachine, largest: UInt32, laneCount: UInt32, isPowerOfTwo: Bool) {
+    var pair = largest
+    var mask = laneCount &>> 1
     while mask > 0 {
-      top = max(top, ptx_shuffle_xor(top, mask))
+      pair = ptx_max_pair(pair, ptx_shuffle_xor(pair, mask))
       mask = mask &>> 1
     }
+    // As BF16 bits: NaN above infinity above all else.
+    let top = max(pair & 0xffff, pair &>> 16)
     let isSpecial = top >= 0x7f80
     let isNaN = top > 0x7f80
     let found = Float(bitPattern: top &<< 16)
     let amax = isNaN ? found : max(found, 1e-4)
     let quotient = amax / 448
-    var inverse = 448 / amax
     if isPowerOfTwo {
       let bits = quotient.bitPattern
       let exponent = isSpecial ? 255 : (bits &>> 23) &+ (bits & 0x7f_ffff != 0 ? 1 : 0)
-      inverse = Float(bitPattern: isSpecial ? 0x7fc0_0000 : (254 &- exponent) &<< 23)
+      factor = Float(bitPattern: isSpecial ? 0x7fc0_0000 : (254 &- exponent) &<< 23)
       scale = exponent
     } else {
+      factor = 448 / amax
       // A NaN keeps its payload, as on a CPU.
       scale = isNaN ? top &<< 16 | 0x40_0000 : quotient.bitPattern
     }
-    let (low, high) = BF16.widened(vector)
-    let factor = SIMD4<Float>(repeating: inverse)
-    codes = (encode(low * factor), encode(high * factor))
   }
 
+  /// The greater of each two magnitudes, of the channels at even places and of those at odd ones.
   @inline(__always)
-  private static func largest(_ vector: Vector) -> UInt32 {
+  static func largest(_ vector: Vector) -> UInt32 {
     let magnitudes = vector & Vector(repeating: 0x7fff_7fff)
-    let (low, high) = (magnitudes & Vector(repeating: 0xffff), magnitudes &>> Vector(repeating: 16))
-    return max(max(max(low.x, high.x), max(low.y, high.y)), max(max(low.z, high.z), max(low.w, high.w)))
+    return ptx_max_pair(ptx_max_pair(magnitudes.x, magnitudes.y), ptx_max_pair(magnitudes.z, magnitudes.w))
+  }
+
+  /// The codes of eight channels.
+  @inline(__always)
+  func codes(_ vector: Vector) -> (UInt32, UInt32) {
+    let (low, high) = BF16.widened(vector)
+    let factor = SIMD4<Float>(repeating: factor)
+    return (encode(low * factor), encode(high * factor))
   }
 }
 

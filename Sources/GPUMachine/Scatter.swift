@@ -117,24 +117,47 @@ extension GPUMachine {
     let row = piece.row
     // Lane `b` keeps the scale of block `b`.
     var scale: UInt32 = 0
-    var step: Int32 = 0
-    while step &* 512 < byteCount {
-      let first = step &* 512 &+ lane &* 16
-      let quantized = QuantizedLane(content.vector(at: first, below: byteCount), isPowerOfTwo: isPowerOfTwo)
-      let found = ptx_shuffle(quantized.scale, UInt32(bitPattern: (lane & 1) &<< 4))
-      if lane &>> 1 == step { scale = found }
-      #if BULK_COPIES
-        // All have read before any writes.
-        ptx_warp_barrier()
-        if first < byteCount { content.store(quantized.codes, at: first &>> 1) }
-      #else
-        targets.forEach(self, row, route) { target in
-          let codes = target.row.advanced(byBytes: Int64((piece.offset &+ first) &>> 1))
-          if first < byteCount { codes.store(SIMD2(quantized.codes.0, quantized.codes.1), at: 0) }
+    var round: Int32 = 0
+    #if BULK_COPIES
+      while round &* 2048 < byteCount {
+        // Four lanes have a block, four vectors each. They take them in turns, so that neighbours read from other banks.
+        let place = { (index: Int32) -> Int32 in
+          round &* 2048 &+ lane &* 64 &+ ((index &+ lane &>> 1) & 3) &* 16
         }
-      #endif
-      step = step &+ 1
-    }
+        let a = content.vector(at: place(0), below: byteCount)
+        let b = content.vector(at: place(1), below: byteCount)
+        let c = content.vector(at: place(2), below: byteCount)
+        let d = content.vector(at: place(3), below: byteCount)
+        let largest = ptx_max_pair(
+          ptx_max_pair(BlockScale.largest(a), BlockScale.largest(b)),
+          ptx_max_pair(BlockScale.largest(c), BlockScale.largest(d)))
+        let block = BlockScale(self, largest: largest, laneCount: 4, isPowerOfTwo: isPowerOfTwo)
+        let found = ptx_shuffle(block.scale, UInt32(bitPattern: (lane & 7) &<< 2))
+        if lane &>> 3 == round { scale = found }
+        // All have read before any writes: codes lie where channels lay that have been read.
+        ptx_warp_barrier()
+        content.store(block.codes(a), at: place(0) &>> 1)
+        content.store(block.codes(b), at: place(1) &>> 1)
+        content.store(block.codes(c), at: place(2) &>> 1)
+        content.store(block.codes(d), at: place(3) &>> 1)
+        round = round &+ 1
+      }
+    #else
+      while round &* 512 < byteCount {
+        let first = round &* 512 &+ lane &* 16
+        let vector = content.vector(at: first, below: byteCount)
+        let block = BlockScale(
+          self, largest: BlockScale.largest(vector), laneCount: 16, isPowerOfTwo: isPowerOfTwo)
+        let found = ptx_shuffle(block.scale, UInt32(bitPattern: (lane & 1) &<< 4))
+        if lane &>> 1 == round { scale = found }
+        let codes = block.codes(vector)
+        targets.forEach(self, row, route) { target in
+          let place = target.row.advanced(byBytes: Int64((piece.offset &+ first) &>> 1))
+          if first < byteCount { place.store(SIMD2(codes.0, codes.1), at: 0) }
+        }
+        round = round &+ 1
+      }
+    #endif
     let firstBlock = piece.offset / 256
     let blockCount = (byteCount &+ 255) / 256
     // UE8M0 scales are packed by four: the bytes behind the last are zero.

@@ -10,8 +10,8 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [84, 4, 9, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [29, 6, 3, 17, 0, 4, 0]),
-    ("swiftep_dispatch", [107, 10, 11, 17, 15, 4, 2]), ("swiftep_combine", [64, 24, 13, 19, 0, 0, 0]),
+    ("swiftep_prepare_dispatch", [84, 4, 9, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [29, 6, 3, 17, 0, 2, 0]),
+    ("swiftep_dispatch", [107, 10, 11, 17, 15, 2, 2]), ("swiftep_combine", [64, 24, 13, 19, 0, 0, 0]),
     ("swiftep_combine_step", [71, 24, 15, 16, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {

@@ -35,6 +35,8 @@ enum Rules {
       let before = instructions[max(0, index - 4)..<index]
       if instruction.hasPrefix("atom.relaxed.gpu") {
         require(before.contains { $0.hasPrefix("fence.acq_rel") }, "a countdown without a fence before")
+        let behind = instructions[index...].prefix(10)
+        require(behind.contains { $0.hasPrefix("fence.acq_rel") }, "a countdown without a fence behind")
       }
       if instruction.hasPrefix("cp.async.bulk.shared") {
         let earlier = instructions[..<index]
@@ -61,10 +63,10 @@ enum Rules {
         || ends.contains { end in
           instructions[max(0, end - 4)..<end].contains { $0.hasPrefix("fence.acq_rel.sys") }
         }, "rows without a countdown for the system")
-    // Stores of a warp's lanes are joined before one lane speaks for them.
+    // Stores of a warp's lanes are joined before one lane speaks for them. Parts of the kernel that stand between jump away.
     for (index, instruction) in instructions.enumerated() where instruction.hasPrefix("atom.relaxed.gpu") {
       require(
-        instructions[max(0, index - 40)..<index].contains { $0.hasPrefix("bar.sync") }, "a countdown without a barrier")
+        instructions[max(0, index - 80)..<index].contains { $0.hasPrefix("bar.sync") }, "a countdown without a barrier")
     }
     return found
   }

@@ -43,6 +43,17 @@ PTX uint32_t ptx_shuffle_xor(uint32_t value, uint32_t mask) {
   return result;
 }
 
+PTX uint32_t ptx_max_pair(uint32_t a, uint32_t b) {
+#if SM >= 90
+  uint32_t result;
+  __asm__("max.u16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  uint32_t low_a = a & 0xffff, low_b = b & 0xffff, high_a = a >> 16, high_b = b >> 16;
+  return (low_a > low_b ? low_a : low_b) | (high_a > high_b ? high_a : high_b) << 16;
+#endif
+}
+
 PTX uint32_t ptx_match(uint32_t value) {
   uint32_t lanes;
   __asm__ volatile("match.any.sync.b32 %0, %1, 0xffffffff;" : "=r"(lanes) : "r"(value));

@@ -10,10 +10,17 @@
 
 // MARK: Where this lane is
 
-int32_t ptx_thread_index(void) __asm__("llvm.nvvm.read.ptx.sreg.tid.x");
-int32_t ptx_block_index(void) __asm__("llvm.nvvm.read.ptx.sreg.ctaid.x");
-int32_t ptx_block_row(void) __asm__("llvm.nvvm.read.ptx.sreg.ctaid.y");
-int32_t ptx_block_count(void) __asm__("llvm.nvvm.read.ptx.sreg.nctaid.x");
+// Elsewhere, lanes are emulated.
+#if defined(__riscv) || defined(__NVPTX__)
+#define PTX_REGISTER(name) __asm__("llvm.nvvm.read.ptx.sreg." name)
+#else
+#define PTX_REGISTER(name)
+#endif
+
+int32_t ptx_thread_index(void) PTX_REGISTER("tid.x");
+int32_t ptx_block_index(void) PTX_REGISTER("ctaid.x");
+int32_t ptx_block_row(void) PTX_REGISTER("ctaid.y");
+int32_t ptx_block_count(void) PTX_REGISTER("nctaid.x");
 
 /// The block's dynamic shared memory.
 void *ptx_shared(void);
@@ -26,6 +33,8 @@ uint32_t ptx_ballot(uint32_t predicate);
 uint32_t ptx_shuffle(uint32_t value, uint32_t lane);
 uint32_t ptx_shuffle_up(uint32_t value, uint32_t distance);
 uint32_t ptx_shuffle_xor(uint32_t value, uint32_t mask);
+/// The greater of two unsigned 16-bit numbers, for the low and the high halves.
+uint32_t ptx_max_pair(uint32_t a, uint32_t b);
 /// The lanes whose value is this lane's.
 uint32_t ptx_match(uint32_t value);
 

@@ -1,0 +1,1 @@
+../../../Sources/GPUMachine/PTX/ptx.h

@@ -1,0 +1,122 @@
+import EmulatedGPU
+import Testing
+
+/// What a GPU's block does with numbers, on emulated lanes.
+@Suite struct NumberTests {
+  @Test(arguments: [0..<1, 3..<200, 100..<1300] as [Range<Int32>], [Int32(1), 8, 64])
+  func numberTokens(_ tokens: Range<Int32>, destinationCount: Int32) {
+    var random = Random(UInt64(tokens.upperBound))
+    let members = (0..<tokens.upperBound).map { _ in
+      random.next() & random.next() & (UInt64.max >> UInt64(64 - destinationCount))
+    }
+    let counters = Memory([Int32](repeating: 0, count: Int(destinationCount)))
+    let found = Memory([Int32](repeating: -1, count: Int(tokens.upperBound * destinationCount)))
+    let fault = emulate(blockCount: 1) { machine in
+      machine.numberTokens(
+        tokens, destinationCount: destinationCount, counters: counters.address, members: { members[Int($0)] },
+        visit: { found.address.store($2, at: $0 * destinationCount + $1) })
+    }
+    var counts = [Int32](repeating: 0, count: Int(destinationCount))
+    var expected = [Int32](repeating: -1, count: Int(tokens.upperBound * destinationCount))
+    for token in tokens {
+      for destination in 0..<destinationCount where members[Int(token)] >> UInt64(destination) & 1 != 0 {
+        expected[Int(token * destinationCount + destination)] = counts[Int(destination)]
+        counts[Int(destination)] += 1
+      }
+    }
+    #expect(fault == nil)
+    #expect(found.elements(Int32.self) == expected)
+    #expect(counters.elements(Int32.self) == counts)
+  }
+
+  /// With keys that each warp counts apart, and with more than that.
+  @Test(arguments: [0..<1, 3..<200] as [Range<Int32>], [(8, 256), (3, 7), (8, 4000)] as [(Int32, Int32)])
+  func numberSlots(_ tokens: Range<Int32>, _ counts: (slots: Int32, keys: Int32)) {
+    let (slotCount, keyCount) = counts
+    var random = Random(UInt64(tokens.upperBound + keyCount))
+    var keys: [Int32] = []
+    for _ in 0..<tokens.upperBound {
+      var named = Set<Int32>()
+      for _ in 0..<slotCount {
+        let key = Int32(random.next() >> 33) % keyCount
+        keys.append(named.insert(key).inserted ? key : -1)
+      }
+    }
+    let key = { [keys] (token: Int32, slot: Int32) in keys[Int(token * slotCount + slot)] }
+    let numbered = Memory([Int32](repeating: 0, count: Int(keyCount)))
+    let counted = Memory([Int32](repeating: 0, count: Int(keyCount)))
+    let found = Memory([Int32](repeating: -1, count: keys.count))
+    let fault = emulate(blockCount: 1) { machine in
+      machine.numberSlots(
+        tokens, slotCount: slotCount, keyCount: keyCount, counters: numbered.address, key: key,
+        visit: { found.address.store($2, at: $0 * slotCount + $1) })
+      machine.countSlots(tokens, slotCount: slotCount, counters: counted.address, key: key)
+    }
+    var expectedCounts = [Int32](repeating: 0, count: Int(keyCount))
+    var expected = [Int32](repeating: -1, count: keys.count)
+    for token in tokens {
+      for slot in 0..<slotCount where key(token, slot) >= 0 {
+        expected[Int(token * slotCount + slot)] = expectedCounts[Int(key(token, slot))]
+        expectedCounts[Int(key(token, slot))] += 1
+      }
+    }
+    #expect(fault == nil)
+    #expect(found.elements(Int32.self) == expected)
+    #expect(numbered.elements(Int32.self) == expectedCounts)
+    #expect(counted.elements(Int32.self) == expectedCounts)
+  }
+
+  @Test(arguments: [Int32(1), 31, 512, 1300])
+  func scansAndFinds(count: Int32) {
+    var random = Random(UInt64(count))
+    let values = (0..<count).map { _ in Int32(random.next() >> 33) % 100 }
+    let sums = Memory([Int32](repeating: -1, count: Int(count)))
+    let places = Memory([Int32](repeating: -9, count: 3))
+    let fault = emulate(blockCount: 1) { machine in
+      machine.scan(count, value: { values[Int($0)] }, visit: { sums.address.store($1 &+ $2, at: $0) })
+      let last = machine.first(of: 0..<count) { $0 >= count - 1 }
+      let none = machine.first(of: 0..<count) { $0 >= count }
+      let some = machine.first(of: count / 2..<count) { values[Int($0)] >= 50 }
+      machine.forEach(1) { _ in
+        places.address.store(last, at: 0)
+        places.address.store(none, at: 1)
+        places.address.store(some, at: 2)
+      }
+    }
+    var sum: Int32 = 0
+    let expected = values.map { value in
+      sum += value
+      return sum
+    }
+    let some = (count / 2..<count).first { values[Int($0)] >= 50 } ?? -1
+    #expect(fault == nil)
+    #expect(sums.elements(Int32.self) == expected)
+    #expect(places.elements(Int32.self) == [count - 1, -1, some])
+  }
+
+  @Test(arguments: [Int32(4), 12, 64, 260])
+  func copiesRecordsAndFills(byteCount: Int32) {
+    let count: Int32 = 70
+    let source = Memory((0..<count * byteCount).map { UInt8(truncatingIfNeeded: $0 % 251) })
+    let target = Memory(byteCount: Int(count * byteCount))
+    let filled = Memory(byteCount: 4 * 700)
+    let fault = emulate(blockCount: 3) { machine in
+      machine.copyRecords(count, byteCount: byteCount) { record in
+        if record % 5 == 0 { return .none }
+        return RecordRoute(
+          source: source.address.advanced(byBytes: Int64(record * byteCount)),
+          target: target.address.advanced(byBytes: Int64((count - 1 - record) * byteCount)))
+      }
+      machine.fill(filled.address, byteCount: 4 * 699, pattern: 0x0102_0304)
+    }
+    var expected = [UInt8](repeating: Memory.untouched, count: Int(count * byteCount))
+    for record in 0..<count where record % 5 != 0 {
+      let (from, to) = (Int(record * byteCount), Int((count - 1 - record) * byteCount))
+      expected.replaceSubrange(
+        to..<to + Int(byteCount), with: source.bytes[from..<from + Int(byteCount)])
+    }
+    #expect(fault == nil)
+    #expect(target.bytes == expected)
+    #expect(filled.elements(UInt32.self) == [UInt32](repeating: 0x0102_0304, count: 699) + [0xeeee_eeee])
+  }
+}

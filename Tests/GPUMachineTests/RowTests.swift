@@ -1,0 +1,211 @@
+import CPlatform
+import EmulatedGPU
+import Testing
+
+/// How a GPU's block moves and sums rows, on emulated lanes.
+@Suite struct RowTests {
+  /// Rows go where they should, with their labels; quantized as on a CPU, to the bit.
+  @Test(arguments: [RowTransform.copy, .quantizeFloatScales, .quantizeUE8M0Scales], [1, 3])
+  func scatters(_ transform: RowTransform, blockCount: Int) {
+    for (rowCount, channelCount, slotCount) in [
+      (1, 16, 1), (3, 144, 2), (40, 272, 3), (5, 2880, 33), (9, 7168, 2), (200, 272, 2),
+    ] {
+      var random = Random(UInt64(channelCount))
+      let work = ScatterWork(rowCount, channelCount, slotCount, transform, &random)
+      for isCounted in [false, true] {
+        let (fault, found) = work.done(blockCount: blockCount, isCounted: isCounted)
+        #expect(fault == nil)
+        #expect(found == work.expected, "\(rowCount) rows of \(channelCount) channels, counted: \(isCounted)")
+      }
+    }
+  }
+
+  /// In the order of slots, then biases, rounded once.
+  @Test(arguments: [RowFormat.bf16, .fp16, .fp32], [false, true])
+  func reduces(_ format: RowFormat, isWeighted: Bool) {
+    for (rowCount, elementCount, slotCount, biasCount) in [
+      (1, 8, 1, 0), (3, 136, 2, 1), (40, 8, 9, 2), (5, 2880, 8, 0), (3, 7168, 40, 1), (200, 16, 5, 0),
+    ] {
+      var random = Random(UInt64(elementCount + slotCount))
+      let work = ReduceWork(rowCount, elementCount, slotCount, format, isWeighted, biasCount, &random)
+      for (blockCount, isCounted) in [(1, false), (3, true)] {
+        let (fault, found) = work.done(blockCount: blockCount, isCounted: isCounted)
+        #expect(fault == nil)
+        #expect(found == work.expected, "\(rowCount) rows of \(elementCount) elements, \(slotCount) slots")
+      }
+    }
+  }
+}
+
+/// What is written at the destinations of rows, one behind the other.
+private struct Written: Equatable {
+  var rows: [UInt8]
+  var scales: [UInt8]
+  var labels: [UInt8]
+}
+
+private struct ScatterWork {
+  let rowCount: Int
+  let channelCount: Int
+  let slotCount: Int
+  let transform: RowTransform
+  let source: Memory
+  /// `[rowCount, slotCount]`, -1 for nowhere.
+  var places: [Int]
+
+  static let labelCount = 3
+  var targetByteCount: Int { transform == .copy ? 2 * channelCount : channelCount }
+  var blockCount: Int { (channelCount + 127) / 128 }
+  var scalesByteCount: Int { transform == .quantizeUE8M0Scales ? (blockCount + 3) / 4 * 4 : 4 * blockCount }
+
+  init(
+    _ rowCount: Int, _ channelCount: Int, _ slotCount: Int, _ transform: RowTransform, _ random: inout Random
+  ) {
+    (self.rowCount, self.channelCount, self.slotCount) = (rowCount, channelCount, slotCount)
+    self.transform = transform
+    // Blocks of every kind: any patterns, small numbers, subnormal ones, numbers near one.
+    let masks: [(UInt16, UInt16)] = [(0xffff, 0), (0xbfff, 0), (0x807f, 0), (0x83ff, 0x3c00)]
+    var patterns: [UInt16] = []
+    for channel in 0..<rowCount * channelCount {
+      let (mask, base) = masks[channel / 128 % masks.count]
+      patterns.append(UInt16(truncatingIfNeeded: random.next() >> 16) & mask | base)
+    }
+    source = Memory(patterns)
+    places = Array(0..<rowCount * slotCount)
+    for index in places.indices.dropFirst() { places.swapAt(index, Int(random.next() >> 32) % (index + 1)) }
+    for index in places.indices where random.next() >> 32 % 4 == 0 { places[index] = -1 }
+  }
+
+  var empty: Written {
+    let count = rowCount * slotCount
+    let bytes = { [UInt8](repeating: Memory.untouched, count: count * $0) }
+    return Written(rows: bytes(targetByteCount), scales: bytes(scalesByteCount), labels: bytes(4 * Self.labelCount))
+  }
+
+  var expected: Written {
+    var expected = empty
+    for row in 0..<rowCount {
+      let values = Memory(byteCount: targetByteCount)
+      let scales = Memory(byteCount: scalesByteCount)
+      let channels = source.base + 2 * row * channelCount
+      if transform == .copy {
+        values.base.copyMemory(from: channels, byteCount: targetByteCount)
+      } else {
+        scales.base.initializeMemory(as: UInt8.self, repeating: 0, count: scalesByteCount)
+        swiftep_quantize_e4m3(
+          values.base.assumingMemoryBound(to: UInt8.self), scales.base, channels.assumingMemoryBound(to: UInt16.self),
+          channelCount, transform == .quantizeUE8M0Scales)
+      }
+      for slot in 0..<slotCount {
+        let place = places[row * slotCount + slot]
+        if place < 0 { continue }
+        let labels = (0..<Self.labelCount).flatMap { Self.label(row: row, slot: slot, part: $0).bytes }
+        expected.rows.replaceSubrange(place * targetByteCount..<(place + 1) * targetByteCount, with: values.bytes)
+        if transform != .copy {
+          expected.scales.replaceSubrange(place * scalesByteCount..<(place + 1) * scalesByteCount, with: scales.bytes)
+        }
+        expected.labels.replaceSubrange(place * labels.count..<(place + 1) * labels.count, with: labels)
+      }
+    }
+    return expected
+  }
+
+  private static func label(row: Int, slot: Int, part: Int) -> Int32 { Int32(row * 1_000 + slot * 10 + part) }
+
+  func done(blockCount: Int, isCounted: Bool) -> (fault: String?, Written) {
+    let rows = Memory(byteCount: empty.rows.count)
+    let scales = Memory(byteCount: empty.scales.count)
+    let labels = Memory(byteCount: empty.labels.count)
+    let counter = Memory([UInt32(0)])
+    let job = ScatterJob(
+      source: source.address, rowCount: Int32(rowCount), rowByteCount: Int32(2 * channelCount),
+      slotCount: Int32(slotCount), transform: transform, writtenByteCount: 1,
+      counter: isCounted ? counter.address : .null)
+    let fault = emulate(blockCount: blockCount) { machine in
+      machine.scatterRows(
+        job,
+        route: { row, slot in
+          let place = Int64(places[Int(row) * slotCount + Int(slot)])
+          if place < 0 { return .none }
+          return RowTarget(
+            row: rows.address.advanced(byBytes: place * Int64(targetByteCount)),
+            scales: scales.address.advanced(byBytes: place * Int64(scalesByteCount)))
+        },
+        labelCount: Int32(Self.labelCount), label: { ($0, $1) },
+        write: { label, part in
+          let place = places[Int(label.0) * slotCount + Int(label.1)]
+          if place < 0 { return }
+          let text = Self.label(row: Int(label.0), slot: Int(label.1), part: Int(part))
+          labels.address.store(text, at: Int32(place * Self.labelCount) + part)
+        })
+    }
+    return (fault, Written(rows: rows.bytes, scales: scales.bytes, labels: labels.bytes))
+  }
+}
+
+private struct ReduceWork {
+  let rowCount: Int
+  let elementCount: Int
+  let slotCount: Int
+  let format: RowFormat
+  let isWeighted: Bool
+  let content: [UInt8]
+  let biases: [[UInt8]]
+  /// `[rowCount, slotCount]`: whether there is such a row, and its weight.
+  var isThere: [Bool] = []
+  var weights: [Float] = []
+
+  private var elements: Elements { Elements(format: format == .bf16 ? .bf16 : format == .fp16 ? .fp16 : .fp32) }
+  private var rowByteCount: Int { elementCount * elements.size }
+
+  init(
+    _ rowCount: Int, _ elementCount: Int, _ slotCount: Int, _ format: RowFormat, _ isWeighted: Bool, _ biasCount: Int,
+    _ random: inout Random
+  ) {
+    (self.rowCount, self.elementCount, self.slotCount) = (rowCount, elementCount, slotCount)
+    (self.format, self.isWeighted) = (format, isWeighted)
+    let byteCount = rowCount * elementCount * (format == .fp32 ? 4 : 2)
+    content = random.bytes(byteCount * slotCount)
+    var biases: [[UInt8]] = []
+    for _ in 0..<biasCount { biases.append(random.bytes(byteCount)) }
+    self.biases = biases
+    for _ in 0..<rowCount * slotCount {
+      isThere.append(random.next() >> 32 % 4 > 0)
+      weights.append(Float(Int8(truncatingIfNeeded: random.next() >> 32)) / 16)
+    }
+  }
+
+  var expected: [UInt8] {
+    var expected: [UInt8] = []
+    for index in 0..<rowCount * elementCount {
+      let (row, element) = (index / elementCount, index % elementCount)
+      var sum: Float = 0
+      for slot in 0..<slotCount where isThere[row * slotCount + slot] {
+        let value = elements.load(content, (row * slotCount + slot) * elementCount + element)
+        sum += isWeighted ? value * weights[row * slotCount + slot] : value
+      }
+      for bias in biases { sum += elements.load(bias, index) }
+      expected += elements.pattern(sum)
+    }
+    return expected
+  }
+
+  func done(blockCount: Int, isCounted: Bool) -> (fault: String?, [UInt8]) {
+    let (rows, output) = (Memory(content), Memory(byteCount: rowCount * rowByteCount))
+    let biases = biases.map { Memory($0) }
+    let counter = Memory([UInt32(0)])
+    let job = ReduceJob(
+      output: output.address, rowCount: Int32(rowCount), elementCount: Int32(elementCount), slotCount: Int32(slotCount),
+      format: format, isWeighted: isWeighted,
+      biases: (biases.count > 0 ? biases[0].address : .null, biases.count > 1 ? biases[1].address : .null),
+      counter: isCounted ? counter.address : .null)
+    let fault = emulate(blockCount: blockCount) { machine in
+      machine.reduceRows(job) { row, slot in
+        let cell = Int(row) * slotCount + Int(slot)
+        if !isThere[cell] { return .none }
+        return RowSource(row: rows.address.advanced(byBytes: Int64(cell * rowByteCount)), weight: weights[cell])
+      }
+    }
+    return (fault, output.bytes)
+  }
+}

@@ -1,0 +1,1 @@
+../HostMachineTests/Scalars.swift
