@@ -12,7 +12,11 @@ let benchCommand = Command(
     Flag(
       "workers", "N",
       "threads, or multiprocessors, of each rank (default: cores or\nmultiprocessors / ranks, at least 1)"),
-    Flag("iterations", "N", "timed iterations (default 20)"),
+    Flag(
+      "mode", "MODE",
+      "throughput; or latency: 1, 2, 4 ... tokens up to --tokens (default\n512), 10,000 iterations each (default throughput)"
+    ),
+    Flag("iterations", "N", "timed iterations (default 20; 10,000 of latency)"),
     Flag(
       "replays", "N",
       "on a GPU: record each operation as a graph that runs it N times in\na row (default 0: call it once)"),
@@ -25,6 +29,7 @@ let benchCommand = Command(
     Flag("text", "FILE", "take the tokens from a text: seeded embeddings, routed by a seeded gate"),
     Flag("routing", "FILE.npy", "recorded experts, i4 or i8 [tokens, topK], divided over the ranks"),
     Flag("input", "FILE.npy", "recorded rows, f2, f4, u2 (BF16) or u1 [tokens, hidden], divided over\nthe ranks"),
+    Flag("svg", "FILE", "of latency: write a plot"),
     Flag("json", "FILE", "write the result as JSON; -: to stdout, instead of the table"),
     Flag("trace", "FILE", "write what every rank did in the timed iterations, for Perfetto or\nchrome://tracing"),
   ],
@@ -44,15 +49,12 @@ let benchCommand = Command(
     """,
   body: { arguments in
     let settings = try BenchSettings(arguments)
+    if settings.mode == .latency { return try settings.runLatency() }
     let (report, flights) = try settings.run()
     if settings.jsonPath == "-" {
       try printDocument(try report.json())
     } else {
-      let gpus = settings.machines.isGPU ? " on \(settings.machines.gpuCountText)" : ""
-      let kind = (settings.processes ? "processes" : "threads") + gpus
-      let workers = "\(report.workersPerRank) \(report.workersPerRank == 1 ? "worker" : "workers") a rank"
-      let waits = settings.waiting == .stream ? ", streams wait" : ""
-      print("\(settings.job.summary); \(kind), \(workers)\(waits), \(report.iterations) iterations\n")
+      print("\(settings.summary)\n")
       print(report.table())
       if settings.tracePath != nil { print("\n\(WaitMatrix(flights).table)") }
       if let path = settings.jsonPath { try writeFile(try report.json(), path, flag: "json") }
@@ -63,6 +65,11 @@ let benchCommand = Command(
   })
 
 struct BenchSettings {
+  enum Mode: String, CaseIterable {
+    case throughput, latency
+  }
+
+  let mode: Mode
   private(set) var job: JobSpec
   let machines: MachineSpec
   let workerCount: Int
@@ -74,13 +81,22 @@ struct BenchSettings {
   let seed: UInt64
   let skew: Double
   let jsonPath: String?
+  let svgPath: String?
   let tracePath: String?
   let processes: Bool
   private let recorded: RecordedInput?
   private let text: TokenizedText?
 
   init(_ arguments: Arguments) throws {
+    mode = try arguments.choice("mode", Mode.self) ?? .throughput
     job = try JobSpec(arguments)
+    if mode == .latency && !arguments.has("tokens") { job.tokensPerRank = 512 }
+    for flag in ["routing", "input", "trace"] where mode == .latency && arguments.has(flag) {
+      throw UsageError("--\(flag)", expected: "none with --mode latency", found: "one")
+    }
+    if mode != .latency && arguments.has("svg") {
+      throw UsageError("--svg", expected: "none without --mode latency", found: "one")
+    }
     machines = try MachineSpec(arguments)
     processes = arguments.has("processes")
     workerCount = try arguments.integer("workers", in: 1...256) ?? machines.workerCount(rankCount: job.rankCount)
@@ -90,7 +106,7 @@ struct BenchSettings {
         "--workers", expected: "at most \(threadCountMax) workers of all ranks", found: "\(job.rankCount * workerCount)"
       )
     }
-    iterationCount = try arguments.integer("iterations", in: 1...1_000_000, default: 20)
+    iterationCount = try arguments.integer("iterations", in: 1...1_000_000, default: mode == .latency ? 10_000 : 20)
     for flag in ["replays", "waiting", "tokens-per-step"] where !machines.isGPU && arguments.has(flag) {
       throw UsageError("--\(flag)", expected: "none with --machine cpu", found: "one")
     }
@@ -101,6 +117,8 @@ struct BenchSettings {
     skew = try arguments.real("skew", in: 0...10, default: 0)
     jsonPath = arguments.string("json")
     if let jsonPath, jsonPath != "-" { try checkWritable(jsonPath, flag: "json") }
+    svgPath = arguments.string("svg")
+    if let svgPath { try checkWritable(svgPath, flag: "svg") }
     tracePath = arguments.string("trace")
     if let tracePath { try checkWritable(tracePath, flag: "trace") }
     for other in ["routing", "input", "skew"] where arguments.has("text") && arguments.has(other) {
@@ -116,6 +134,32 @@ struct BenchSettings {
     // Says what is wrong with the job before anything is allocated.
     try checkMemory(
       try job.plan(receivedTokensMax: 0, workers: workerCount, staging: job.rowType.staging))
+  }
+
+  /// The job, and who runs it.
+  var summary: String {
+    let gpus = machines.isGPU ? " on \(machines.gpuCountText)" : ""
+    let kind = (processes ? "processes" : "threads") + gpus
+    let workers = "\(workerCount) \(workerCount == 1 ? "worker" : "workers") a rank"
+    let waits = waiting == .stream ? ", streams wait" : ""
+    let tokens = mode == .latency ? "1 to \(job.tokensPerRank)" : "\(job.tokensPerRank)"
+    return "\(job.summary(tokens: tokens)); \(kind), \(workers)\(waits), \(iterationCount) iterations"
+  }
+
+  func runLatency() throws {
+    var report = LatencyReport(sizes: [])
+    for tokenCount in LatencyReport.tokenCounts(upTo: job.tokensPerRank) {
+      var settings = self
+      settings.job.tokensPerRank = tokenCount
+      report.sizes.append(try settings.run().report)
+    }
+    if jsonPath == "-" {
+      try printDocument(try report.json())
+    } else {
+      print("\(summary)\n\n\(report.table)")
+      if let jsonPath { try writeFile(try report.json(), jsonPath, flag: "json") }
+    }
+    if let svgPath { try writeFile(Data(LatencyPlot(report, title: summary).svg.utf8), svgPath, flag: "svg") }
   }
 
   /// - Returns: what was found, and the ranks' flight records where a trace is wanted.

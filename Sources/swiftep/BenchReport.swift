@@ -8,6 +8,8 @@ struct BenchReport: Codable, Equatable {
     var name: String
     var medianMicroseconds: Double
     var minMicroseconds: Double
+    /// Not exceeded by 99 of 100.
+    var p99Microseconds: Double
     var maxMicroseconds: Double
     /// Rows and scales, from this rank's own tokens too; the mean over the ranks.
     var bytesReceivedPerRank: Int
@@ -101,12 +103,6 @@ struct BenchReport: Codable, Equatable {
     ]
   }
 
-  func json() throws -> Data {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
-    return try encoder.encode(self) + Data("\n".utf8)
-  }
-
   func table() -> String {
     var table = TextTable([
       "operation", "median us", "min us", "max us", "bytes received/rank", "GB/s", "floor us", "x floor",
@@ -133,6 +129,15 @@ struct BenchReport: Codable, Equatable {
   }
 }
 
+extension Encodable {
+  /// As a document that is read by people, too.
+  func json() throws -> Data {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+    return try encoder.encode(self) + Data("\n".utf8)
+  }
+}
+
 extension BenchReport.Operation {
   fileprivate init(
     _ name: String, _ nanoseconds: [UInt64], _ sizes: [CopyFloor.Sizes], _ copy: CopyBandwidth, receivedByteCount: Int
@@ -140,6 +145,7 @@ extension BenchReport.Operation {
     self.name = name
     medianMicroseconds = nanoseconds.median / 1000
     minMicroseconds = Double(nanoseconds.min() ?? 0) / 1000
+    p99Microseconds = Double(nanoseconds.percentile(99)) / 1000
     maxMicroseconds = Double(nanoseconds.max() ?? 0) / 1000
     bytesReceivedPerRank = receivedByteCount / sizes.count
     gigabytesPerSecond = Double(bytesReceivedPerRank) / max(1, nanoseconds.median)
@@ -176,6 +182,11 @@ extension [[UInt64]] {
 }
 
 extension [UInt64] {
+  /// The least that so many of a hundred do not exceed; 0 of none.
+  func percentile(_ percent: Int) -> UInt64 {
+    isEmpty ? 0 : sorted()[Swift.max(0, (count * percent + 99) / 100 - 1)]
+  }
+
   /// 0 of none.
   var median: Double {
     if isEmpty { return 0 }

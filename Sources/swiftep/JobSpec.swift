@@ -96,8 +96,10 @@ struct JobSpec: Equatable, Sendable {
   ]
 
   /// As in "2 ranks, 4096 tokens each, hidden 7168, top-8 of 256 experts, bf16, by source".
-  var summary: String {
-    "\(rankCount) \(rankCount == 1 ? "rank" : "ranks"), \(tokensPerRank) tokens each, hidden \(hidden), "
+  var summary: String { summary(tokens: "\(tokensPerRank)") }
+
+  func summary(tokens: String) -> String {
+    "\(rankCount) \(rankCount == 1 ? "rank" : "ranks"), \(tokens) tokens each, hidden \(hidden), "
       + "top-\(topK) of \(expertCount) experts, \(rowType.rawValue), by \(layout.rawValue)"
   }
 }

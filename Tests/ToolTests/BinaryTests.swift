@@ -1,5 +1,6 @@
 import EPKernels
 import Foundation
+import FoundationXML
 import SwiftEP
 import Testing
 
@@ -115,11 +116,38 @@ enum Binary {
     #expect((object["resultHash"] as? String)?.count == 16)
     let operations = try #require(object["operations"] as? [[String: Any]])
     let operationKeys: Set = [
-      "name", "medianMicroseconds", "minMicroseconds", "maxMicroseconds", "bytesReceivedPerRank", "gigabytesPerSecond",
-      "floorMicroseconds", "floorRatio",
+      "name", "medianMicroseconds", "minMicroseconds", "p99Microseconds", "maxMicroseconds", "bytesReceivedPerRank",
+      "gigabytesPerSecond", "floorMicroseconds", "floorRatio",
     ]
     #expect(operations.map { Set($0.keys) } == [operationKeys, operationKeys])
   }
+
+  @Test func latency() throws {
+    let plot = try TemporaryFile(Data())
+    let words = [
+      "bench", "--mode", "latency", "--tokens", "5", "--hidden", "256", "--iterations", "3", "--svg", plot.path,
+    ]
+    let run = try Binary.run(words + ["--json", "-"])
+    #expect(run.status == 0, "\(run.errors)")
+    let report = try JSONDecoder().decode(LatencyReport.self, from: Data(run.output.utf8))
+    #expect(report.sizes.map(\.tokens) == [1, 2, 4, 5])
+    for operation in report.sizes.flatMap(\.operations) {
+      #expect(operation.medianMicroseconds <= operation.p99Microseconds)
+      #expect(operation.p99Microseconds <= operation.maxMicroseconds)
+    }
+    // Median, percentile and floor of both operations, a point for each size.
+    let curves = Curves()
+    let parser = try #require(XMLParser(contentsOf: URL(fileURLWithPath: plot.path)))
+    parser.delegate = curves
+    #expect(parser.parse())
+    #expect(curves.pointCounts == [Int](repeating: 4, count: 6))
+    let table = try Binary.run(words)
+    #expect(table.output.hasPrefix("2 ranks, 1 to 5 tokens each, hidden 256"))
+    #expect(table.output.split(separator: "\n").count == 3 + 4 * 2)
+  }
+
+  @Test(arguments: [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (512, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512])])
+  func tokensOfLatency(last: Int, expected: [Int]) { #expect(LatencyReport.tokenCounts(upTo: last) == expected) }
 
   @Test func tableAndSilence() throws {
     let run = try Binary.run(Self.tiny)
@@ -162,6 +190,10 @@ enum Binary {
     (["bench", "--tokens-per-step", "4"], "--tokens-per-step: expected none with --machine cpu, found one"),
     (["plan", "--tokens-per-step", "0"], "--tokens-per-step: expected an integer of 1 to 16777216, found '0'"),
     (["bench", "--waiting", "stream"], "--waiting: expected none with --machine cpu, found one"),
+    (["bench", "--mode", "speed"], "--mode: expected one of throughput, latency, found 'speed'"),
+    (["bench", "--svg", "x.svg"], "--svg: expected none without --mode latency, found one"),
+    (["bench", "--mode", "latency", "--trace", "x"], "--trace: expected none with --mode latency, found one"),
+    (["bench", "--mode", "latency", "--svg", "/nonexistent/x"], "--svg /nonexistent/x: expected a file that can be"),
     (["bench", "--json", "/nonexistent/file"], "--json /nonexistent/file: expected a file that can be written"),
     (["bench", "--ranks", "256", "--tokens", "1000000"], "memory: expected a job of at most"),
     (["bench", "--workers", "256", "--ranks", "8"], "--workers: expected at most 1024 workers of all ranks"),
@@ -245,5 +277,17 @@ enum Binary {
       #expect(run.output.count == 65 && run.output.hasSuffix("\n") && run.output.dropLast().allSatisfy(\.isHexDigit))
     }
     #expect(runs[0].output != runs[1].output)
+  }
+}
+
+/// Points of the curves of an SVG.
+private final class Curves: NSObject, XMLParserDelegate {
+  var pointCounts: [Int] = []
+
+  func parser(
+    _ parser: XMLParser, didStartElement name: String, namespaceURI: String?, qualifiedName: String?,
+    attributes: [String: String]
+  ) {
+    if name == "polyline" { pointCounts.append((attributes["points"] ?? "").split(separator: " ").count) }
   }
 }
