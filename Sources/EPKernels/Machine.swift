@@ -277,7 +277,7 @@ extension Machine {
 @frozen public struct RowSource {
   /// Null: this slot has no row.
   public var row: Address
-  /// Read only when the job is weighted.
+  /// 1 unless the job is weighted: machines may multiply by it then, or not.
   public var weight: Float
 
   @inlinable public init(row: Address, weight: Float) {

@@ -8,10 +8,10 @@ struct BlockScale {
   private let factor: Float
 
   /// - Parameters:
-  ///   - largest: the largest magnitudes of this lane's channels, as `largest(_:_:)` finds them.
+  ///   - largest: the largest magnitudes of this lane's channels, as `largest(_:)` finds them.
   ///   - laneCount: lanes that have the block, a power of two.
   @inline(__always)
-  init(_ machine: GPUMachine, largest: UInt32, laneCount: UInt32, isPowerOfTwo: Bool) {
+  init(largest: UInt32, laneCount: UInt32, isPowerOfTwo: Bool) {
     var pair = largest
     var mask = laneCount &>> 1
     while mask > 0 {

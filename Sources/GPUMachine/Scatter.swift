@@ -131,7 +131,7 @@ extension GPUMachine {
         let largest = ptx_max_pair(
           ptx_max_pair(BlockScale.largest(a), BlockScale.largest(b)),
           ptx_max_pair(BlockScale.largest(c), BlockScale.largest(d)))
-        let block = BlockScale(self, largest: largest, laneCount: 4, isPowerOfTwo: isPowerOfTwo)
+        let block = BlockScale(largest: largest, laneCount: 4, isPowerOfTwo: isPowerOfTwo)
         let found = ptx_shuffle(block.scale, UInt32(bitPattern: (lane & 7) &<< 2))
         if lane &>> 3 == round { scale = found }
         // All have read before any writes: codes lie where channels lay that have been read.
@@ -147,7 +147,7 @@ extension GPUMachine {
         let first = round &* 512 &+ lane &* 16
         let vector = content.vector(at: first, below: byteCount)
         let block = BlockScale(
-          self, largest: BlockScale.largest(vector), laneCount: 16, isPowerOfTwo: isPowerOfTwo)
+          largest: BlockScale.largest(vector), laneCount: 16, isPowerOfTwo: isPowerOfTwo)
         let found = ptx_shuffle(block.scale, UInt32(bitPattern: (lane & 1) &<< 4))
         if lane &>> 1 == round { scale = found }
         let codes = block.codes(vector)

@@ -171,7 +171,7 @@ private struct ReduceWork {
     self.biases = biases
     for _ in 0..<rowCount * slotCount {
       isThere.append(random.next() >> 32 % 4 > 0)
-      weights.append(Float(Int8(truncatingIfNeeded: random.next() >> 32)) / 16)
+      weights.append(isWeighted ? Float(Int8(truncatingIfNeeded: random.next() >> 32)) / 16 : 1)
     }
   }
 
@@ -182,7 +182,7 @@ private struct ReduceWork {
       var sum: Float = 0
       for slot in 0..<slotCount where isThere[row * slotCount + slot] {
         let value = elements.load(content, (row * slotCount + slot) * elementCount + element)
-        sum += isWeighted ? value * weights[row * slotCount + slot] : value
+        sum += value * weights[row * slotCount + slot]
       }
       for bias in biases { sum += elements.load(bias, index) }
       expected += elements.pattern(sum)

@@ -33,8 +33,6 @@ uint32_t ptx_ballot(uint32_t predicate);
 uint32_t ptx_shuffle(uint32_t value, uint32_t lane);
 uint32_t ptx_shuffle_up(uint32_t value, uint32_t distance);
 uint32_t ptx_shuffle_xor(uint32_t value, uint32_t mask);
-/// The greater of two unsigned 16-bit numbers, for the low and the high halves.
-uint32_t ptx_max_pair(uint32_t a, uint32_t b);
 /// The lanes whose value is this lane's.
 uint32_t ptx_match(uint32_t value);
 
@@ -81,6 +79,8 @@ void ptx_bulk_wait(void);
 
 // MARK: Formats
 
+/// The greater of two unsigned 16-bit numbers, for the low and the high halves.
+uint32_t ptx_max_pair(uint32_t a, uint32_t b);
 /// Two BF16, rounded to nearest even; NaN becomes 0x7fff.
 uint32_t ptx_bf16x2(float low, float high);
 /// Two FP8 E4M3, rounded to nearest even, saturating; NaN becomes 0x7f. From sm_89 on.

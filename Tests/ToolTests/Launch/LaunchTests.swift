@@ -312,7 +312,7 @@ import Testing
 
   /// A file that may not be as large as an arena is an error like others, and ends the bench's other threads too: the
   /// system's own answer is SIGXFSZ.
-  /// Above 512 KiB, which ThreadSanitizer writes to a file that it reads what is constant from.
+  /// The limit is above the 512 KiB that ThreadSanitizer keeps in a file of its own.
   @Test func aLimitOfFileSizesIsAnError() throws {
     let job = try LaunchedJob(
       ["-n", "1"], script: "ulimit -f 2000; exec \(Binary.url.path) bench --workers 2 --tokens 4096 --hidden 256")
