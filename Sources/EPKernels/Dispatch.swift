@@ -111,7 +111,7 @@
   operation.resetCounter(machine)
   let goesOn = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
     if isLaidOut && !reportFault(machine, in: block, handle: handle, operation: operation) {
-      sumCounters(machine, into: block, handle: handle, operation: operation)
+      sumChunks(machine, into: block, handle: handle, operation: operation)
     }
     if arguments.isCached && arguments.header.fault == 0 { identify(handle, in: block) }
   }
@@ -164,16 +164,36 @@
   return true
 }
 
-/// This rank's tokens per rank and per expert: its chunks' counters, summed.
-@inlinable func sumCounters<M: Machine>(
+/// This rank's tokens per rank and per expert: its chunks' counters, summed. What each sum is before a chunk is the
+/// chunk's base.
+@inlinable func sumChunks<M: Machine>(
   _ machine: M, into block: Address, handle: HandleView, operation: OperationView
 ) {
+  let layout = handle.layout
   let counts = block.advanced(byBytes: ExchangeHeader.byteCount)
+  let bases = handle.at(layout.bases)
+  let firstKey = layout.layout == .bySource ? 0 : layout.rankCount
+  let last = layout.chunks.chunkCount &- 1
   machine.forEach(operation.layout.counterCount) { index in
-    let total = sum(over: handle.layout.chunks.chunkCount) {
-      operation.counters(ofChunk: $0).load(Int32.self, at: index)
+    let key = index &- firstKey
+    let isKey = key >= 0 && key < layout.keyCount
+    var sum: Int32 = 0
+    var chunk: Int32 = 0
+    while chunk <= last {
+      // Four at a time, so that no load waits for the store before.
+      let a = operation.counters(ofChunk: chunk).load(Int32.self, at: index)
+      let b = operation.counters(ofChunk: min(last, chunk &+ 1)).load(Int32.self, at: index)
+      let c = operation.counters(ofChunk: min(last, chunk &+ 2)).load(Int32.self, at: index)
+      let d = operation.counters(ofChunk: min(last, chunk &+ 3)).load(Int32.self, at: index)
+      var other: Int32 = 0
+      while other < 4 && chunk &+ other <= last {
+        if isKey { bases.store(sum, at: (chunk &+ other) &* layout.keyCount &+ key) }
+        sum = sum &+ (other < 2 ? (other == 0 ? a : b) : (other == 2 ? c : d))
+        other = other &+ 1
+      }
+      chunk = chunk &+ 4
     }
-    counts.store(total, at: index)
+    counts.store(sum, at: index)
   }
 }
 

@@ -207,22 +207,23 @@
 
 /// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.
 @inlinable func compareHeaders<M: Machine>(_ machine: M, _ view: RankView) -> OperationStatus {
-  let faulty = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) {
-    exchangeHeader(view, source: $0).fault != 0
-  }
-  if faulty >= 0 {
-    let header = exchangeHeader(view, source: faulty)
-    let (a, b, c) = header.faultDetails
-    return OperationStatus(.inputFault, rank: Int64(faulty), (header.fault, a, b, c))
-  }
   let fieldCount = Int32(truncatingIfNeeded: HeaderField.tokensPerStep.rawValue &+ 1)
   let first = exchangeBlock(view, source: 0)
-  let odd = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* fieldCount))) { index in
-    let other = exchangeBlock(view, source: index / fieldCount)
-    return first.load(Int64.self, at: index % fieldCount) != other.load(Int64.self, at: index % fieldCount)
+  // Every rank's fault, then every rank's fields: one pass, since each takes the memory's delay.
+  let odd = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* (1 &+ fieldCount)))) { index in
+    if index < view.rankCount { return exchangeHeader(view, source: index).fault != 0 }
+    let cell = index &- view.rankCount
+    let (rank, field) = (cell / fieldCount, cell % fieldCount)
+    return first.load(Int64.self, at: field) != exchangeBlock(view, source: rank).load(Int64.self, at: field)
   }
   if odd < 0 { return OperationStatus(.ok, rank: 0, (0, 0, 0, 0)) }
-  let (rank, field) = (odd / fieldCount, odd % fieldCount)
+  if odd < view.rankCount {
+    let header = exchangeHeader(view, source: odd)
+    let (a, b, c) = header.faultDetails
+    return OperationStatus(.inputFault, rank: Int64(odd), (header.fault, a, b, c))
+  }
+  let cell = odd &- view.rankCount
+  let (rank, field) = (cell / fieldCount, cell % fieldCount)
   let found = exchangeBlock(view, source: rank).load(Int64.self, at: field)
   return OperationStatus(
     .disagreement, rank: Int64(rank), (Int64(field), first.load(Int64.self, at: field), found, 0))

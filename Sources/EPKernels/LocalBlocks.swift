@@ -25,7 +25,7 @@
 /// A handle's block: everything that repeats a dispatch or undoes it.
 ///
 /// A token has `slotCount` slots: one for each rank (by source) or one for each of its top-k experts (by expert). A
-/// *key* is what is numbered: a rank or an expert. Row of slot = `base[chunk][key] + slotIndex[token][slot]`.
+/// *key* is what is numbered: a rank or an expert. Row of slot = `firstRow[key] + base[chunk][key] + slotIndex[token][slot]`.
 @frozen public struct HandleLayout {
   public var chunks: Chunks
   public var rankCount: Int32
@@ -44,8 +44,8 @@
   public var tokensPerExpert: Int64
   /// Int32 `[localExpertCount]`: the same, each rounded up to the expert alignment.
   public var alignedTokensPerExpert: Int64
-  /// Int32 `[chunkCount, keyCount]`.
-  public var bases: Int64
+  /// Int32 `[keyCount]`: this rank's first row; behind it lie `bases`.
+  public var firstRows: Int64
   /// Int32 `[tokenCount, slotCount]`, -1 for a slot without destination.
   public var slotIndices: Int64
   /// Int32 `[tokenCount, slotCount]`: the experts, by expert only.
@@ -68,8 +68,8 @@
     tokensPerSource = totals &+ Self.tableByteCount(rankCount, 1)
     tokensPerExpert = tokensPerSource &+ Self.tableByteCount(rankCount, 1)
     alignedTokensPerExpert = tokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
-    bases = alignedTokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
-    slotIndices = bases &+ Self.tableByteCount(chunks.chunkCount, keyCount)
+    firstRows = alignedTokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
+    slotIndices = firstRows &+ Self.tableByteCount(chunks.chunkCount &+ 1, keyCount)
     slotKeys = slotIndices &+ slotTableByteCount
     byteCount = layout == .bySource ? slotKeys : slotKeys &+ slotTableByteCount
   }
@@ -82,6 +82,8 @@
   @inlinable public var slotCount: Int32 { layout == .bySource ? rankCount : topK }
   @inlinable public var keyCount: Int32 { layout == .bySource ? rankCount : expertCount }
 
+  /// Int32 `[chunkCount, keyCount]`: rows of this rank's chunks before.
+  @inlinable public var bases: Int64 { firstRows &+ 4 &* Int64(keyCount) }
   /// UInt64: the epoch of the exchange that made this handle, the same on all ranks.
   @inlinable public var epoch: Int64 { 0 }
   /// Int64: rows that this rank sends.
@@ -118,7 +120,7 @@
 
   /// By source: the rows at this rank of its own tokens, those of the first `rowCount`.
   @inlinable func ownRows(_ view: RankView, below rowCount: Int32) -> Range<Int32> {
-    let first = max(0, min(rowCount, at(layout.bases).load(Int32.self, at: view.rank)))
+    let first = max(0, min(rowCount, at(layout.firstRows).load(Int32.self, at: view.rank)))
     let count = max(0, min(rowCount &- first, at(layout.tokensPerSource).load(Int32.self, at: view.rank)))
     return Range(uncheckedBounds: (first, first &+ count))
   }
@@ -137,12 +139,13 @@
       guard view.check(.key, key, below: layout.keyCount) else { return Place(rank: -1, row: 0) }
     #endif
     let chunk = layout.chunks.chunk(ofToken: token)
-    let base = at(layout.bases).load(Int32.self, at: chunk &* layout.keyCount &+ key)
+    let first = at(layout.firstRows).load(Int32.self, at: key)
+    let row = first &+ at(layout.bases).load(Int32.self, at: chunk &* layout.keyCount &+ key) &+ index
     let rank = layout.layout == .bySource ? slot : view.owner(ofExpert: key)
     #if CHECKED
-      guard view.check(.row, base &+ index, below: total(atRank: rank)) else { return Place(rank: -1, row: 0) }
+      guard view.check(.row, row, below: total(atRank: rank)) else { return Place(rank: -1, row: 0) }
     #endif
-    return Place(rank: rank, row: base &+ index)
+    return Place(rank: rank, row: row)
   }
 }
 

@@ -1,13 +1,13 @@
 /// From the counts of one exchange to the final row of every token: sums over sources, nothing else.
 
-/// Fills the handle's totals and bases. Run by one worker after a dispatch's exchange.
+/// Fills the handle's totals and first rows. Run by one worker after a dispatch's exchange.
 @inlinable func place<M: Machine>(
   _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView, operation: OperationView
 ) {
   let layout = handle.layout
   handle.at(layout.epoch).store(view.epoch, at: 0)
   if layout.layout == .bySource {
-    placeBySource(machine, view: view, handle: handle, operation: operation)
+    placeBySource(machine, view: view, handle: handle)
   } else {
     placeByExpert(
       machine, view: view, expertAlignment: expertAlignment, handle: handle, operation: operation)
@@ -36,15 +36,11 @@
   }
 }
 
-@inlinable func placeBySource<M: Machine>(
-  _ machine: M, view: RankView, handle: HandleView, operation: OperationView
-) {
+@inlinable func placeBySource<M: Machine>(_ machine: M, view: RankView, handle: HandleView) {
   machine.forEach(view.rankCount) { rank in
     handle.at(handle.layout.totals)
       .store(countBefore(view, source: view.rankCount, index: rank), at: rank)
-    placeChunks(
-      key: rank, counter: rank, base: countBefore(view, source: view.rank, index: rank), handle: handle,
-      operation: operation)
+    handle.at(handle.layout.firstRows).store(countBefore(view, source: view.rank, index: rank), at: rank)
   }
   let sentRows = sum(over: view.rankCount) { exchangedCount(view, source: view.rank, index: $0) }
   handle.at(handle.layout.sentRows).store(Int64(sentRows), at: 0)
@@ -73,11 +69,11 @@
   }
   machine.forEach(view.expertCount) { place in
     let expert = view.expertOrder.load(Int32.self, at: place)
-    let (rank, index) = (view.owner(ofExpert: expert), view.rankCount &+ expert)
+    let rank = view.owner(ofExpert: expert)
     let groupStart =
       starts.load(Int32.self, at: place) &- starts.load(Int32.self, at: view.firstPlace(ofRank: rank))
-    let before = countBefore(view, source: view.rank, index: index)
-    placeChunks(key: expert, counter: index, base: groupStart &+ before, handle: handle, operation: operation)
+    let before = countBefore(view, source: view.rank, index: view.rankCount &+ expert)
+    handle.at(handle.layout.firstRows).store(groupStart &+ before, at: expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
     exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
@@ -94,27 +90,6 @@
 ) {
   machine.scan(view.expertCount, value: count) { expert, before, value in
     if expert &+ 1 == view.expertCount { sum.store(Int64(before &+ value), at: 0) }
-  }
-}
-
-/// Bases of one key: this rank's first row there, then each chunk behind the one before.
-@inlinable func placeChunks(key: Int32, counter: Int32, base: Int32, handle: HandleView, operation: OperationView) {
-  let last = handle.layout.chunks.chunkCount &- 1
-  let bases = handle.at(handle.layout.bases)
-  var row = base
-  var chunk: Int32 = 0
-  while chunk <= last {
-    // Four at a time, so that no load waits for the store before.
-    let a = operation.counters(ofChunk: chunk).load(Int32.self, at: counter)
-    let b = operation.counters(ofChunk: min(last, chunk &+ 1)).load(Int32.self, at: counter)
-    let c = operation.counters(ofChunk: min(last, chunk &+ 2)).load(Int32.self, at: counter)
-    let d = operation.counters(ofChunk: min(last, chunk &+ 3)).load(Int32.self, at: counter)
-    bases.store(row, at: chunk &* handle.layout.keyCount &+ key)
-    if chunk &+ 1 <= last { bases.store(row &+ a, at: (chunk &+ 1) &* handle.layout.keyCount &+ key) }
-    if chunk &+ 2 <= last { bases.store(row &+ a &+ b, at: (chunk &+ 2) &* handle.layout.keyCount &+ key) }
-    if chunk &+ 3 <= last { bases.store(row &+ a &+ b &+ c, at: (chunk &+ 3) &* handle.layout.keyCount &+ key) }
-    row = row &+ a &+ b &+ c &+ d
-    chunk = chunk &+ 4
   }
 }
 

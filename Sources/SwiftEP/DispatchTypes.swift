@@ -84,7 +84,7 @@ public final class DispatchHandle: Sendable {
 
   var view: HandleView { HandleView(block: memory.base, layout: layout) }
 
-  /// int32 `[chunks, ranks or experts]`: the row at its receiver where each chunk's rows begin.
+  /// int32 `[chunks, ranks or experts]`: the rows of this rank's chunks before each.
   package var places: Tensor {
     Tensor(
       dtype: .int32, shape: [Int(layout.chunks.chunkCount), Int(layout.keyCount)], storage: memory,
