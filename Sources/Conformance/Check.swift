@@ -45,9 +45,7 @@ struct Script: Sendable {
   init(_ job: Job) {
     self.job = job
     oracles = (0...job.cachedRepeats).map { step in
-      Oracle(
-        expertOwners: job.owners, tokens: (0..<job.rankCount).map { job.makeTokens(rank: $0, step: step) },
-        layout: job.layout, expertAlignment: job.expertAlignment, quantization: job.quantization)
+      Oracle(job, tokens: (0..<job.rankCount).map { job.makeTokens(rank: $0, step: step) })
     }
     let canSumResult = job.receivedDType == job.combineDType && (job.combineHidden ?? job.hidden) == job.hidden
     combines = job.combines.filter { $0 != .result || canSumResult }
@@ -121,7 +119,7 @@ struct Script: Sendable {
     switch source {
     case .input: rows = try buffer.combineInput(for: handle, hidden: hidden, dtype: job.combineDType)
     case .result: rows = dispatched.rows
-    case .memory: rows = try buffer.makeTensor(zeros: [handle.rowCapacity, hidden], job.combineDType)
+    case .memory: rows = try buffer.makeTensor(zeros: handle.rowShape + [hidden], job.combineDType)
     }
     rows.copyBeginning(from: given)
 
@@ -132,7 +130,7 @@ struct Script: Sendable {
     options.biases = try biases.map { try buffer.reachable($0) }
     if job.combinesTopKWeights {
       let width = job.layout == .bySource ? job.topK : 1
-      let weights = try buffer.makeTensor(zeros: [handle.rowCapacity, width], .fp32)
+      let weights = try buffer.makeTensor(zeros: handle.rowShape + [width], .fp32)
       weights.copyBeginning(from: topKWeights[step][rank])
       options.topKWeights = weights
     }

@@ -11,11 +11,12 @@ package func difference(
   _ result: DispatchResult, from expected: ExpectedDispatch, comparingPaddingRows: Bool
 ) -> String? {
   let rowCount = expected.rowCount
-  let rowCapacity = result.rows.shape[0]
+  let rowCapacity = result.rows.rowCount
   if rowCapacity < rowCount { return "rows: expected \(rowCount), the tensor has \(rowCapacity)" }
   if result.handle.rowCapacity != rowCapacity {
     return "handle.rowCapacity: expected \(rowCapacity), found \(result.handle.rowCapacity)"
   }
+  let comparingPaddingRows = comparingPaddingRows && !expected.isGrouped
   let checks: [() -> String?] = [
     { countDifference(result.rowCount, [rowCount], "rowCount") },
     { countDifference(result.tokensPerSource, expected.tokensPerSource, "tokensPerSource") },
@@ -23,10 +24,17 @@ package func difference(
     {
       countDifference(result.unalignedTokensPerExpert, expected.unalignedTokensPerExpert, "unalignedTokensPerExpert")
     },
+    { presenceDifference(result.sourceOffsets != nil, expected.sourceOffsets != nil, "sourceOffsets") },
+    { result.sourceOffsets.flatMap { countDifference($0, expected.sourceOffsets!, "sourceOffsets") } },
     { metadataDifference(result, expected) },
     { rowDifference(result.rows, expected.rows, expected, comparingPaddingRows, "rows") },
     { presenceDifference(result.scales != nil, expected.scales != nil, "scales") },
-    { result.scales.flatMap { rowDifference($0, expected.scales!, expected, comparingPaddingRows, "scales") } },
+    {
+      result.scales.flatMap {
+        let scales = expected.scaleOrder == .rowMajor ? $0 : $0.columnsAsRows
+        return rowDifference(scales, expected.scales!, expected, comparingPaddingRows, "scales")
+      }
+    },
     {
       result.sidecars.count == expected.sidecars.count
         ? nil : "sidecars: expected \(expected.sidecars.count), found \(result.sidecars.count)"
@@ -42,6 +50,24 @@ package func difference(
     }
   }
   return nil
+}
+
+extension Tensor {
+  /// Of `[groups, columns, rows]` in four bytes each.
+  fileprivate var columnsAsRows: Tensor {
+    let (groupCount, columnCount, rowCount) = (shape[0], shape[1], shape[2])
+    let columns = try! elements(UInt32.self)
+    var rows: [UInt32] = []
+    for group in 0..<groupCount {
+      for row in 0..<rowCount {
+        for column in 0..<columnCount { rows.append(columns[(group * columnCount + column) * rowCount + row]) }
+      }
+    }
+    return try! Tensor(copying: rows, shape: [groupCount, rowCount, columnCount], dtype)
+  }
+
+  /// Rows of one dimension.
+  fileprivate var rowCount: Int { shape.dropLast().reduce(1, *) }
 }
 
 /// Nil when the tensor holds exactly `bytes`, otherwise a sentence that names the first difference.
@@ -75,25 +101,34 @@ private func countDifference(_ tensor: Tensor, _ expected: [Int], _ name: String
 
 /// Origins, indices and weights, those of the tail included.
 private func metadataDifference(_ result: DispatchResult, _ expected: ExpectedDispatch) -> String? {
-  let tailCount = result.rows.shape[0] - expected.rowCount
+  let tailCount = result.rows.rowCount - expected.rowCount
   let origins = expected.origins + [Int32](repeating: -1, count: 2 * tailCount)
-  if let text = valueDifference(try! result.origins.elements(Int32.self), origins, "origins", width: 2) { return text }
+  // What nobody says of a row is taken as found.
+  func known<Value>(_ values: [Value], _ found: [Value], width: Int) -> [Value] {
+    guard expected.isGrouped, found.count == values.count else { return values }
+    return values.indices.map { origins[2 * ($0 / width)] < 0 ? found[$0] : values[$0] }
+  }
+  let foundOrigins = try! result.origins.elements(Int32.self)
+  let knownOrigins = known(origins, foundOrigins, width: 2)
+  if let text = valueDifference(foundOrigins, knownOrigins, "origins", width: 2) { return text }
 
   if let text = presenceDifference(result.topKIndices != nil, expected.indices != nil, "topKIndices") { return text }
   if let tensor = result.topKIndices, let indices = expected.indices {
     let found =
       tensor.dtype == .int32 ? try! tensor.elements(Int32.self).map { Int64($0) } : try! tensor.elements(Int64.self)
-    let tail = [Int64](repeating: -1, count: tailCount * tensor.shape[1])
-    if let text = valueDifference(found, indices + tail, "topKIndices", width: tensor.shape[1]) { return text }
+    let width = tensor.shape.last!
+    let tail = [Int64](repeating: -1, count: tailCount * width)
+    let indices = known(indices + tail, found, width: width)
+    if let text = valueDifference(found, indices, "topKIndices", width: width) { return text }
   }
 
   if let text = presenceDifference(result.topKWeights != nil, expected.weights != nil, "topKWeights") { return text }
   if let tensor = result.topKWeights, let weights = expected.weights {
-    let tail = [Float](repeating: 0, count: tailCount * tensor.shape[1])
-    let bits = (weights + tail).map(\.bitPattern)
-    if let text = valueDifference(try! tensor.elements(UInt32.self), bits, "topKWeights", width: tensor.shape[1]) {
-      return text
-    }
+    let width = tensor.shape.last!
+    let tail = [Float](repeating: 0, count: tailCount * width)
+    let found = try! tensor.elements(UInt32.self)
+    let bits = known((weights + tail).map(\.bitPattern), found, width: width)
+    if let text = valueDifference(found, bits, "topKWeights", width: width) { return text }
   }
   return nil
 }
@@ -111,7 +146,7 @@ private func valueDifference<Value: Equatable>(
 private func rowDifference(
   _ tensor: Tensor, _ expected: [UInt8], _ dispatch: ExpectedDispatch, _ comparesPadding: Bool, _ name: String
 ) -> String? {
-  let width = tensor.shape.dropFirst().reduce(tensor.dtype.byteCount, *)
+  let width = tensor.byteCount / max(1, tensor.rowCount)
   if expected.count != dispatch.rowCount * width {
     return "\(name): expected rows of \(expected.count / max(1, dispatch.rowCount)) bytes, found \(width)"
   }

@@ -13,6 +13,7 @@ package struct Job: Codable, Equatable, Sendable {
   /// Of rows that are FP8 already when they are sent.
   package var scales: ScaleFormat?
   package var quantization: ScaleFormat?
+  package var scaleOrder: ScaleOrder = .rowMajor
   package var sidecarByteCounts: [Int] = []
   package var layout: RowLayout = .bySource
   package var expertAlignment = 1
@@ -126,6 +127,7 @@ extension Job {
     options.zeroesPadding = zeroesPadding
     options.sizing = sizing
     options.quantization = quantization
+    options.scaleOrder = scaleOrder
     options.workers = workersPerCall
     options.isAsynchronous = isAsynchronous
     return options
@@ -142,7 +144,7 @@ extension Job: CustomStringConvertible {
     ]
     if let expertOwners { parts.append("owners \(expertOwners)") }
     if let scales { parts.append("scales \(scales)") }
-    if let quantization { parts.append("quantization \(quantization)") }
+    if let quantization { parts.append("quantization \(quantization) \(scaleOrder)") }
     if !sidecarByteCounts.isEmpty { parts.append("sidecars \(sidecarByteCounts)") }
     if zeroesPadding { parts.append("zeroes padding") }
     if isWeighted { parts.append("weighted") }

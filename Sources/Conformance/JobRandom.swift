@@ -45,9 +45,10 @@ extension Job {
     }
     if usesTable {
       isWeighted = false
-    } else if random.chance(0.5) {
-      layout = .byExpert
+    } else if random.chance(0.6) {
+      layout = random.pick([.byExpert, .grouped])
     }
+    if layout == .grouped && quantization != nil { scaleOrder = random.pick(ScaleOrder.allCases) }
     expertAlignment = random.pick([1, 1, 2, 8, 16, 128])
     zeroesPadding = random.chance(0.5)
   }
@@ -55,7 +56,7 @@ extension Job {
   /// As many tokens as keep all ranks' worst cases together below some megabytes.
   private mutating func chooseTokens(_ random: inout SplitMix64) {
     let byteCountMax = 24 << 20
-    let rowsPerToken = layout == .byExpert ? topK : 1
+    let rowsPerToken = layout == .bySource ? 1 : layout == .byExpert ? topK : expertCount
     let rowByteCount = 4 * max(hidden, combineHidden ?? hidden) + 64
     let perToken = rankCount * rankCount * rowsPerToken * rowByteCount
     let tokenCountMax = max(2, min(200, byteCountMax / perToken))
@@ -65,13 +66,15 @@ extension Job {
 
   private mutating func chooseCalls(_ random: inout SplitMix64) {
     sizing = random.chance(0.35) ? .worstCase : .exact
-    if sizing == .exact && random.chance(0.3) { receivedTokensMax = random.pick(0...max(1, tokensPerRankMax)) }
+    if sizing == .exact && random.chance(0.3) && layout != .grouped {
+      receivedTokensMax = random.pick(0...max(1, tokensPerRankMax))
+    }
     workers = random.pick([1, 1, 2, 3])
     if random.chance(0.3) { workersPerCall = random.pick(1...workers) }
     cachedRepeats = random.pick([0, 1, 1, 2, 3])
     combines = CombineSource.allCases.shuffled(using: &random)
     biasCount = random.pick([0, 0, 1, 2])
-    usesRowWeights = layout == .byExpert && random.chance(0.5)
+    usesRowWeights = layout.hasRowPerExpert && random.chance(0.5)
     combinesTopKWeights = !usesTable && random.chance(0.5)
     givesOutput = random.chance(0.3)
     isAsynchronous = random.chance(0.4)

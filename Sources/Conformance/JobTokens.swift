@@ -18,7 +18,7 @@ extension Job {
     let x = makeRows([tokenCount, hidden], dtype, .x, rank, step)
     let scaleTensor = scales.map { format in
       makeRows(
-        [tokenCount, format.byteCount(hidden: hidden) / 4], format == .float ? .fp32 : .int32, .scales, rank, step)
+        [tokenCount, format.byteCount(hidden: hidden) / 4], format.dtype, .scales, rank, step)
     }
     let sidecars = sidecarByteCounts.enumerated().map { index, byteCount in
       makeRows([tokenCount, byteCount], .uint8, .sidecars, rank, step * 3 + index)

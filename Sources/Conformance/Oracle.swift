@@ -55,6 +55,7 @@ package struct Oracle: Sendable {
   let layout: RowLayout
   let expertAlignment: Int
   let quantization: ScaleFormat?
+  let scaleOrder: ScaleOrder
   let choices: [Choices]
   /// The index of each expert among those of its rank.
   let localExperts: [Int]
@@ -63,14 +64,19 @@ package struct Oracle: Sendable {
   /// By source rank: `[tokens, slots]`; by source the slots are ranks, by expert they are top-k slots.
   let destinations: [[Destination?]]
 
+  /// Of each rank's tensors.
+  package var rowCounts: [Int] { origins.map(\.count) }
+
   package init(
-    expertOwners: [Int], tokens: [RankTokens], layout: RowLayout, expertAlignment: Int, quantization: ScaleFormat?
+    expertOwners: [Int], tokens: [RankTokens], layout: RowLayout, expertAlignment: Int = 1, quantization: ScaleFormat?,
+    scaleOrder: ScaleOrder = .rowMajor, groupCapacity: Int
   ) {
     self.expertOwners = expertOwners
     self.tokens = tokens
     self.layout = layout
     self.expertAlignment = expertAlignment
     self.quantization = quantization
+    self.scaleOrder = scaleOrder
     let choices = tokens.map { Choices($0, rankCount: tokens.count) }
     self.choices = choices
     localExperts = expertOwners.indices.map { expert in
@@ -79,7 +85,11 @@ package struct Oracle: Sendable {
     let origins =
       layout == .bySource
       ? Self.originsBySource(choices, expertOwners)
-      : Self.originsByExpert(choices, expertOwners, alignment: expertAlignment)
+      : Self.originsByExpert(
+        choices, expertOwners,
+        groupSize: { count in
+          layout == .grouped ? groupCapacity : (count + expertAlignment - 1) / expertAlignment * expertAlignment
+        })
     self.origins = origins
     destinations = choices.enumerated().map { source, choice in
       let slotCount = layout == .bySource ? tokens.count : choice.topK
@@ -95,6 +105,13 @@ package struct Oracle: Sendable {
     }
   }
 
+  /// - Parameter tokens: of all ranks; routed by top-k or by table.
+  package init(_ job: Job, tokens: [RankTokens]) {
+    self.init(
+      expertOwners: job.owners, tokens: tokens, layout: job.layout, expertAlignment: job.expertAlignment,
+      quantization: job.quantization, scaleOrder: job.scaleOrder, groupCapacity: job.shape.groupCapacity)
+  }
+
   /// Each rank's rows by source rank, then token.
   private static func originsBySource(_ choices: [Choices], _ owners: [Int]) -> [[Origin?]] {
     choices.indices.map { rank in
@@ -108,8 +125,11 @@ package struct Oracle: Sendable {
     }
   }
 
-  /// Each rank's rows by local expert, then source rank, then token; each expert's rows filled up to the alignment.
-  private static func originsByExpert(_ choices: [Choices], _ owners: [Int], alignment: Int) -> [[Origin?]] {
+  /// Each rank's rows by local expert, then source rank, then token; each expert's rows filled up to the size of a group
+  /// of so many rows.
+  private static func originsByExpert(
+    _ choices: [Choices], _ owners: [Int], groupSize: (_ count: Int) -> Int
+  ) -> [[Origin?]] {
     var groups = [[Origin?]](repeating: [], count: owners.count)
     for (source, choice) in choices.enumerated() {
       for token in 0..<choice.tokenCount {
@@ -122,8 +142,8 @@ package struct Oracle: Sendable {
     return choices.indices.map { rank in
       var rows: [Origin?] = []
       for expert in owners.indices where owners[expert] == rank {
-        rows += groups[expert]
-        while rows.count % alignment != 0 { rows.append(nil) }
+        let group = groups[expert]
+        rows += group + [Origin?](repeating: nil, count: groupSize(group.count) - group.count)
       }
       return rows
     }

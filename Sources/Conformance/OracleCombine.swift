@@ -33,7 +33,7 @@ extension Oracle {
     for token in 0..<tokenCount {
       for slot in 0..<topK {
         let cell = token * topK + slot
-        if layout == .byExpert {
+        if layout.hasRowPerExpert {
           if let destination = destinations[rank][cell] { weights[cell] = given[destination.rank][destination.row] }
           continue
         }

@@ -1,8 +1,11 @@
 import SwiftEP
 
-/// What one rank receives. Padding rows have origin -1, index -1, weight 0 and zero bytes.
+/// What one rank receives. Padding rows have origin -1, index -1, weight 0 and zero bytes; what grouped ones have, nobody
+/// says.
 package struct ExpectedDispatch: Sendable {
   package var rowCount: Int
+  package var isGrouped: Bool
+  package var scaleOrder: ScaleOrder
   package var rows: [UInt8]
   package var scales: [UInt8]?
   package var sidecars: [[UInt8]]
@@ -15,6 +18,8 @@ package struct ExpectedDispatch: Sendable {
   /// Rounded up to the alignment.
   package var tokensPerExpert: [Int]
   package var unalignedTokensPerExpert: [Int]
+  /// `[local experts, ranks + 1]`, where there is a row per expert.
+  package var sourceOffsets: [Int]?
 }
 
 extension Oracle {
@@ -22,12 +27,13 @@ extension Oracle {
     let received = origins[rank]
     let counts = tokenCounts(at: rank)
     var expected = ExpectedDispatch(
-      rowCount: received.count, rows: [], scales: nil, sidecars: [], origins: [], indices: nil, weights: nil,
+      rowCount: received.count, isGrouped: layout == .grouped, scaleOrder: scaleOrder, rows: [], scales: nil,
+      sidecars: [], origins: [], indices: nil, weights: nil,
       tokensPerSource: choices.map { choice in
         (0..<choice.tokenCount).count { choice.goes($0, to: rank, expertOwners) }
       },
       tokensPerExpert: counts.map { ($0 + expertAlignment - 1) / expertAlignment * expertAlignment },
-      unalignedTokensPerExpert: counts)
+      unalignedTokensPerExpert: counts, sourceOffsets: layout == .bySource ? nil : sourceOffsets(at: rank))
     if let quantization {
       (expected.rows, expected.scales) = quantizedRows(received, format: quantization)
     } else {
@@ -71,6 +77,14 @@ extension Oracle {
   private func weight(_ slot: Slot?, at rank: Int) -> Float {
     guard let slot, localExpert(slot, of: rank) >= 0 else { return 0 }
     return choices[slot.source].weights![slot.cell]
+  }
+
+  /// Where each source's rows begin among those of each of the rank's experts.
+  private func sourceOffsets(at rank: Int) -> [Int] {
+    expertOwners.indices.filter { expertOwners[$0] == rank }.flatMap { expert in
+      tokens.indices.map { source in choices[..<source].reduce(0) { $0 + $1.experts.count { $0 == expert } } }
+        + [choices.reduce(0) { $0 + $1.experts.count { $0 == expert } }]
+    }
   }
 
   /// Tokens of each of the rank's experts; zero without top-k routing.

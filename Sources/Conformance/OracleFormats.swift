@@ -61,7 +61,11 @@ func quantizedRow(_ source: UnsafeRawBufferPointer, format: ScaleFormat) -> (val
     case .ue8m0:
       let biasedExponent = biasedExponentRoundedUp(scale)
       scales.append(biasedExponent)
-      inverse = biasedExponent == 255 ? .nan : Float(sign: .plus, exponent: 127 - Int(biasedExponent), significand: 1)
+      inverse = powerOfTwo(254 - Int(biasedExponent))
+    case .powerOfTwo:
+      let biasedExponent = biasedExponentRoundedUp(scale)
+      withUnsafeBytes(of: powerOfTwo(Int(biasedExponent))) { scales.append(contentsOf: $0) }
+      inverse = powerOfTwo(254 - Int(biasedExponent))
     }
     for channel in first..<end {
       let value = floatFromBF16(source.loadUnaligned(fromByteOffset: 2 * channel, as: UInt16.self))
@@ -72,6 +76,11 @@ func quantizedRow(_ source: UnsafeRawBufferPointer, format: ScaleFormat) -> (val
     while scales.count % 4 != 0 { scales.append(0) }
   }
   return (values, scales)
+}
+
+/// Of a biased exponent; NaN where there is none.
+private func powerOfTwo(_ biasedExponent: Int) -> Float {
+  (0..<255).contains(biasedExponent) ? Float(sign: .plus, exponent: biasedExponent - 127, significand: 1) : .nan
 }
 
 /// The least power of two that is not below `scale`, as its biased exponent; 255 where `scale` is not finite.

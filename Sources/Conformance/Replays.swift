@@ -29,10 +29,7 @@ private struct Replays {
     tokens = steps.map { job.makeTokens(rank: buffer.rank, step: $0) }
     expected = steps.map { step in
       let all = (0..<job.rankCount).map { job.makeTokens(rank: $0, step: step) }
-      return Oracle(
-        expertOwners: job.owners, tokens: all, layout: job.layout, expertAlignment: job.expertAlignment,
-        quantization: job.quantization
-      ).dispatched(to: buffer.rank)
+      return Oracle(job, tokens: all).dispatched(to: buffer.rank)
     }
     sums = try tokens.map { tokens in
       let tokens = try tokens.reachable(from: buffer)

@@ -51,15 +51,12 @@ private final class Streams {
       var options = job.dispatchOptions
       options.isAsynchronous = false
       let dispatched = try buffer.dispatch(tokens.x, to: tokens.routing, options: options)
-      let oracle = Oracle(
-        expertOwners: job.owners, tokens: all, layout: job.layout, expertAlignment: job.expertAlignment,
-        quantization: job.quantization)
-      let expected = oracle.dispatched(to: buffer.rank)
+      let expected = Oracle(job, tokens: all).dispatched(to: buffer.rank)
       if let text = difference(dispatched, from: expected, comparingPaddingRows: false) {
         throw ConformanceFailure(job: job, rank: buffer.rank, step: "dispatch", what: text)
       }
       let combined = try buffer.combine(dispatched.rows, with: dispatched.handle)
-      let width = dispatched.rows.byteCount / max(1, dispatched.rows.shape[0])
+      let width = dispatched.rows.byteCount / max(1, dispatched.handle.rowCapacity)
       return Step(
         tokens: tokens, rows: dispatched.rows.withUnsafeBytes { Array($0.prefix(width * expected.rowCount)) },
         sums: combined.tokens.withUnsafeBytes { Array($0) })

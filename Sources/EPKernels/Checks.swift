@@ -148,7 +148,8 @@ extension RankView {
   while expert < view.localExpertCount {
     let count = handle.at(handle.layout.tokensPerExpert).load(Int32.self, at: expert)
     checkOrigins(machine, arguments, first: first, count: count)
-    first = first &+ handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: expert)
+    let aligned = handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: expert)
+    first = first &+ (handle.layout.hasPadding ? aligned : handle.layout.groupCapacity)
     expert = expert &+ 1
   }
 }

@@ -131,14 +131,22 @@
   #endif
   // What lies behind the rows that have come is not read.
   let rowCount = max(0, min(arguments.rowCount, handle.total(atRank: view.rank)))
+  let isGrouped = handle.layout.groupCapacity > 0
   let own =
     arguments.readsOwnRows ? handle.ownRows(view, below: rowCount) : Range(uncheckedBounds: (rowCount, rowCount))
-  var first: Int32 = 0
-  var end = own.lowerBound
+  var group: Int32 = 0
   while true {
-    copyRows(machine, arguments, from: Range(uncheckedBounds: (first, end)), to: first)
-    if end == rowCount { return }
-    (first, end) = (own.upperBound, rowCount)
+    var (first, end): (Int32, Int32)
+    if isGrouped {
+      if group == view.localExpertCount { return }
+      first = group &* handle.layout.groupCapacity
+      end = min(rowCount, first &+ handle.at(handle.layout.tokensPerExpert).load(Int32.self, at: group))
+    } else {
+      if group == 2 { return }
+      (first, end) = group == 0 ? (0, own.lowerBound) : (own.upperBound, rowCount)
+    }
+    if end > first { copyRows(machine, arguments, from: Range(uncheckedBounds: (first, end)), to: first) }
+    group = group &+ 1
   }
 }
 

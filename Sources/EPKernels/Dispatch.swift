@@ -7,6 +7,9 @@
   public var routing: RoutingView
   public var columns: Columns
   public var transform: RowTransform
+  /// Bytes from four bytes of a row's scales to the next four: 4, or, where a group's scales lie in columns, those of a
+  /// column.
+  public var scaleStride: Int32
   /// Bytes of one row of the caller's tensor.
   public var sourceRowByteCount: Int32
   /// The caller's tensors for the columns `Columns.rows` to `Columns.origins - 1`; null where there is none.
@@ -14,14 +17,17 @@
   public var expertAlignment: Int32
   /// Not zero: rows between groups of experts are zeroed. An integer, since kernels keep those in registers.
   public var zeroesPadding: Int32
+  /// Int32 `[localExpertCount]`: to each, the tokens that the expert receives are added; null where nobody asks.
+  public var expertStatistics: Address
   /// The handle is complete: no layout, no counts.
   public var isCached: Bool
 
   @inlinable public init(
     view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, routing: RoutingView,
     columns: Columns,
-    transform: RowTransform, sourceRowByteCount: Int32, sources: (Address, Address, Address, Address, Address),
-    expertAlignment: Int32, zeroesPadding: Int32, isCached: Bool
+    transform: RowTransform, scaleStride: Int32, sourceRowByteCount: Int32,
+    sources: (Address, Address, Address, Address, Address),
+    expertAlignment: Int32, zeroesPadding: Int32, expertStatistics: Address, isCached: Bool
   ) {
     self.view = view
     self.header = header
@@ -30,10 +36,12 @@
     self.routing = routing
     self.columns = columns
     self.transform = transform
+    self.scaleStride = scaleStride
     self.sourceRowByteCount = sourceRowByteCount
     self.sources = sources
     self.expertAlignment = expertAlignment
     self.zeroesPadding = zeroesPadding
+    self.expertStatistics = expertStatistics
     self.isCached = isCached
   }
 
@@ -51,15 +59,15 @@
 /// A whole dispatch, for outputs of the worst case: no host has to know the counts in between.
 @inlinable public func dispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  // By expert, the counts say where padding lies. Integers, since kernels keep those in registers.
-  let countsLater: Int32 = handle.layout.layout == .bySource && !arguments.isCached ? 1 : 0
+  // Counts may say where padding lies. Integers, since kernels keep those in registers.
+  let countsLater: Int32 = !handle.layout.hasPadding && !arguments.isCached ? 1 : 0
   var isPrepared = true
   if operation.part != .end {
     isPrepared = inTurn(machine, view: view, operation: operation) {
       prepareDispatch(machine, arguments, counting: countsLater == 0)
     } then: {
       if countsLater != 0 && operation.does(.middle) && operation.isOK {
-        countReceived(machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle)
+        countReceived(machine, arguments)
       }
     }
   }
@@ -123,11 +131,9 @@
   if !arguments.isCached {
     place(
       machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle, operation: operation)
-    if counting {
-      countReceived(machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle)
-    }
   }
   fitOutputs(machine, view, columns: arguments.columns, handle: handle, operation: operation)
+  if counting && !arguments.isCached && operation.isOK { countReceived(machine, arguments) }
   #if CHECKED
     if !arguments.isCached { checkCounts(machine, view: view, topK: arguments.routing.topK) }
     checkOffers(machine, view: view)
@@ -173,27 +179,15 @@
   let counts = block.advanced(byBytes: ExchangeHeader.byteCount)
   let bases = handle.at(layout.bases)
   let firstKey = layout.layout == .bySource ? 0 : layout.rankCount
-  let last = layout.chunks.chunkCount &- 1
   machine.forEach(operation.layout.counterCount) { index in
     let key = index &- firstKey
     let isKey = key >= 0 && key < layout.keyCount
-    var sum: Int32 = 0
-    var chunk: Int32 = 0
-    while chunk <= last {
-      // Four at a time, so that no load waits for the store before.
-      let a = operation.counters(ofChunk: chunk).load(Int32.self, at: index)
-      let b = operation.counters(ofChunk: min(last, chunk &+ 1)).load(Int32.self, at: index)
-      let c = operation.counters(ofChunk: min(last, chunk &+ 2)).load(Int32.self, at: index)
-      let d = operation.counters(ofChunk: min(last, chunk &+ 3)).load(Int32.self, at: index)
-      var other: Int32 = 0
-      while other < 4 && chunk &+ other <= last {
-        if isKey { bases.store(sum, at: (chunk &+ other) &* layout.keyCount &+ key) }
-        sum = sum &+ (other < 2 ? (other == 0 ? a : b) : (other == 2 ? c : d))
-        other = other &+ 1
-      }
-      chunk = chunk &+ 4
+    let total = sum(over: layout.chunks.chunkCount) {
+      operation.counters(ofChunk: $0).load(Int32.self, at: index)
+    } before: { chunk, sum in
+      if isKey { bases.store(sum, at: chunk &* layout.keyCount &+ key) }
     }
-    counts.store(sum, at: index)
+    counts.store(total, at: index)
   }
 }
 
@@ -216,6 +210,7 @@
   let job = ScatterJob(
     source: arguments.source(ofColumn: Columns.rows), rowCount: handle.layout.chunks.tokenCount,
     rowByteCount: arguments.sourceRowByteCount, slotCount: handle.layout.slotCount, transform: arguments.transform,
+    scaleStride: arguments.scaleStride,
     writtenByteCount: handle.at(handle.layout.sentRows).load(Int64.self, at: 0) &* rowWidth, counter: operation.counter)
   let expertCount = arguments.columns[Columns.indices] / max(1, arguments.routing.indexByteCount)
   machine.scatterRows(
@@ -226,7 +221,12 @@
       let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowWidth)
       if !quantizes { return RowTarget(row: row, scales: .null) }
       let scales = operation.column(Columns.scales, atRank: place.rank)
-      return RowTarget(row: row, scales: scales.advanced(byBytes: Int64(place.row) &* scaleWidth))
+      var offset = Int64(place.row) &* scaleWidth
+      if arguments.scaleStride != 4 {
+        let rowInGroup = Int64(place.row % handle.layout.groupCapacity)
+        offset = offset &- rowInGroup &* (scaleWidth &- 4)
+      }
+      return RowTarget(row: row, scales: scales.advanced(byBytes: offset))
     },
     labelCount: max(1, expertCount),
     label: { token, slot in RowLabel(arguments, token: token, slot: slot) },
@@ -314,7 +314,7 @@
 @inlinable func markPadding<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle) = (arguments.view, arguments.handle)
   let total = handle.total(atRank: view.rank)
-  if handle.layout.layout == .byExpert && arguments.expertAlignment > 1 {
+  if handle.layout.hasPadding && arguments.expertAlignment > 1 {
     var groupStart: Int32 = 0
     var expert: Int32 = 0
     while expert < view.localExpertCount {

@@ -158,6 +158,7 @@
       seen: {
         end = machine.now
         recorder.waited(machine, peer: view.other($0), slot: slot, epoch: epoch, nanoseconds: end &- begin)
+        operation.noteWait(for: view.other($0), nanoseconds: end &- begin)
       })
     switch wait.result {
     case .signalled: return end

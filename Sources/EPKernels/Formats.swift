@@ -16,6 +16,8 @@
   case quantizeFloatScales = 1
   /// BF16 to FP8 E4M3, one power-of-two scale per 128 channels, stored as its 8-bit exponent (UE8M0), four to an Int32.
   case quantizeUE8M0Scales = 2
+  /// The same scales as `quantizeUE8M0Scales`, as Floats; a NaN where its exponent would be 255.
+  case quantizePowerOfTwoScales = 3
 }
 
 /// How received rows are ordered.

@@ -33,6 +33,8 @@
   public var localExpertCount: Int32
   public var topK: Int32
   public var layout: RowLayout
+  /// By expert: rows that each expert's group has room for; 0: groups lie one behind the other.
+  public var groupCapacity: Int32
 
   // Offsets of what lies in the block, in this order.
 
@@ -44,6 +46,9 @@
   public var tokensPerExpert: Int64
   /// Int32 `[localExpertCount]`: the same, each rounded up to the expert alignment.
   public var alignedTokensPerExpert: Int64
+  /// Int32 `[localExpertCount, rankCount + 1]`, by expert only: where each source's rows begin in a group, and where the
+  /// last one's end.
+  public var sourceOffsets: Int64
   /// Int32 `[keyCount]`: this rank's first row; behind it lie `bases`.
   public var firstRows: Int64
   /// Int32 `[tokenCount, slotCount]`, -1 for a slot without destination.
@@ -53,7 +58,8 @@
   public var byteCount: Int64
 
   @inlinable public init(
-    chunks: Chunks, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, topK: Int32, layout: RowLayout
+    chunks: Chunks, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, topK: Int32, layout: RowLayout,
+    groupCapacity: Int32 = 0
   ) {
     self.chunks = chunks
     self.rankCount = rankCount
@@ -61,6 +67,7 @@
     self.localExpertCount = localExpertCount
     self.topK = topK
     self.layout = layout
+    self.groupCapacity = groupCapacity
     let slotCount = layout == .bySource ? rankCount : topK
     let keyCount = layout == .bySource ? rankCount : expertCount
     let slotTableByteCount = Self.tableByteCount(chunks.tokenCount, slotCount)
@@ -68,7 +75,8 @@
     tokensPerSource = totals &+ Self.tableByteCount(rankCount, 1)
     tokensPerExpert = tokensPerSource &+ Self.tableByteCount(rankCount, 1)
     alignedTokensPerExpert = tokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
-    firstRows = alignedTokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
+    sourceOffsets = alignedTokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
+    firstRows = sourceOffsets &+ (layout == .bySource ? 0 : Self.tableByteCount(localExpertCount, rankCount &+ 1))
     slotIndices = firstRows &+ Self.tableByteCount(chunks.chunkCount &+ 1, keyCount)
     slotKeys = slotIndices &+ slotTableByteCount
     byteCount = layout == .bySource ? slotKeys : slotKeys &+ slotTableByteCount
@@ -81,6 +89,8 @@
 
   @inlinable public var slotCount: Int32 { layout == .bySource ? rankCount : topK }
   @inlinable public var keyCount: Int32 { layout == .bySource ? rankCount : expertCount }
+  /// Whether rows between groups are marked.
+  @inlinable var hasPadding: Bool { layout == .byExpert && groupCapacity == 0 }
 
   /// Int32 `[chunkCount, keyCount]`: rows of this rank's chunks before.
   @inlinable public var bases: Int64 { firstRows &+ 4 &* Int64(keyCount) }
@@ -204,12 +214,17 @@
   public var block: Address
   /// `OperationStatus`: a copy for the host, in memory that it can read. Kernels only write it.
   public var report: Address
+  /// Int64 `[rankCount]`: to each, how long its rank was waited for is added, in nanoseconds; null where nobody asks.
+  public var waits: Address
   public var layout: OperationLayout
   public var part: OperationPart
 
-  @inlinable public init(block: Address, report: Address, layout: OperationLayout, part: OperationPart) {
+  @inlinable public init(
+    block: Address, report: Address, waits: Address = .null, layout: OperationLayout, part: OperationPart
+  ) {
     self.block = block
     self.report = report
+    self.waits = waits
     self.layout = layout
     self.part = part
   }
@@ -230,6 +245,9 @@
     machine.forEach(1) { _ in report.store(status, at: 0) }
     // The parts that are left have nothing to wait for; where all ranks have the same status, they all come to the end.
     if part != .whole && !isAgreed { openGates(machine, view) }
+  }
+  @inlinable func noteWait(for peer: Int32, nanoseconds: UInt64) {
+    if !waits.isNull { waits.store(waits.load(UInt64.self, at: peer) &+ nanoseconds, at: peer) }
   }
   @inlinable var counter: Address { at(layout.counter) }
   @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }

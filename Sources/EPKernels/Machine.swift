@@ -202,6 +202,8 @@ extension Machine {
   /// A row has at most this many destinations.
   public var slotCount: Int32
   public var transform: RowTransform
+  /// Bytes from four bytes of a row's scales to the next four.
+  public var scaleStride: Int32
   /// Bytes that all workers of this rank together will write: lets a machine choose between cached and streaming
   /// stores.
   public var writtenByteCount: Int64
@@ -211,13 +213,14 @@ extension Machine {
 
   @inlinable public init(
     source: Address, rowCount: Int32, rowByteCount: Int32, slotCount: Int32, transform: RowTransform,
-    writtenByteCount: Int64, counter: Address = .null
+    scaleStride: Int32 = 4, writtenByteCount: Int64, counter: Address = .null
   ) {
     self.source = source
     self.rowCount = rowCount
     self.rowByteCount = rowByteCount
     self.slotCount = slotCount
     self.transform = transform
+    self.scaleStride = scaleStride
     self.writtenByteCount = writtenByteCount
     self.counter = counter
   }

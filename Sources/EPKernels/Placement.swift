@@ -15,9 +15,8 @@
 }
 
 /// Fills the handle's counts of what this rank receives. Run by the worker that has placed it.
-@inlinable func countReceived<M: Machine>(
-  _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView
-) {
+@inlinable func countReceived<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, handle) = (arguments.view, arguments.handle)
   let layout = handle.layout
   handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0)
   machine.forEach(view.rankCount) { source in
@@ -27,11 +26,18 @@
   machine.forEach(view.expertCount) { expert in
     if view.owner(ofExpert: expert) == view.rank {
       let local = view.localIndex(ofExpert: expert)
-      let isCounted = layout.topK != 0
-      let tokenCount =
-        isCounted ? countBefore(view, source: view.rankCount, index: view.rankCount &+ expert) : 0
+      let offsets = handle.at(layout.sourceOffsets)
+      let firstOffset = local &* (view.rankCount &+ 1)
+      let tokenCount = sum(over: layout.topK == 0 ? 0 : view.rankCount) {
+        exchangedCount(view, source: $0, index: view.rankCount &+ expert)
+      } before: { source, sum in
+        if layout.layout == .byExpert { offsets.store(sum, at: firstOffset &+ source) }
+      }
+      if layout.layout == .byExpert { offsets.store(tokenCount, at: firstOffset &+ view.rankCount) }
       handle.at(layout.tokensPerExpert).store(tokenCount, at: local)
-      handle.at(layout.alignedTokensPerExpert).store(aligned(tokenCount, to: expertAlignment), at: local)
+      handle.at(layout.alignedTokensPerExpert).store(aligned(tokenCount, to: arguments.expertAlignment), at: local)
+      let statistics = arguments.expertStatistics
+      if !statistics.isNull { statistics.store(statistics.load(Int32.self, at: local) &+ tokenCount, at: local) }
     }
   }
 }
@@ -51,27 +57,33 @@
 @inlinable func placeByExpert<M: Machine>(
   _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView, operation: OperationView
 ) {
-  // Groups one behind the other, over all ranks; what lies before a rank's first group is then subtracted.
+  // Groups over all ranks; what lies before a rank's first group is then subtracted.
   let starts = operation.at(operation.layout.groupStarts)
-  machine.scan(
-    view.expertCount,
-    value: { place in
-      let index = view.rankCount &+ view.expertOrder.load(Int32.self, at: place)
-      return aligned(countBefore(view, source: view.rankCount, index: index), to: expertAlignment)
-    },
-    visit: { place, before, value in
-      starts.store(before, at: place)
-      if place &+ 1 == view.expertCount { starts.store(before &+ value, at: view.expertCount) }
-    })
+  let capacity = handle.layout.groupCapacity
+  if capacity == 0 {
+    machine.scan(
+      view.expertCount,
+      value: { place in
+        let index = view.rankCount &+ view.expertOrder.load(Int32.self, at: place)
+        return aligned(countBefore(view, source: view.rankCount, index: index), to: expertAlignment)
+      },
+      visit: { place, before, value in
+        starts.store(before, at: place)
+        if place &+ 1 == view.expertCount { starts.store(before &+ value, at: view.expertCount) }
+      })
+  }
+  let distance = { (first: Int32, end: Int32) in
+    if capacity != 0 { return (end &- first) &* capacity }
+    return starts.load(Int32.self, at: end) &- starts.load(Int32.self, at: first)
+  }
   machine.forEach(view.rankCount) { rank in
-    let end = starts.load(Int32.self, at: view.firstPlace(ofRank: rank &+ 1))
-    handle.at(handle.layout.totals).store(end &- starts.load(Int32.self, at: view.firstPlace(ofRank: rank)), at: rank)
+    let rows = distance(view.firstPlace(ofRank: rank), view.firstPlace(ofRank: rank &+ 1))
+    handle.at(handle.layout.totals).store(rows, at: rank)
   }
   machine.forEach(view.expertCount) { place in
     let expert = view.expertOrder.load(Int32.self, at: place)
     let rank = view.owner(ofExpert: expert)
-    let groupStart =
-      starts.load(Int32.self, at: place) &- starts.load(Int32.self, at: view.firstPlace(ofRank: rank))
+    let groupStart = distance(view.firstPlace(ofRank: rank), place)
     let before = countBefore(view, source: view.rank, index: view.rankCount &+ expert)
     handle.at(handle.layout.firstRows).store(groupStart &+ before, at: expert)
   }
@@ -99,15 +111,24 @@
 }
 
 /// The sum of the values of `0..<count`; a value is asked for more than once, and counts once.
-@inlinable func sum(over count: Int32, _ value: (_ index: Int32) -> Int32) -> Int32 {
+///
+/// - Parameter before: called for each index in order, with the sum of the values before it.
+@inlinable @inline(__always) func sum(
+  over count: Int32, _ value: (_ index: Int32) -> Int32, before: (_ index: Int32, _ sum: Int32) -> Void = { _, _ in }
+) -> Int32 {
   var sum: Int32 = 0
   var index: Int32 = 0
-  while index < count {
-    // Four at a time, so that no load waits for another.
-    let last = count &- 1
+  let last = count &- 1
+  while index <= last {
+    // Four at a time, so that no load waits for another, or for a store.
     let (a, b) = (value(index), value(min(last, index &+ 1)))
     let (c, d) = (value(min(last, index &+ 2)), value(min(last, index &+ 3)))
-    sum = sum &+ a &+ (index < last ? b : 0) &+ (index &+ 1 < last ? c : 0) &+ (index &+ 2 < last ? d : 0)
+    var other: Int32 = 0
+    while other < 4 && index &+ other <= last {
+      before(index &+ other, sum)
+      sum = sum &+ (other < 2 ? (other == 0 ? a : b) : (other == 2 ? c : d))
+      other = other &+ 1
+    }
     index = index &+ 4
   }
   return sum

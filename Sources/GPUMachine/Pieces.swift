@@ -39,15 +39,11 @@ struct Runs {
   private let pieceCount: Int32
   private let runLength: Int32
   private let counter: Address
-  /// Without a counter: the one run.
-  private let first: Int32
-  private let end: Int32
-  private let warpCount: UInt32
   private var takenCount: Int32 = 0
-  /// Lane `l`: where the last run began whose number is `l` modulo 32.
-  private var starts: Int32 = 0
-  /// Lane 0: the run to be taken next.
-  private var next: UInt32
+  /// Lane `l`: where the last run began whose number is `l` modulo 32. Without a counter: where the one run begins.
+  private var starts: Int32
+  /// Lane 0: the run to be taken next. Without a counter: where the one run ends.
+  private var next: Int32
 
   @inline(__always)
   init(_ machine: GPUMachine, _ pieces: Pieces, runLength: Int32, counter: Address) {
@@ -58,23 +54,27 @@ struct Runs {
     let index = Int64(machine.warp &* machine.workerCount &+ machine.workerIndex)
     let isShort = Int64(pieces.count) < 4 &* warps &* Int64(runLength)
     self.counter = isShort ? .null : counter
-    first = Int32(truncatingIfNeeded: Int64(pieces.count) &* index / warps)
-    end = Int32(truncatingIfNeeded: Int64(pieces.count) &* (index &+ 1) / warps)
-    warpCount = UInt32(truncatingIfNeeded: warps)
-    next = UInt32(truncatingIfNeeded: index)
+    if isShort || counter.isNull {
+      starts = Int32(truncatingIfNeeded: Int64(pieces.count) &* index / warps)
+      next = Int32(truncatingIfNeeded: Int64(pieces.count) &* (index &+ 1) / warps)
+    } else {
+      (starts, next) = (0, Int32(truncatingIfNeeded: index))
+    }
   }
 
   /// Pieces of this warp's run number `number`; empty behind the last.
   @inline(__always)
   mutating func run(_ number: Int32, _ machine: GPUMachine) -> (first: Int32, end: Int32) {
-    if counter.isNull { return number == 0 ? (first, end) : (pieceCount, pieceCount) }
+    if counter.isNull { return number == 0 ? (starts, next) : (pieceCount, pieceCount) }
     if number == takenCount {
       takenCount = takenCount &+ 1
-      let run = ptx_shuffle(next, 0)
+      let run = ptx_shuffle(UInt32(bitPattern: next), 0)
       let start = min(Int64(pieceCount), Int64(run) &* Int64(runLength))
       if machine.lane == number & 31 { starts = Int32(truncatingIfNeeded: start) }
       // Asked for now, needed a run later.
-      if machine.lane == 0 { next = ptx_take(counter.bits) &+ warpCount }
+      if machine.lane == 0 {
+        next = Int32(bitPattern: ptx_take(counter.bits)) &+ machine.workerCount &* GPUMachine.warpCount
+      }
     }
     let start = Int32(bitPattern: ptx_shuffle(UInt32(bitPattern: starts), UInt32(bitPattern: number & 31)))
     return (start, min(pieceCount, start &+ runLength))

@@ -113,7 +113,8 @@ extension GPUMachine {
     _ route: (Int32, Int32) -> RowTarget
   ) {
     let byteCount = pieces.byteCount(of: piece)
-    let isPowerOfTwo = job.transform == .quantizeUE8M0Scales
+    let isPowerOfTwo = job.transform != .quantizeFloatScales
+    let isPacked = job.transform == .quantizeUE8M0Scales
     let row = piece.row
     // Lane `b` keeps the scale of block `b`.
     var scale: UInt32 = 0
@@ -162,14 +163,17 @@ extension GPUMachine {
     let blockCount = (byteCount &+ 255) / 256
     // UE8M0 scales are packed by four: the bytes behind the last are zero.
     let isLast = piece.offset &+ byteCount == pieces.rowByteCount
-    let packedCount = isPowerOfTwo && isLast ? (firstBlock &+ blockCount &+ 3) / 4 &* 4 &- firstBlock : blockCount
+    let packedCount = isPacked && isLast ? (firstBlock &+ blockCount &+ 3) / 4 &* 4 &- firstBlock : blockCount
     if lane >= blockCount { scale = 0 }
+    if isPowerOfTwo && !isPacked { scale = scale == 255 ? 0x7fc0_0000 : scale &<< 23 }
+    let block = firstBlock &+ lane
     targets.forEach(self, row, route) { target in
       if lane < packedCount {
-        if isPowerOfTwo {
-          target.scales.store(UInt8(truncatingIfNeeded: scale), at: firstBlock &+ lane)
+        if isPacked {
+          target.scales.advanced(byBytes: Int64(block &>> 2) &* Int64(job.scaleStride))
+            .store(UInt8(truncatingIfNeeded: scale), at: block & 3)
         } else {
-          target.scales.store(scale, at: firstBlock &+ lane)
+          target.scales.advanced(byBytes: Int64(block) &* Int64(job.scaleStride)).store(scale, at: 0)
         }
       }
     }

@@ -73,8 +73,7 @@ extension HostMachine {
   private static var quantizedChannelCount: Int { 4096 }
 
   private func quantizeRows(_ job: ScatterJob, streams: Bool, route: (Int32, Int32) -> RowTarget) {
-    let isPowerOfTwo = job.transform == .quantizeUE8M0Scales
-    let scaleSize = isPowerOfTwo ? 1 : 4
+    let isPowerOfTwo = job.transform != .quantizeFloatScales
     let pieces = Pieces(
       rowCount: job.rowCount, rowSize: job.rowByteCount / 2, granule: channelsPerScale, workerCount: workerCount)
     let bufferSize = Self.quantizedChannelCount
@@ -87,20 +86,40 @@ extension HostMachine {
           let source = job.source.hostPointer + Int(row) * Int(job.rowByteCount) + 2 * first
           swiftep_quantize_e4m3(values, scales, source.assumingMemoryBound(to: UInt16.self), count, isPowerOfTwo)
           let blockCount = (count + Int(channelsPerScale) - 1) / Int(channelsPerScale)
-          let firstScale = first / Int(channelsPerScale) * scaleSize
+          let firstBlock = first / Int(channelsPerScale)
           for target in targets {
-            (target.scales! + firstScale).copyMemory(from: scales, byteCount: blockCount * scaleSize)
+            for index in 0..<blockCount { storeScale(index, of: scales, job, at: firstBlock + index, target.scales!) }
           }
           // Shifted for the scatter, then back, since a row may take several rounds.
           for index in targets.indices { targets[index].row += first }
           scatter(values, byteCount: count, to: targets, streams: streams)
           for index in targets.indices { targets[index].row -= first }
         }
-        if isPowerOfTwo && channels.upperBound == job.rowByteCount / 2 {
+        if job.transform == .quantizeUE8M0Scales && channels.upperBound == job.rowByteCount / 2 {
           padPackedScales(job, targets)
         }
       }
     }
+  }
+
+  /// Stores the scale of a row's block, which is among `scales` the one number `index`: Floats, or exponents of powers of
+  /// two.
+  private func storeScale(
+    _ index: Int, of scales: UnsafeMutableRawPointer, _ job: ScatterJob, at block: Int,
+    _ target: UnsafeMutableRawPointer
+  ) {
+    if job.transform == .quantizeUE8M0Scales {
+      target.storePacked(scales.load(fromByteOffset: index, as: UInt8.self), at: block, stride: Int(job.scaleStride))
+      return
+    }
+    var bits: UInt32
+    if job.transform == .quantizeFloatScales {
+      bits = scales.load(fromByteOffset: 4 * index, as: UInt32.self)
+    } else {
+      bits = UInt32(scales.load(fromByteOffset: index, as: UInt8.self))
+      bits = bits == 255 ? 0x7fc0_0000 : bits << 23
+    }
+    target.storeBytes(of: bits, toByteOffset: block * Int(job.scaleStride), as: UInt32.self)
   }
 
   /// UE8M0 scales are packed by four: the bytes behind the last are zero.
@@ -108,7 +127,7 @@ extension HostMachine {
     let blockCount = Int((job.rowByteCount / 2 + channelsPerScale - 1) / channelsPerScale)
     for target in targets {
       for byte in blockCount..<(blockCount + 3) / 4 * 4 {
-        (target.scales! + byte).storeBytes(of: 0, as: UInt8.self)
+        target.scales!.storePacked(0, at: byte, stride: Int(job.scaleStride))
       }
     }
   }
@@ -163,6 +182,13 @@ extension HostMachine {
     UnsafeMutableBufferPointer(
       start: destination.hostPointer.assumingMemoryBound(to: UInt32.self), count: Int(byteCount / 4)
     ).update(repeating: pattern)
+  }
+}
+
+extension UnsafeMutableRawPointer {
+  /// Byte `index` of what is packed by four, four bytes every `stride`.
+  fileprivate func storePacked(_ byte: UInt8, at index: Int, stride: Int) {
+    storeBytes(of: byte, toByteOffset: index / 4 * stride + index % 4, as: UInt8.self)
   }
 }
 

@@ -20,16 +20,18 @@ package struct ArgumentFault: Error, Equatable {
     case foreign
     /// Memory that lies apart from the rows' is expected.
     case overlap
-    /// By source: 0, by expert: 1.
+    /// `RowLayout.code`.
     case layout
     /// Memory that kernels do not reach.
     case memory
+    /// Of scales that lie in rows only.
+    case order
   }
 
   package enum Name: Int64 {
     case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
     case rows, topKWeights, rowWeights, biases, output
-    case stream, handleTokens
+    case stream, handleTokens, expertStatistics, waitStatistics, scaleOrder
   }
 
   package let kind: Kind
@@ -80,15 +82,13 @@ package struct ArgumentFault: Error, Equatable {
     case .overlap: texts = ("memory apart from that of the rows", "memory that overlaps it")
     case .memory:
       texts = ("memory that the buffer's machine reaches (see ExpertBuffer.reachable)", "memory that it does not")
+    case .order: texts = ("rowMajor but for grouped rows that are quantized on the way", "columnMajor")
     case .layout:
-      texts = ("\(RowLayout(code: expected))", "\(RowLayout(code: found))")
+      let name = { (code: Int64) in RowLayout(code: code).map { "\($0)" } ?? "\(code)" }
+      texts = (name(expected), name(found))
     }
     return .invalidArgument(rank: rank, argument: argument, expected: texts.expected, found: texts.found)
   }
-}
-
-extension RowLayout {
-  fileprivate init(code: Int64) { self = code == 0 ? .bySource : .byExpert }
 }
 
 extension Set<DType> {
@@ -130,6 +130,10 @@ extension Tensor {
   var rowByteCount: Int { shape.dropFirst().reduce(dtype.byteCount, *) }
 
   func check(_ name: ArgumentFault.Name, rowByteCountMultipleOf multiple: Int) throws(ArgumentFault) {
+    try check(name, rowByteCount: rowByteCount, multipleOf: multiple)
+  }
+
+  func check(_ name: ArgumentFault.Name, rowByteCount: Int, multipleOf multiple: Int) throws(ArgumentFault) {
     if rowByteCount == 0 || rowByteCount % multiple != 0 || rowByteCount > 1 << 30 {
       throw ArgumentFault(.rowByteCount, name, expected: multiple, found: rowByteCount)
     }

@@ -263,9 +263,10 @@ extension HeaderField {
     switch self {
     case .operation: Operation(rawValue: value).map { "\($0)" } ?? "\(value)"
     case .format: DType(rawValue: Int(value)).map { "\($0)" } ?? "\(value)"
-    case .transform: RowTransform(rawValue: Int32(value)).map { "\($0)" } ?? "\(value)"
+    case .transform:
+      (RowTransform(rawValue: Int32(value & 0xff)).map { "\($0)" } ?? "\(value)") + (value > 0xff ? " in columns" : "")
     case .isWeighted: value == 0 ? "none" : "weights"
-    case .layout: value == 0 ? "bySource" : "byExpert"
+    case .layout: RowLayout(code: value).map { "\($0)" } ?? "\(value)"
     case .sizing: value == 0 ? "exact" : "worstCase"
     case .scales, .sidecar0, .sidecar1, .sidecar2: rowDescription(value)
     case .tokensPerStep: value == 0 ? "not in steps" : "in steps of \(value) tokens"

@@ -38,13 +38,22 @@ public struct DispatchOptions: Sendable {
   public var expertAlignment = 1
   /// By expert: fill the rows between groups with zero bytes. Their origins and indices are -1 in any case.
   public var zeroesPadding = false
+  /// Grouped rows are of worst-case size in any case.
   public var sizing: Sizing = .exact
   /// BF16 rows arrive as FP8 E4M3 with scales in this format.
   public var quantization: ScaleFormat?
+  /// Of grouped rows that are quantized on the way.
+  public var scaleOrder: ScaleOrder = .rowMajor
   /// Workers to use; nil: all that the buffer has.
   public var workers: Int?
   /// Ranks need not all say the same.
   public var waiting: Waiting = .workers
+  /// int32 `[local experts]`: to each, the tokens that the expert has received are added; for finding the experts that are
+  /// wanted most. Not of cached dispatches.
+  public var expertStatistics: Tensor?
+  /// int64 `[ranks]`: to each, nanoseconds are added for which this rank's workers have waited for that one, when those
+  /// before it were there; for finding the slow rank. Nothing is added for waits of streams.
+  public var waitStatistics: Tensor?
   /// Return while rows still travel; the result's event says when they have arrived.
   public var isAsynchronous = false
   /// What is given is ready only when these events are complete. With exact sizing the call itself waits for them,
@@ -91,7 +100,13 @@ public final class DispatchHandle: Sendable {
       byteOffset: layout.bases)
   }
 
-  public var rowLayout: RowLayout { layout.layout == .bySource ? .bySource : .byExpert }
+  public var rowLayout: RowLayout {
+    layout.layout == .bySource ? .bySource : layout.groupCapacity == 0 ? .byExpert : .grouped
+  }
+  /// The sizes before the last of tensors of rows: `[rowCapacity]`, or `[local experts, rows of a group]`.
+  package var rowShape: [Int] {
+    layout.groupCapacity == 0 ? [rowCapacity] : [Int(layout.localExpertCount), Int(layout.groupCapacity)]
+  }
   public var topK: Int { Int(layout.topK) }
 
   fileprivate func counts(_ offset: Int64, _ count: Int32) -> Tensor {
@@ -101,14 +116,16 @@ public final class DispatchHandle: Sendable {
 
 /// What arrived at this rank. The tensors of rows and their metadata are the arena memory that peers wrote; it is given
 /// back when the last tensor is gone.
+///
+/// Where `[rows, …]` is written, grouped tensors have `[local experts, rows of a group, …]`.
 public struct DispatchResult: Sendable {
   /// `[rows, hidden]`.
   public let rows: Tensor
-  /// Of FP8 rows; see `ScaleFormat`.
+  /// Of FP8 rows; see `ScaleFormat`, and `ScaleOrder` for grouped ones.
   public let scales: Tensor?
   /// `[rows, …]`, as the sender's.
   public let sidecars: [Tensor]
-  /// int32 `[rows, 2]`: source rank and source token; -1 in rows that no token fills.
+  /// int32 `[rows, 2]`: source rank and source token; -1 in rows that no token fills, except grouped ones.
   public let origins: Tensor
   /// `[rows, topK]` (by expert: `[rows, 1]`), in the sender's index type: local experts, -1 for experts of other ranks.
   /// Nil without top-k routing.
@@ -129,6 +146,16 @@ extension DispatchResult {
   /// int32 `[local experts]`: tokens of each, rounded up to `expertAlignment`. Zero without top-k routing.
   public var tokensPerExpert: Tensor {
     handle.counts(handle.layout.alignedTokensPerExpert, handle.layout.localExpertCount)
+  }
+  /// int32 `[local experts, ranks + 1]`, where there is a row per expert: in the group of expert `e`, counted from its first
+  /// row, the rows of source rank `s` are `sourceOffsets[e, s]..<sourceOffsets[e, s + 1]`. Nil by source, where
+  /// `tokensPerSource` says as much.
+  public var sourceOffsets: Tensor? {
+    let (layout, width) = (handle.layout, Int(handle.layout.rankCount) + 1)
+    if layout.layout == .bySource { return nil }
+    return Tensor(
+      dtype: .int32, shape: [Int(layout.localExpertCount), width], storage: handle.memory,
+      byteOffset: layout.sourceOffsets)
   }
   /// int32 `[local experts]`: tokens of each, as they are.
   public var unalignedTokensPerExpert: Tensor {
@@ -151,6 +178,8 @@ public struct CombineOptions: Sendable {
   public var workers: Int?
   /// As `DispatchOptions.waiting`.
   public var waiting: Waiting = .workers
+  /// As `DispatchOptions.waitStatistics`.
+  public var waitStatistics: Tensor?
   /// Return at once; the result's event says when the sums are there and all peers have read this rank's rows.
   public var isAsynchronous = false
   /// What is given is ready only when these events are complete.

@@ -132,13 +132,15 @@ final class PendingOperation: Sendable {
   private let report: any TensorStorage
   private let layout: OperationLayout
   private let part: OperationPart
+  private let waitStatistics: Tensor?
   /// The last launch queued so far.
   private let ticket = Guarded<UInt64>(0)
 
   init(
-    _ core: BufferCore, chunkCount: Int = 0, stepCount: Int = 0, waiting: Waiting
+    _ core: BufferCore, chunkCount: Int = 0, stepCount: Int = 0, waiting: Waiting, waitStatistics: Tensor? = nil
   ) throws(EPError) {
     self.core = core
+    self.waitStatistics = waitStatistics
     part = waiting == .stream ? .apart : .whole
     layout = OperationLayout(
       rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount),
@@ -147,7 +149,10 @@ final class PendingOperation: Sendable {
     report = try core.device.makeNotices(byteCount: OperationStatus.byteCount)
   }
 
-  var view: OperationView { OperationView(block: memory.base, report: report.base, layout: layout, part: part) }
+  var view: OperationView {
+    OperationView(
+      block: memory.base, report: report.base, waits: waitStatistics?.address ?? .null, layout: layout, part: part)
+  }
 
   /// The status, once a launch that sets it has finished.
   var status: OperationStatus { view.reported }
@@ -156,7 +161,7 @@ final class PendingOperation: Sendable {
   func makeResources(_ retained: [any Sendable]) -> OperationResources {
     OperationResources(
       view: view, memory: [memory, report] + core.viewMemory, arena: core.arena, membership: core.membership,
-      retained: retained)
+      retained: retained + [waitStatistics as any Sendable])
   }
 
   /// Queues a launch of this operation, or records it.

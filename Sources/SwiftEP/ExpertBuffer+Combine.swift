@@ -12,8 +12,8 @@ extension ExpertBuffer {
   /// copied into it, as the plan says (`ExpertBuffer.Staging`).
   ///
   /// - Parameters:
-  ///   - rows: `[rows, hidden]`, bf16, fp16 or fp32, in rows of a multiple of 16 bytes, as many as the dispatch
-  ///     returned. Not to be changed until the result's event is complete.
+  ///   - rows: `[rows, hidden]`, grouped `[local experts, rows of a group, hidden]`; bf16, fp16 or fp32, in rows of a multiple
+  ///     of 16 bytes, as many as the dispatch returned. Not to be changed until the result's event is complete.
   ///   - handle: of a dispatch of this buffer. It can be used any number of times.
   ///   - options: weights, biases, where to put the sums, and how to wait.
   /// - Throws: as `dispatch`.
@@ -26,8 +26,9 @@ extension ExpertBuffer {
     }
   }
 
-  /// A tensor for `combine`'s rows that lies where peers can read it, so that nothing is copied: `[rows, hidden]` for
-  /// the rows of `handle`'s dispatch. Its bytes are whatever lay there before. Not collective.
+  /// A tensor for `combine`'s rows that lies where peers can read it, so that nothing is copied: `[rows, hidden]` (grouped
+  /// `[local experts, rows of a group, hidden]`) for the rows of `handle`'s dispatch. Its bytes are whatever lay there
+  /// before. Not collective.
   ///
   /// - Throws: `outOfMemory` when the arena can hold no more, `invalidArgument`, `bufferClosed`.
   public func combineInput(for handle: DispatchHandle, hidden: Int, dtype: DType) throws(EPError) -> Tensor {
@@ -41,7 +42,7 @@ extension ExpertBuffer {
         throw error.error(rank: rank)
       }
       let block = try core.arena.take(Int64(handle.rowCapacity * hidden * dtype.byteCount), from: .high)
-      return Tensor(dtype: dtype, shape: [handle.rowCapacity, hidden], storage: block, byteOffset: 0)
+      return Tensor(dtype: dtype, shape: handle.rowShape + [hidden], storage: block, byteOffset: 0)
     }
   }
 }
@@ -54,7 +55,8 @@ private struct CombineCall {
   let options: CombineOptions
 
   private var workerCount: Int { options.workers ?? core.device.workerCountMax }
-  private var hidden: Int { rows.shape[1] }
+  private var hidden: Int { rows.shape[rows.shape.count - 1] }
+  private var rowByteCount: Int { hidden * rows.dtype.byteCount }
   private var weightsPerRow: Int { handle.rowLayout == .bySource ? handle.topK : 1 }
 
   func run() throws(EPError) -> CombineResult {
@@ -67,7 +69,9 @@ private struct CombineCall {
       try core.report(error, as: .combine, stream: options.stream)
     }
     let steps = steps
-    let pending = try PendingOperation(core, stepCount: Int(steps.stepCount), waiting: options.waiting)
+    let pending = try PendingOperation(
+      core, stepCount: Int(steps.stepCount), waiting: options.waiting,
+      waitStatistics: options.waitStatistics)
     let resources = pending.makeResources(
       [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
     core.queueWaits(options.after, of: .combine, isUrgent: options.isAsynchronous)
@@ -109,13 +113,13 @@ private struct CombineCall {
     try core.check(.rowWeights, options.rowWeights)
     try core.check(.output, options.output)
     for bias in options.biases { try core.check(.biases, bias) }
-    try rows.check(.rows, shape: [handle.rowCapacity, nil])
+    try rows.check(.rows, shape: handle.rowShape + [nil])
     try rows.check(.rows, dtype: [.bf16, .fp16, .fp32])
-    try rows.check(.rows, rowByteCountMultipleOf: 16)
+    try rows.check(.rows, rowByteCount: rowByteCount, multipleOf: 16)
     if steps.stepCount > 0 { try check(.handleTokens, handle.tokenCount, in: 0...core.plan.shape.tokensPerRankMax) }
     if let topKWeights = options.topKWeights {
       if handle.topK == 0 { throw ArgumentFault(.presence, .topKWeights, expected: 0, found: 1) }
-      try topKWeights.check(.topKWeights, shape: [handle.rowCapacity, weightsPerRow])
+      try topKWeights.check(.topKWeights, shape: handle.rowShape + [weightsPerRow])
       try topKWeights.check(.topKWeights, dtype: [.fp32])
     }
     if let rowWeights = options.rowWeights {
@@ -134,6 +138,7 @@ private struct CombineCall {
       throw ArgumentFault(.overlap, .output, expected: 0, found: 1)
     }
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
+    try core.check(waitStatistics: options.waitStatistics)
   }
 
   /// In how many steps rows outside the arena are combined.
@@ -147,7 +152,7 @@ private struct CombineCall {
     header.format = Int64(rows.dtype.rawValue)
     header.elementsPerRow = Int64(hidden)
     header.isWeighted = options.topKWeights == nil ? 0 : 1
-    header.layout = Int64(handle.layout.layout.rawValue)
+    header.layout = handle.rowLayout.code
     return header
   }
 
@@ -159,7 +164,7 @@ private struct CombineCall {
     let rowsOffset = core.arenaOffset(of: rows)
     let weightsOffset = weights.map { core.arenaOffset(of: $0) } ?? 0
     let stagedRowCount = steps.stepCount == 0 ? handle.rowCapacity : steps.stagedRowCount(rankCount: core.rankCount)
-    let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(stagedRowCount * rows.rowByteCount), to: 128) : 0
+    let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(stagedRowCount * rowByteCount), to: 128) : 0
     let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
     let block = try core.take(stagedRowBytes + stagedWeightBytes, from: .high, stream: options.stream)
     resources.retain([block as any Sendable, weights as any Sendable])
@@ -169,7 +174,7 @@ private struct CombineCall {
   }
 
   private func makeOutputs() throws(EPError) -> (Tensor, Tensor?) {
-    let rowBytes = options.output == nil ? alignUp(Int64(handle.tokenCount * rows.rowByteCount), to: 128) : 0
+    let rowBytes = options.output == nil ? alignUp(Int64(handle.tokenCount * rowByteCount), to: 128) : 0
     let weightBytes = options.topKWeights == nil ? 0 : Int64(handle.tokenCount * handle.topK * 4)
     let block = try core.take(rowBytes + weightBytes, from: .high, stream: options.stream)
     let tokens =
@@ -194,6 +199,12 @@ extension DType {
 }
 
 extension BufferCore {
+  func check(waitStatistics: Tensor?) throws(ArgumentFault) {
+    try check(.waitStatistics, waitStatistics)
+    try waitStatistics?.check(.waitStatistics, shape: [rankCount])
+    try waitStatistics?.check(.waitStatistics, dtype: [.int64])
+  }
+
   func check(_ handle: DispatchHandle) throws(ArgumentFault) {
     if handle.buffer !== identity { throw ArgumentFault(.foreign, .handle, expected: 0, found: 1) }
   }

@@ -4,7 +4,8 @@ extension ExpertBuffer {
   /// Sends each token to the ranks of its experts, once a rank (by expert: once an expert), and returns what arrives
   /// here. Collective.
   ///
-  /// Received rows are ordered by source rank, then token (by expert: by local expert first), the same in every run.
+  /// Received rows are ordered by source rank, then token (by expert and grouped: by local expert first), the same in every
+  /// run.
   /// The algorithm places rows as DeepEP's dispatch orders them, but writes each directly to its final place, which is
   /// known from counts exchanged first.
   ///
@@ -43,7 +44,7 @@ private struct DispatchCall {
 
   func run() throws(EPError) -> DispatchResult {
     try core.checkRecordable(
-      isAsynchronous: options.isAsynchronous, sizing: options.sizing, after: options.after,
+      isAsynchronous: options.isAsynchronous, sizing: sizing, after: options.after,
       stream: options.stream)
     do throws(ArgumentFault) {
       try checkArguments()
@@ -53,8 +54,10 @@ private struct DispatchCall {
     let handle: DispatchHandle
     if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle() }
     let pending = try PendingOperation(
-      core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0, waiting: options.waiting)
-    let resources = pending.makeResources([x, scales as any Sendable, sidecars, routing, handle, core.arenas])
+      core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0, waiting: options.waiting,
+      waitStatistics: options.waitStatistics)
+    let resources = pending.makeResources(
+      [x, scales as any Sendable, sidecars, routing, options.expertStatistics as any Sendable, handle, core.arenas])
     core.queueWaits(options.after, of: operation, isUrgent: options.isAsynchronous)
 
     var arguments = makeArguments(handle, pending)
@@ -62,7 +65,7 @@ private struct DispatchCall {
     while true {
       let block = offerBlock(&arguments.header, handle, needing: missingByteCount)
       if let block { resources.retain(block) }
-      if options.sizing == .worstCase, let block {
+      if sizing == .worstCase, let block {
         return try launch(
           .dispatch(arguments), arguments.columns, handle, pending, resources, block, rowCapacity: handle.rowCapacity)
       }
@@ -80,7 +83,7 @@ private struct DispatchCall {
           rowCapacity: rowCapacity)
       }
       if block != nil { resources.releaseLast() }
-      guard options.sizing == .exact, status.code == StatusCode.overflow.rawValue else {
+      guard sizing == .exact, status.code == StatusCode.overflow.rawValue else {
         throw core.error(from: status)!
       }
       missingByteCount = status.neededByteCount
@@ -113,9 +116,13 @@ private struct DispatchCall {
 
   private var layout: RowLayout { cachedHandle?.rowLayout ?? options.layout }
 
+  private var sizing: Sizing { layout == .grouped ? .worstCase : options.sizing }
+
   private var expertAlignment: Int { cachedHandle?.expertAlignment ?? options.expertAlignment }
 
   private var workerCount: Int { options.workers ?? core.device.workerCountMax }
+
+  private var hasScaleColumns: Bool { options.scaleOrder == .columnMajor }
 
   private var tokenCount: Int { x.shape[0] }
 
@@ -152,6 +159,9 @@ private struct DispatchCall {
     // Quantized rows have half the bytes, and those too must be a multiple of 16.
     try x.check(.x, rowByteCountMultipleOf: options.quantization == nil ? 16 : 32)
     try checkScales()
+    if hasScaleColumns && (layout != .grouped || options.quantization == nil) {
+      throw ArgumentFault(.order, .scaleOrder, expected: 0, found: 1)
+    }
     try check(.sidecars, sidecars.count, in: 0...Int(Columns.sidecarCountMax))
     for sidecar in sidecars {
       try core.check(.sidecars, sidecar)
@@ -163,11 +173,15 @@ private struct DispatchCall {
     try checkRouting()
     try check(.expertAlignment, options.expertAlignment, in: 1...max(1, (1 << 30) / max(1, core.owners.count)))
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
+    try core.check(.expertStatistics, options.expertStatistics)
+    try options.expertStatistics?.check(.expertStatistics, shape: [Int(core.view.localExpertCount)])
+    try options.expertStatistics?.check(.expertStatistics, dtype: [.int32])
+    try core.check(waitStatistics: options.waitStatistics)
     // Kernels number rows with an Int32, whatever the routing.
     let rowsPerTokenMax = 2 * core.rankCount * max(1, topKCount)
-    let isWorstCase = options.sizing == .worstCase
     try check(
-      .x, tokenCount, in: 0...(isWorstCase ? buffer.plan.shape.tokensPerRankMax : Int(Int32.max) / rowsPerTokenMax))
+      .x, tokenCount,
+      in: 0...(sizing == .worstCase ? buffer.plan.shape.tokensPerRankMax : Int(Int32.max) / rowsPerTokenMax))
   }
 
   private func checkScales() throws(ArgumentFault) {
@@ -196,7 +210,10 @@ private struct DispatchCall {
       try core.check(.table, table)
       try table.check(.table, shape: [tokenCount, core.rankCount])
       try table.check(.table, dtype: [.uint8])
-      if options.layout == .byExpert { throw ArgumentFault(.layout, .layout, expected: 0, found: 1) }
+      if options.layout.hasRowPerExpert {
+        throw ArgumentFault(
+          .layout, .layout, expected: Int(RowLayout.bySource.code), found: Int(options.layout.code))
+      }
     case .cached(let handle):
       try core.check(handle)
       if handle.tokenCount != tokenCount {
@@ -214,7 +231,8 @@ private struct DispatchCall {
         chunkCount: Int32(core.device.chunkCount(tokenCount: tokenCount, workerCount: workerCount))),
       rankCount: core.view.rankCount,
       expertCount: core.view.expertCount, localExpertCount: core.view.localExpertCount, topK: Int32(topKCount),
-      layout: options.layout.kernelLayout)
+      layout: options.layout.kernelLayout,
+      groupCapacity: Int32(options.layout == .grouped ? buffer.plan.shape.groupCapacity : 0))
     let memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
     return DispatchHandle(
       core: core, memory: memory, layout: layout, rowCapacity: worstCaseRows, expertAlignment: options.expertAlignment)
@@ -222,11 +240,12 @@ private struct DispatchCall {
 
   /// Rows of a worst-case output; 0 when sizing is exact.
   private var worstCaseRows: Int {
-    if options.sizing == .exact { return 0 }
+    if sizing == .exact { return 0 }
     if let cachedHandle { return cachedHandle.rowCapacity }
     var shape = buffer.plan.shape
     (shape.layout, shape.topK, shape.expertAlignment) = (options.layout, topKCount, options.expertAlignment)
-    return min(buffer.plan.rowsPerResult, shape.rowCountMax(localExpertCount: Int(core.view.localExpertCount)))
+    let rowCount = shape.rowCountMax(localExpertCount: Int(core.view.localExpertCount))
+    return layout == .grouped ? rowCount : min(buffer.plan.rowsPerResult, rowCount)
   }
 
   /// After a dispatch with exact sizing, how many rows there are is known. A cached handle may stem from a worst-case
@@ -243,13 +262,13 @@ private struct DispatchCall {
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.format = Int64(x.dtype.rawValue)
-    header.transform = Int64(options.transform.rawValue)
+    header.transform = Int64(options.transform.rawValue) | (hasScaleColumns ? 1 << 8 : 0)
     header.elementsPerRow = Int64(hidden)
     header.topK = Int64(topKCount)
     header.indexByteCount = Int64(topK?.indices.dtype.byteCount ?? 0)
     header.isWeighted = topK?.weights == nil ? 0 : 1
-    header.layout = Int64(handle.layout.layout.rawValue)
-    header.sizing = options.sizing == .exact ? 0 : 1
+    header.layout = layout.code
+    header.sizing = sizing == .exact ? 0 : 1
     header.expertAlignment = Int64(expertAlignment)
     header.scales = scales?.rowCode ?? Int64(columns[Columns.scales])
     let codes = sidecars.map(\.rowCode) + [0, 0, 0]
@@ -263,10 +282,11 @@ private struct DispatchCall {
         tokenCount: Int32(tokenCount), topK: Int32(topKCount), indices: topK?.indices.address ?? .null,
         indexByteCount: Int32(topK?.indices.dtype.byteCount ?? 0), weights: topK?.weights?.address ?? .null,
         table: table),
-      columns: columns, transform: options.transform, sourceRowByteCount: Int32(x.rowByteCount),
+      columns: columns, transform: options.transform,
+      scaleStride: hasScaleColumns ? 4 * handle.layout.groupCapacity : 4, sourceRowByteCount: Int32(x.rowByteCount),
       sources: (x.address, scales?.address ?? .null, sources[0], sources[1], sources[2]),
       expertAlignment: Int32(expertAlignment), zeroesPadding: options.zeroesPadding ? 1 : 0,
-      isCached: cachedHandle != nil)
+      expertStatistics: options.expertStatistics?.address ?? .null, isCached: cachedHandle != nil)
   }
 
   /// Takes the memory that peers may write to and says so in the header; where there is none, the header says that
@@ -276,7 +296,7 @@ private struct DispatchCall {
   private func offerBlock(_ header: inout ExchangeHeader, _ handle: DispatchHandle, needing: Int64?) -> ArenaBlock? {
     do throws(EPError) {
       let block: ArenaBlock
-      if options.sizing == .worstCase {
+      if sizing == .worstCase {
         header.outputRowCapacity = Int64(worstCaseRows)
         block = try core.take(
           columns.byteCount(rowCapacity: header.outputRowCapacity), from: .low, stream: options.stream)
@@ -301,13 +321,15 @@ private struct DispatchCall {
   ) -> DispatchResult {
     func tensor(_ column: Int32, _ dtype: DType, _ trailing: [Int]) -> Tensor {
       Tensor(
-        dtype: dtype, shape: [rowCapacity] + trailing, storage: block,
+        dtype: dtype, shape: handle.rowShape + trailing, storage: block,
         byteOffset: columns.offset(of: column, rowCapacity: Int64(rowCapacity)))
     }
     var scaleTensor: Tensor?
     if columns[Columns.scales] > 0 {
-      let dtype = scales?.dtype ?? (options.quantization == .float ? .fp32 : .int32)
-      scaleTensor = tensor(Columns.scales, dtype, [Int(columns[Columns.scales]) / 4])
+      let dtype = scales?.dtype ?? options.quantization!.dtype
+      let scaleCount = Int(columns[Columns.scales]) / 4
+      scaleTensor = tensor(Columns.scales, dtype, [scaleCount])
+      if hasScaleColumns { scaleTensor = scaleTensor?.reshaped([handle.rowShape[0], scaleCount, handle.rowShape[1]]) }
     }
     return DispatchResult(
       rows: tensor(Columns.rows, outputDType, [hidden]), scales: scaleTensor,
@@ -327,6 +349,7 @@ extension DispatchOptions {
     case nil: .copy
     case .float: .quantizeFloatScales
     case .ue8m0: .quantizeUE8M0Scales
+    case .powerOfTwo: .quantizePowerOfTwoScales
     }
   }
 }

@@ -42,7 +42,7 @@ extension ExpertBuffer {
     ///   - resultCount: how many results are kept alive at the same time.
     ///   - receivedTokensMax: tokens that one rank receives at most; nil: all tokens of all ranks, which no routing
     ///     exceeds. When routing does exceed it, exact sizing grows the arena, and worst-case sizing fails on all
-    ///     ranks.
+    ///     ranks. Nil for a grouped layout.
     ///   - workers: threads that one call uses.
     ///   - staging: how combines take rows that do not lie in the arena.
     ///   - arenaByteCountMax: how far the arena may grow; nil: eight times the plan, at
@@ -62,6 +62,11 @@ extension ExpertBuffer {
       if let receivedTokensMax, receivedTokensMax < 0 {
         throw .invalidArgument(
           rank: -1, argument: "receivedTokensMax", expected: "at least 0", found: "\(receivedTokensMax)")
+      }
+      if let receivedTokensMax, shape.layout == .grouped {
+        throw .invalidArgument(
+          rank: -1, argument: "receivedTokensMax", expected: "nil where groups have a fixed size",
+          found: "\(receivedTokensMax)")
       }
       if case .steps(let tokenCount) = staging, !(1...1 << 24).contains(tokenCount) {
         throw .invalidArgument(rank: -1, argument: "staging", expected: "1 to 16777216 tokens", found: "\(tokenCount)")
@@ -104,7 +109,8 @@ extension ExpertBuffer {
       let handle = HandleLayout(
         chunks: Chunks(tokenCount: Int32(shape.tokensPerRankMax), chunkCount: Int32(workers)),
         rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount),
-        localExpertCount: Int32(localExpertCount), topK: Int32(shape.topK), layout: shape.layout.kernelLayout)
+        localExpertCount: Int32(localExpertCount), topK: Int32(shape.topK), layout: shape.layout.kernelLayout,
+        groupCapacity: Int32(shape.layout == .grouped ? shape.groupCapacity : 0))
       let operation = { (chunkCount: Int) in
         OperationLayout(
           rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount), chunkCount: Int32(chunkCount),
@@ -150,7 +156,3 @@ extension ExpertBuffer {
 }
 
 package func roundUpToPages(_ byteCount: Int64) -> Int64 { alignUp(byteCount, to: 4096) }
-
-extension RowLayout {
-  package var kernelLayout: EPKernels.RowLayout { self == .bySource ? .bySource : .byExpert }
-}

@@ -54,6 +54,23 @@ public enum RowLayout: String, CaseIterable, Codable, Sendable {
   case bySource = "source"
   /// One row per token and expert, grouped by local expert; inside a group by source rank, then token.
   case byExpert = "expert"
+  /// The same with a group of fixed size for each local expert, `[local experts, ranks x tokensPerRankMax, ...]`, whatever
+  /// the routing; in a group the rows that have come first, behind them whatever lay there. Always of worst-case size, so
+  /// that nobody waits for counts.
+  case grouped
+
+  /// One row per token and expert.
+  package var hasRowPerExpert: Bool { self != .bySource }
+
+  package var kernelLayout: EPKernels.RowLayout { hasRowPerExpert ? .byExpert : .bySource }
+
+  /// As it travels in headers and faults.
+  var code: Int64 { Int64(Self.allCases.firstIndex(of: self)!) }
+
+  init?(code: Int64) {
+    guard let layout = Self.allCases.first(where: { $0.code == code }) else { return nil }
+    self = layout
+  }
 }
 
 /// How the scales of FP8 rows are stored, one for each 128 channels (the last block of a row may be shorter).
@@ -63,12 +80,25 @@ public enum ScaleFormat: String, CaseIterable, Codable, Sendable {
   /// Powers of two as biased 8-bit exponents, packed by four: Int32 `[rows, ceil(hidden / 512)]`, the lowest byte
   /// first.
   case ue8m0
+  /// As `float`; where rows are quantized on the way, each is rounded up to a power of two.
+  case powerOfTwo
 
   /// Bytes of one row's scales.
   package func byteCount(hidden: Int) -> Int {
     let blockCount = (hidden + Int(channelsPerScale) - 1) / Int(channelsPerScale)
-    return self == .float ? 4 * blockCount : (blockCount + 3) / 4 * 4
+    return self == .ue8m0 ? (blockCount + 3) / 4 * 4 : 4 * blockCount
   }
+
+  package var dtype: DType { self == .ue8m0 ? .int32 : .fp32 }
+}
+
+/// How the scales of grouped rows lie in memory.
+public enum ScaleOrder: String, CaseIterable, Codable, Sendable {
+  /// `[local experts, rows of a group, scales]`.
+  case rowMajor
+  /// `[local experts, scales, rows of a group]`, as a grouped GEMM loads them. Its tensor maps (TMA) want rows of a group to
+  /// be a multiple of 4.
+  case columnMajor
 }
 
 /// The most top-k experts of one token.
@@ -89,11 +119,15 @@ extension JobShape {
     owners.reduce(into: [Int](repeating: 0, count: rankCount)) { counts, owner in counts[Int(owner)] += 1 }
   }
 
+  /// Rows of each expert, grouped.
+  package var groupCapacity: Int { rankCount * tokensPerRankMax }
+
   /// Rows that a rank with `localExpertCount` experts receives at most when it receives `tokenCountMax` tokens; nil:
   /// all tokens of all ranks.
   package func rowCountMax(localExpertCount: Int, tokenCountMax: Int? = nil) -> Int {
     let tokenCount = min(tokenCountMax ?? .max, rankCount * tokensPerRankMax)
     if layout == .bySource { return tokenCount }
+    if layout == .grouped { return localExpertCount * groupCapacity }
     return tokenCount * min(topK, localExpertCount) + localExpertCount * (expertAlignment - 1)
   }
 

@@ -120,6 +120,11 @@ public struct Tensor: Sendable {
   public var elementCount: Int { shape.reduce(1, *) }
   public var byteCount: Int { elementCount * dtype.byteCount }
 
+  /// The same elements in the same order.
+  func reshaped(_ shape: [Int]) -> Tensor {
+    Tensor(dtype: dtype, shape: shape, storage: storage, byteOffset: byteOffset)
+  }
+
   package var address: Address { storage.base.advanced(byBytes: byteOffset) }
 
   /// The bytes, in row-major order: a copy of them where the tensor lies in a GPU's memory. The pointer is valid only

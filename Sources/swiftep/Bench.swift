@@ -48,14 +48,14 @@ final class Bench: Sendable {
     self.isTraced = isTraced
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
-      layout: job.layout, expertAlignment: 1,
-      quantization: job.rowType.quantization)
+      layout: job.layout, quantization: job.rowType.quantization,
+      groupCapacity: job.shape.groupCapacity)
     let dispatchSizes = CopyFloor.dispatchSizes(job, workload)
     floorSizes = [dispatchSizes] + (job.rowType.combinesInPlace ? [] : [CopyFloor.combineSizes(job, workload)])
     rankSteps = try SharedStopwatch(partyCount: job.rankCount)
     copySteps = try SharedStopwatch(partyCount: job.rankCount * workerCount)
     sums = try SharedRows(
-      rowCounts: workload.receivedRowCounts, hidden: job.hidden, dtype: job.rowType.combinedDType)
+      rowCounts: oracle.rowCounts, hidden: job.hidden, dtype: job.rowType.combinedDType)
     flags = try FlagRoundTrip()
   }
 
@@ -149,7 +149,7 @@ final class Bench: Sendable {
     _ rank: Int, _ buffer: ExpertBuffer, _ rows: Tensor, _ handle: DispatchHandle
   ) throws(EPError) -> CombineResult {
     var options = CombineOptions()
-    if job.layout == .byExpert { options.rowWeights = workload.weights[rank] }
+    if job.layout.hasRowPerExpert { options.rowWeights = workload.weights[rank] }
     return try buffer.combine(rows, with: handle, options: options)
   }
 
@@ -183,7 +183,7 @@ final class Bench: Sendable {
     if let difference = difference(dispatched, from: expected, comparingPaddingRows: true) {
       throw CheckFailure(what: "dispatch, rank \(rank): \(difference)")
     }
-    let weights = job.layout == .byExpert ? workload.weights[rank] : nil
+    let weights = job.layout.hasRowPerExpert ? workload.weights[rank] : nil
     let sums = oracle.combined(at: rank, rows: sums.rows!, rowWeights: weights, biases: [])
     if let difference = difference(combined.tokens, from: sums, named: "tokens") {
       throw CheckFailure(what: "combine, rank \(rank): \(difference)")

@@ -174,8 +174,9 @@ struct BenchSettings {
     }
     let rowsPerToken = job.layout == .bySource ? 1 : job.topK
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
+    let isGrouped = job.layout == .grouped
     let plan = try job.plan(
-      receivedTokensMax: receivedTokens, workers: workerCount, staging: job.rowType.staging)
+      receivedTokensMax: isGrouped ? nil : receivedTokens, workers: workerCount, staging: job.rowType.staging)
     if machines.isGPU { return try runOnGPU(workload) }
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
@@ -205,7 +206,12 @@ struct BenchSettings {
   private func checkMemory(_ plan: ExpertBuffer.Plan) throws {
     guard let available = FileTree.host.grantableByteCount.map(Int.init) else { return }
     let rowByteCount = job.hidden * job.rowType.inputDType.byteCount
-    let receivedPerToken = job.layout == .bySource ? min(job.topK, job.rankCount) : job.topK
+    let receivedPerToken =
+      switch job.layout {
+      case .bySource: min(job.topK, job.rankCount)
+      case .byExpert: job.topK
+      case .grouped: job.expertCount
+      }
     // A token's routing: the caller's, the gate's, the oracle's and what arrives with its rows.
     let routingByteCount = job.topK * (64 + 48 * receivedPerToken)
     let perToken = rowByteCount * (3 + 3 * receivedPerToken) + routingByteCount

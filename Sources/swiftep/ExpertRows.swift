@@ -5,9 +5,10 @@ import SwiftEP
 /// - Parameter rows: BF16 `[rows, hidden]`, written.
 func writeExpertRows(of dispatched: DispatchResult, to rows: Tensor) {
   let table = (0...255).map { dispatched.scales == nil ? Float($0) / 128 - 1 : e4m3Value(UInt8($0)) }
-  let (rowCount, hidden) = (rows.shape[0], rows.shape[1])
+  let hidden = rows.shape.last!
+  let rowCount = rows.elementCount / hidden
   let scales = try! dispatched.scales?.elements(Float.self)
-  let scalesPerRow = dispatched.scales?.shape[1] ?? 0
+  let scalesPerRow = dispatched.scales?.shape.last ?? 0
   dispatched.rows.withUnsafeBytes { source in
     rows.withUnsafeMutableBytes { bytes in
       let target = bytes.bindMemory(to: UInt16.self)

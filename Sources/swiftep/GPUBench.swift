@@ -73,10 +73,11 @@ final class GPUBench: Sendable {
     (self.workerCount, self.iterationCount, self.replayCount) = (workerCount, iterationCount, replayCount)
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
-      layout: job.layout, expertAlignment: 1, quantization: job.rowType.quantization)
+      layout: job.layout, quantization: job.rowType.quantization,
+      groupCapacity: job.shape.groupCapacity)
     barrier = try SpinBarrier(partyCount: job.rankCount)
     sums = try SharedRows(
-      rowCounts: workload.receivedRowCounts, hidden: job.hidden, dtype: job.rowType.combinedDType)
+      rowCounts: oracle.rowCounts, hidden: job.hidden, dtype: job.rowType.combinedDType)
   }
 
   /// All ranks' measurements, by rank.
@@ -226,7 +227,7 @@ final class GPUBench: Sendable {
       }
       let sums = bench.oracle.combined(
         at: rank, rows: bench.sums.rows!,
-        rowWeights: job.layout == .byExpert ? bench.workload.weights[rank] : nil, biases: [])
+        rowWeights: job.layout.hasRowPerExpert ? bench.workload.weights[rank] : nil, biases: [])
       if let text = difference(combined.tokens, from: sums, named: "tokens") {
         throw CheckFailure(what: "combine, rank \(rank): \(text)")
       }
@@ -313,7 +314,7 @@ final class GPUBench: Sendable {
     _ buffer: ExpertBuffer, _ rows: Tensor, _ handle: DispatchHandle, _ weights: Tensor, isAsynchronous: Bool
   ) throws(EPError) -> CombineResult {
     var options = CombineOptions()
-    if job.layout == .byExpert { options.rowWeights = weights }
+    if job.layout.hasRowPerExpert { options.rowWeights = weights }
     options.isAsynchronous = isAsynchronous
     options.waiting = waiting
     return try buffer.combine(rows, with: handle, options: options)

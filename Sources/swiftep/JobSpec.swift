@@ -52,7 +52,10 @@ struct JobSpec: Equatable, Sendable {
       "dtype", "TYPE",
       "bf16, fp16, fp32, uint8 (opaque), or fp8: BF16 rows, quantized on\nthe way; combine sums BF16 (default bf16)"
     ),
-    Flag("layout", "LAYOUT", "how received rows are ordered: source or expert (default source)"),
+    Flag(
+      "layout", "LAYOUT",
+      "how received rows are ordered: source, expert, or grouped: by expert\nin groups of fixed size (default source)"
+    ),
   ]
 
   init(_ arguments: Arguments) throws(UsageError) {
@@ -100,6 +103,7 @@ struct JobSpec: Equatable, Sendable {
 
   func summary(tokens: String) -> String {
     "\(rankCount) \(rankCount == 1 ? "rank" : "ranks"), \(tokens) tokens each, hidden \(hidden), "
-      + "top-\(topK) of \(expertCount) experts, \(rowType.rawValue), by \(layout.rawValue)"
+      + "top-\(topK) of \(expertCount) experts, \(rowType.rawValue), "
+      + (layout == .grouped ? "grouped" : "by \(layout.rawValue)")
   }
 }

@@ -104,15 +104,14 @@ extension ConformanceTests {
         gate.signal()
         try consumed.event.wait()
         let sums = try valuesOfSums(job)
-        var oracle = job.makeOracle()
-        oracle = Oracle(
-          expertOwners: job.owners,
+        let oracle = Oracle(
+          job,
           tokens: (0..<3).map { source in
             RankTokens(
               x: try! Tensor(copying: sums[source], shape: [sums[source].count], .uint8).viewed(
                 as: .bf16, hidden: job.hidden),
               routing: job.makeTokens(rank: source).routing)
-          }, layout: job.layout, expertAlignment: 1, quantization: nil)
+          })
         let text = difference(consumed, from: oracle.dispatched(to: rank), comparingPaddingRows: false)
         try require(text == nil, text!)
         consumer.close()

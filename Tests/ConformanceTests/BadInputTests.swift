@@ -117,12 +117,40 @@ extension ConformanceTests {
         $0.routing = .table(try! Tensor(zeros: [16, 3], .uint8))
         $1.layout = .byExpert
       }
-      let worstCase = smallJob().with { $0.sizing = .worstCase }
-      try expectSameError(worstCase, invalid("x", "at most 16", "17")) { tokens, _ in
-        tokens.x = try! Tensor(zeros: [17, 64], .bf16)
-        tokens.routing = .topK(
-          indices: try! Tensor(zeros: [17, 2], .int64), weights: try! Tensor(zeros: [17, 2], .fp32))
+      let jobs = [smallJob().with { $0.sizing = .worstCase }, smallJob().with { $0.layout = .grouped }]
+      for job in jobs {
+        try expectSameError(job, invalid("x", "at most 16", "17")) { tokens, _ in
+          tokens.x = try! Tensor(zeros: [17, 64], .bf16)
+          tokens.routing = .topK(
+            indices: try! Tensor(zeros: [17, 2], .int64), weights: try! Tensor(zeros: [17, 2], .fp32))
+        }
       }
+    }
+
+    @Test func scalesThatLieInRowsOnly() throws {
+      let error = invalid("scaleOrder", "rowMajor but for grouped rows that are quantized on the way", "columnMajor")
+      try expectSameError(smallJob().with { $0.layout = .grouped }, error) { $1.scaleOrder = .columnMajor }
+      try expectSameError(smallJob().with { ($0.layout, $0.quantization) = (.byExpert, .float) }, error) {
+        $1.scaleOrder = .columnMajor
+      }
+    }
+
+    /// Groups of fixed size in a buffer that was planned for less, and has no more to give.
+    @Test func groupsThatWereNotPlanned() throws {
+      let job = smallJob()
+      let plan = try ExpertBuffer.Plan(job.shape, arenaByteCountMax: 0)
+      let errors = try onEachRank(plan) { buffer in
+        var options = job.dispatchOptions
+        options.layout = .grouped
+        let error = try error { () throws(EPError) in _ = try job.dispatch(on: buffer, options: options) }
+        try job.checkDispatch(on: buffer)
+        return error
+      }
+      guard case .outOfMemory(rank: 0, let needed, let available) = errors[0] else {
+        Issue.record("\(errors[0])")
+        return
+      }
+      #expect(needed > available && errors == [errors[0], errors[0], errors[0]])
     }
 
     @Test(arguments: [Int64(-2), 6, .max, .min, 1 << 32])
@@ -181,6 +209,14 @@ extension ConformanceTests {
         $1.quantization = .float
       }
       try expectSameError(smallJob(), disagree("the layout", "bySource", "byExpert")) { $1.layout = .byExpert }
+      try expectSameError(
+        smallJob().with { ($0.layout, $0.sizing) = (.byExpert, .worstCase) },
+        disagree("the layout", "byExpert", "grouped")
+      ) { $1.layout = .grouped }
+      try expectSameError(
+        smallJob().with { ($0.layout, $0.quantization) = (.grouped, .float) },
+        disagree("quantization", "quantizeFloatScales", "quantizeFloatScales in columns")
+      ) { $1.scaleOrder = .columnMajor }
       try expectSameError(smallJob(), disagree("sizing", "exact", "worstCase")) { $1.sizing = .worstCase }
       try expectSameError(smallJob(), disagree("expertAlignment", "1", "4")) { $1.expertAlignment = 4 }
       try expectSameError(smallJob(), disagree("a row of sidecar 0", "none", "8 bytes of uint8")) { tokens, _ in

@@ -180,7 +180,12 @@ extension ConformanceTests {
       var outputs = [Float](repeating: 0, count: rows.count)
       var byRows = outputs
       var byWeights = [Float](repeating: 0, count: weights.count)
-      for row in locals.indices where locals[row] >= 0 {
+      let counts = try! forward.unalignedTokensPerExpert.elements(Int32.self)
+      let groupSize = job.layout == .grouped ? forward.rows.shape[1] : 0
+      let hasCome = { (row: Int) in
+        groupSize == 0 ? locals[row] >= 0 : row % groupSize < Int(counts[row / groupSize])
+      }
+      for row in locals.indices where hasCome(row) {
         for channel in 0..<job.hidden {
           let index = row * job.hidden + channel
           let factor = mixture.factor(experts[locals[row]], channel)
@@ -195,7 +200,7 @@ extension ConformanceTests {
       let output = try buffer.combine(
         try! Tensor(copying: outputs, shape: shape, .fp32), with: forward.handle, options: options)
       options.rowWeights = nil
-      options.topKWeights = try! Tensor(copying: byWeights, shape: [shape[0], 1], .fp32)
+      options.topKWeights = try! Tensor(copying: byWeights, shape: shape.dropLast() + [1], .fp32)
       let backward = try buffer.combine(
         try! Tensor(copying: byRows, shape: shape, .fp32), with: forward.handle, options: options)
       return Gradients(

@@ -34,6 +34,15 @@ extension ConformanceTests {
       }
     }
 
+    @Test(arguments: ScaleFormat.allCases, [16, 640, 2880])
+    func scalesInColumns(_ format: ScaleFormat, hidden: Int) throws {
+      try run(
+        smallJob().with {
+          ($0.quantization, $0.hidden, $0.layout, $0.scaleOrder) = (format, hidden, .grouped, .columnMajor)
+          ($0.workers, $0.tokensPerRank) = (2, [7, 0, 12])
+        })
+    }
+
     @Test(arguments: ScaleFormat.allCases, [16, 528, 2880])
     func quantizedInput(_ format: ScaleFormat, hidden: Int) throws {
       try run(smallJob().with { ($0.dtype, $0.scales, $0.hidden) = (.fp8E4M3, format, hidden) })
@@ -56,7 +65,7 @@ extension ConformanceTests {
         try run(
           Job(rankCount: rankCount, tokenCount: 9, hidden: 32, topK: topK, expertCount: max(40, topK)).with {
             ($0.layout, $0.indexDType, $0.combinesTopKWeights) = (layout, topK % 2 == 0 ? .int32 : .int64, true)
-            $0.usesRowWeights = layout == .byExpert
+            $0.usesRowWeights = layout.hasRowPerExpert
           })
       }
     }
@@ -123,7 +132,7 @@ extension ConformanceTests {
           smallJob().with {
             ($0.layout, $0.combineDType, $0.dtype, $0.biasCount) = (layout, dtype, dtype, biasCount)
             ($0.combinesTopKWeights, $0.givesOutput) = (true, biasCount == 1)
-            ($0.usesRowWeights, $0.hidden) = (layout == .byExpert, 104)
+            ($0.usesRowWeights, $0.hidden) = (layout.hasRowPerExpert, 104)
           })
       }
     }

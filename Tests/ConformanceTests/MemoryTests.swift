@@ -12,7 +12,7 @@ extension ConformanceTests {
       }
     }
 
-    @Test(arguments: RowLayout.allCases)
+    @Test(arguments: [RowLayout.bySource, .byExpert])
     func theArenaGrows(_ layout: RowLayout) throws {
       let job = Self.crowd(layout)
       let plan = try ExpertBuffer.Plan(job.shape, receivedTokensMax: 1)
@@ -25,7 +25,7 @@ extension ConformanceTests {
     }
 
     /// What does not fit is the same error on all ranks; what fits still goes.
-    @Test(arguments: RowLayout.allCases, [Sizing.exact, .worstCase])
+    @Test(arguments: [RowLayout.bySource, .byExpert], [Sizing.exact, .worstCase])
     func aFullArenaIsAnError(_ layout: RowLayout, _ sizing: Sizing) throws {
       let job = Self.crowd(layout, sizing)
       let small = job.with { $0.tokensPerRank = [4, 0, 4] }

@@ -36,6 +36,7 @@ struct WrongShape: Sendable, CustomTestStringConvertible {
     WrongShape(argument: "expertAlignment", found: "0") { $0.expertAlignment = 0 },
     WrongShape(argument: "expertAlignment", found: "\(Int.max)") { $0.expertAlignment = .max },
     WrongShape(argument: "layout", found: "byExpert") { ($0.topK, $0.layout) = (0, .byExpert) },
+    WrongShape(argument: "layout", found: "grouped") { ($0.topK, $0.layout) = (0, .grouped) },
     WrongShape(argument: "combineDType", found: "uint8") { $0.combineDType = .uint8 },
     WrongShape(argument: "indexByteCount", found: "2") { $0.indexByteCount = 2 },
     WrongShape(argument: "expertOwners", found: "2") { $0.expertOwners = [0, 1] },
@@ -65,6 +66,10 @@ extension ConformanceTests {
       #expect(
         throws: EPError.invalidArgument(rank: -1, argument: "receivedTokensMax", expected: "at least 0", found: "-1")
       ) { _ = try ExpertBuffer.Plan(shape, receivedTokensMax: -1) }
+      #expect(
+        throws: EPError.invalidArgument(
+          rank: -1, argument: "receivedTokensMax", expected: "nil where groups have a fixed size", found: "7")
+      ) { _ = try ExpertBuffer.Plan(smallJob().with { $0.layout = .grouped }.shape, receivedTokensMax: 7) }
     }
 
     @Test func hugeLimitsAreLimits() throws {

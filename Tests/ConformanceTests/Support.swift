@@ -136,9 +136,7 @@ extension Job {
   }
 
   func makeOracle(step: Int = 0) -> Oracle {
-    Oracle(
-      expertOwners: owners, tokens: (0..<rankCount).map { makeTokens(rank: $0, step: step) }, layout: layout,
-      expertAlignment: expertAlignment, quantization: quantization)
+    Oracle(self, tokens: (0..<rankCount).map { makeTokens(rank: $0, step: step) })
   }
 
   /// This rank's part of dispatch `step`.

@@ -5,18 +5,24 @@ import Testing
 /// How a GPU's block moves and sums rows, on emulated lanes.
 @Suite struct RowTests {
   /// Rows go where they should, with their labels; quantized as on a CPU, to the bit.
-  @Test(arguments: [RowTransform.copy, .quantizeFloatScales, .quantizeUE8M0Scales], [1, 3])
+  @Test(
+    arguments: [RowTransform.copy, .quantizeFloatScales, .quantizeUE8M0Scales, .quantizePowerOfTwoScales], [1, 3])
   func scatters(_ transform: RowTransform, blockCount: Int) {
     for (rowCount, channelCount, slotCount) in [
       (1, 16, 1), (3, 144, 2), (40, 272, 3), (5, 2880, 33), (9, 7168, 2), (200, 272, 2),
     ] {
       var random = Random(UInt64(channelCount))
-      let work = ScatterWork(rowCount, channelCount, slotCount, transform, &random)
+      var work = ScatterWork(rowCount, channelCount, slotCount, transform, &random)
       for isCounted in [false, true] {
         let (fault, found) = work.done(blockCount: blockCount, isCounted: isCounted)
         #expect(fault == nil)
         #expect(found == work.expected, "\(rowCount) rows of \(channelCount) channels, counted: \(isCounted)")
       }
+      if transform == .copy { continue }
+      work.hasScaleColumns = true
+      let (fault, found) = work.done(blockCount: blockCount, isCounted: false)
+      #expect(fault == nil)
+      #expect(found == work.expected, "\(rowCount) rows of \(channelCount) channels, scales in columns")
     }
   }
 
@@ -52,6 +58,7 @@ private struct ScatterWork {
   let source: Memory
   /// `[rowCount, slotCount]`, -1 for nowhere.
   var places: [Int]
+  var hasScaleColumns = false
 
   static let labelCount = 3
   var targetByteCount: Int { transform == .copy ? 2 * channelCount : channelCount }
@@ -94,7 +101,14 @@ private struct ScatterWork {
         scales.base.initializeMemory(as: UInt8.self, repeating: 0, count: scalesByteCount)
         swiftep_quantize_e4m3(
           values.base.assumingMemoryBound(to: UInt8.self), scales.base, channels.assumingMemoryBound(to: UInt16.self),
-          channelCount, transform == .quantizeUE8M0Scales)
+          channelCount, transform != .quantizeFloatScales)
+        if transform == .quantizePowerOfTwoScales {
+          for block in (0..<blockCount).reversed() {
+            let exponent = UInt32(scales.base.load(fromByteOffset: block, as: UInt8.self))
+            scales.base.storeBytes(
+              of: exponent == 255 ? Float.nan.bitPattern : exponent << 23, toByteOffset: 4 * block, as: UInt32.self)
+          }
+        }
       }
       for slot in 0..<slotCount {
         let place = places[row * slotCount + slot]
@@ -105,6 +119,13 @@ private struct ScatterWork {
           expected.scales.replaceSubrange(place * scalesByteCount..<(place + 1) * scalesByteCount, with: scales.bytes)
         }
         expected.labels.replaceSubrange(place * labels.count..<(place + 1) * labels.count, with: labels)
+      }
+    }
+    if hasScaleColumns {
+      let (rows, placeCount) = (expected.scales, rowCount * slotCount)
+      for index in rows.indices {
+        let (place, byte) = (index / scalesByteCount, index % scalesByteCount)
+        expected.scales[(byte / 4 * placeCount + place) * 4 + byte % 4] = rows[index]
       }
     }
     return expected
@@ -119,7 +140,8 @@ private struct ScatterWork {
     let counter = Memory([UInt32(0)])
     let job = ScatterJob(
       source: source.address, rowCount: Int32(rowCount), rowByteCount: Int32(2 * channelCount),
-      slotCount: Int32(slotCount), transform: transform, writtenByteCount: 1,
+      slotCount: Int32(slotCount), transform: transform,
+      scaleStride: Int32(hasScaleColumns ? 4 * rowCount * slotCount : 4), writtenByteCount: 1,
       counter: isCounted ? counter.address : .null)
     let fault = emulate(blockCount: blockCount) { machine in
       machine.scatterRows(
@@ -129,7 +151,7 @@ private struct ScatterWork {
           if place < 0 { return .none }
           return RowTarget(
             row: rows.address.advanced(byBytes: place * Int64(targetByteCount)),
-            scales: scales.address.advanced(byBytes: place * Int64(scalesByteCount)))
+            scales: scales.address.advanced(byBytes: place * Int64(hasScaleColumns ? 4 : scalesByteCount)))
         },
         labelCount: Int32(Self.labelCount), label: { ($0, $1) },
         write: { label, part in
