@@ -119,8 +119,8 @@ extension JobShape {
     owners.reduce(into: [Int](repeating: 0, count: rankCount)) { counts, owner in counts[Int(owner)] += 1 }
   }
 
-  /// Rows of each expert, grouped.
-  package var groupCapacity: Int { rankCount * tokensPerRankMax }
+  /// Rows of each expert, grouped; one where no rank has tokens.
+  package var groupCapacity: Int { max(1, rankCount * tokensPerRankMax) }
 
   /// Rows that a rank with `localExpertCount` experts receives at most when it receives `tokenCountMax` tokens; nil:
   /// all tokens of all ranks.

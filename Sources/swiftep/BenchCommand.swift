@@ -133,7 +133,7 @@ struct BenchSettings {
     recorded = try RecordedInput(arguments, job: &job)
     // Says what is wrong with the job before anything is allocated.
     try checkMemory(
-      try job.plan(receivedTokensMax: 0, workers: workerCount, staging: job.rowType.staging))
+      try job.plan(receivedTokensMax: receivedTokensMax(0), workers: workerCount, staging: job.rowType.staging))
   }
 
   /// The job, and who runs it.
@@ -174,9 +174,8 @@ struct BenchSettings {
     }
     let rowsPerToken = job.layout == .bySource ? 1 : job.topK
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
-    let isGrouped = job.layout == .grouped
     let plan = try job.plan(
-      receivedTokensMax: isGrouped ? nil : receivedTokens, workers: workerCount, staging: job.rowType.staging)
+      receivedTokensMax: receivedTokensMax(receivedTokens), workers: workerCount, staging: job.rowType.staging)
     if machines.isGPU { return try runOnGPU(workload) }
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
@@ -186,6 +185,9 @@ struct BenchSettings {
     let all = processes ? try bench.run(on: ProcessFabric()) : try bench.run(on: ThreadFabric())
     return (BenchReport(bench, all, processes: processes), all.compactMap(\.flight))
   }
+
+  /// Groups of fixed size have room for all tokens.
+  private func receivedTokensMax(_ count: Int) -> Int? { job.layout == .grouped ? nil : count }
 
   private func runOnGPU(_ workload: Workload) throws -> (BenchReport, [FlightRecord]) {
     // Worst-case sizes, though what arrives is known.

@@ -41,6 +41,11 @@ extension ConformanceTests {
           ($0.quantization, $0.hidden, $0.layout, $0.scaleOrder) = (format, hidden, .grouped, .columnMajor)
           ($0.workers, $0.tokensPerRank) = (2, [7, 0, 12])
         })
+      try run(
+        smallJob().with {
+          ($0.quantization, $0.layout, $0.scaleOrder) = (format, .grouped, .columnMajor)
+          $0.tokensPerRank = [0, 0, 0]
+        })
     }
 
     @Test(arguments: ScaleFormat.allCases, [16, 528, 2880])

@@ -46,7 +46,7 @@ enum Binary {
     return try JSONDecoder().decode(BenchReport.self, from: Data(run.output.utf8))
   }
 
-  @Test(arguments: RowType.allCases.map(\.rawValue), ["source", "expert"])
+  @Test(arguments: RowType.allCases.map(\.rawValue), RowLayout.allCases.map(\.rawValue))
   func everyTypeAndLayout(_ dtype: String, _ layout: String) throws {
     let report = try bench("--dtype", dtype, "--layout", layout)
     #expect(report.verified && report.dtype == dtype && report.layout == layout)
