@@ -62,21 +62,22 @@ struct Script: Sendable {
     let rank = buffer.rank
     try soilMemory(of: buffer)
     let first = try dispatch(0, on: buffer, handle: nil)
-    if job.isAsynchronous { try first.event.wait() }
+    try receive(first)
     try compare(first, step: 0, rank: rank)
 
     var repeats: [DispatchResult] = []
     for step in oracles.indices.dropFirst() {
       let result = try dispatch(step, on: buffer, handle: first.handle)
-      if job.isAsynchronous {
+      if job.isAsynchronous || job.receivesLater {
         repeats.append(result)
       } else {
         try compare(result, step: step, rank: rank)
       }
     }
-    for (index, result) in repeats.enumerated() {
-      try result.event.wait()
-      try compare(result, step: index + 1, rank: rank)
+    // In another order on every rank.
+    for index in repeats.indices.map({ ($0 + rank) % repeats.count }) {
+      try receive(repeats[index])
+      try compare(repeats[index], step: index + 1, rank: rank)
     }
     // A result keeps its bytes while others come and go.
     try compare(first, step: 0, rank: rank)
@@ -87,12 +88,17 @@ struct Script: Sendable {
   /// Leaves memory as a buffer has it that has lived for a while: nothing may rely on zeros there.
   private func soilMemory(of buffer: ExpertBuffer) throws {
     let result = try dispatch(0, on: buffer, handle: nil)
-    try result.event.wait()
+    try receive(result)
     let tensors =
       [result.rows, result.scales, result.origins, result.topKIndices, result.topKWeights] + result.sidecars
     for tensor in tensors {
       tensor?.withUnsafeMutableBytes { _ = $0.initializeMemory(as: UInt8.self, repeating: 0xa5) }
     }
+  }
+
+  private func receive(_ result: DispatchResult) throws {
+    if job.receivesLater { try result.receive() }
+    try result.event.wait()
   }
 
   private func dispatch(_ step: Int, on buffer: ExpertBuffer, handle: DispatchHandle?) throws -> DispatchResult {
@@ -140,7 +146,9 @@ struct Script: Sendable {
     options.workers = job.workersPerCall
     options.waiting = job.waiting(ofRank: rank)
     options.isAsynchronous = job.isAsynchronous
+    options.receivesLater = job.receivesLater && !(source == .memory && job.tokensPerStep != nil)
     let result = try buffer.combine(rows, with: handle, options: options)
+    if options.receivesLater { try result.receive() }
     if job.isAsynchronous { try result.event.wait() }
 
     let name = "combine from \(source)"

@@ -50,6 +50,8 @@ package struct Job: Codable, Equatable, Sendable {
   package var givesOutput = false
   /// Queue the calls, then wait.
   package var isAsynchronous = false
+  /// Send first, and receive by a call of its own: dispatches of worst-case size, and combines.
+  package var receivesLater = false
   /// Of combines of rows outside the arena; nil: all at once.
   package var tokensPerStep: Int?
   /// Ranks whose streams wait for peers, rather than their workers.
@@ -130,6 +132,7 @@ extension Job {
     options.scaleOrder = scaleOrder
     options.workers = workersPerCall
     options.isAsynchronous = isAsynchronous
+    options.receivesLater = receivesLater
     return options
   }
 }
@@ -156,6 +159,7 @@ extension Job: CustomStringConvertible {
     if combinesTopKWeights { parts.append("combines weights") }
     if givesOutput { parts.append("gives output") }
     if isAsynchronous { parts.append("asynchronous") }
+    if receivesLater { parts.append("receives later") }
     if let tokensPerStep { parts.append("\(tokensPerStep) tokens a step") }
     if !ranksOfWaitingStreams.isEmpty { parts.append("streams of \(ranksOfWaitingStreams.sorted()) wait") }
     if let receivedTokensMax { parts.append("received tokens at most \(receivedTokensMax)") }

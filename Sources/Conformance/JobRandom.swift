@@ -79,6 +79,10 @@ extension Job {
     givesOutput = random.chance(0.3)
     isAsynchronous = random.chance(0.4)
     if random.chance(0.5) { tokensPerStep = random.pick([1, 2, 5, 16, 40]) }
+    if random.chance(0.5) && (sizing == .worstCase || layout == .grouped) {
+      receivesLater = true
+      return
+    }
     if random.chance(0.4) { ranksOfWaitingStreams = Set((0..<rankCount).filter { _ in random.chance(0.7) }) }
   }
 }

@@ -55,9 +55,11 @@
 }
 
 @inlinable public func combine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  var arguments = arguments
+  arguments.view = arguments.operation.begun(arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
   var isPrepared = true
-  if operation.part != .end {
+  if operation.does(.begin) || operation.does(.middle) {
     isPrepared = inTurn(machine, view: view, operation: operation) { prepareCombine(machine, arguments) }
   }
   if isPrepared { deliverCombine(machine, arguments) }
@@ -66,12 +68,8 @@
 /// First half of a combine: rows outside the arena are staged into it; then the exchange, which says that this rank's
 /// rows are ready. Returns true on the worker that has ended it.
 @inlinable func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
-  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  if operation.does(.begin) && machine.workerIndex == 0 {
-    FlightRecorder(view).begin(
-      machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
-      bytesPerRow: arguments.byteCountPerRow)
-  }
+  let (view, operation) = (arguments.view, arguments.operation)
+  if (operation.does(.begin) || operation.part.isHalf) && machine.workerIndex == 0 { begin(machine, arguments) }
   if arguments.header.fault == 0 && operation.does(.begin) {
     stageRows(machine, arguments)
     stageWeights(machine, arguments)
@@ -84,6 +82,14 @@
   }
   if !operation.isAgreed { operation.tell(machine, view) }
   return true
+}
+
+/// The flight record begins.
+@inlinable func begin<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let half = arguments.operation.part == .receiveCombine
+  FlightRecorder(arguments.view).begin(
+    machine, view: arguments.view, operation: half ? Operation.receiveCombine.rawValue : arguments.header.operation,
+    tokenCount: arguments.handle.layout.chunks.tokenCount, bytesPerRow: arguments.byteCountPerRow)
 }
 
 /// The part of one worker alone: where every rank's rows lie.

@@ -32,6 +32,8 @@
   public var pause: Address
   /// How long a wait for a peer may take.
   public var timeoutNanoseconds: UInt64
+  /// Of the operation's exchange; kernels find it when they begin.
+  public var epoch: UInt64 = 0
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
@@ -62,9 +64,9 @@
 
   @inlinable public var ownArena: Address { arena(of: rank) }
 
-  /// Of the exchange that this rank has begun last.
-  @inlinable var epoch: UInt64 {
-    ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0)
+  /// Of the exchange that this rank begins next.
+  @inlinable var nextEpoch: UInt64 {
+    ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0) &+ 1
   }
 
   @inlinable func arenaByteCount(of rank: Int32) -> Int64 { arenas.load(Int64.self, at: rankCount &+ rank) }
@@ -94,7 +96,11 @@
 
 /// The first bytes of every arena: what peers write to coordinate. Sizes and offsets come from here alone.
 ///
-///     doorbell, identity | own epoch, own turn | signal words [slot][source] | exchange pages [source] | recorder
+///     doorbell, identity | own epoch, own turn | signal words [slot][source][cycle]
+///     | exchange pages [cycle][source] | recorder
+///
+/// So many exchanges can be under way at a time as a *cycle* is long: what one of them has written is written again when
+/// so many others have begun, and who begins an exchange has finished the one that lies so far behind it.
 @frozen public struct ControlLayout {
   public var rankCount: Int32
   public var expertCount: Int32
@@ -114,11 +120,21 @@
   /// own kernels touch it.
   @inlinable static var turnOffset: Int64 { 192 }
   @inlinable static var signalsOffset: Int64 { 256 }
-  /// A cache line a word, so that one source's store disturbs no other. Behind the word lies its gate.
-  @inlinable static var signalStride: Int64 { 64 }
+  /// Exchanges that can be under way at a time; a power of two.
+  @inlinable public static var cycleLength: Int32 { 8 }
+  @inlinable static func cycle(_ epoch: UInt64) -> Int32 {
+    Int32(truncatingIfNeeded: epoch) & (cycleLength &- 1)
+  }
+  /// A cache line for the words of a slot and source, so that one source's store disturbs no other, and one for their gate.
+  @inlinable static var signalStride: Int64 { 128 }
+  @inlinable static var gateDistance: Int64 { 64 }
 
-  @inlinable public func signalOffset(_ slot: SignalSlot, source: Int32) -> Int64 {
+  @inlinable func linesOffset(_ slot: SignalSlot, source: Int32) -> Int64 {
     Self.signalsOffset &+ Int64(slot.rawValue &* rankCount &+ source) &* Self.signalStride
+  }
+
+  @inlinable public func signalOffset(_ slot: SignalSlot, source: Int32, epoch: UInt64) -> Int64 {
+    linesOffset(slot, source: source) &+ 8 &* Int64(Self.cycle(epoch))
   }
 
   /// UInt64: not zero from when the signal is given until it is seen. Queues of launches wait for gates, since they wait for
@@ -126,7 +142,7 @@
   /// closed again over a signal that nobody has seen: who gives a slot's next signal has seen the other slot's of who closed
   /// it.
   @inlinable public func gateOffset(_ slot: SignalSlot, source: Int32) -> Int64 {
-    signalOffset(slot, source: source) &+ SignalWord.gateDistance
+    linesOffset(slot, source: source) &+ Self.gateDistance
   }
 
   @inlinable var pagesOffset: Int64 {
@@ -139,12 +155,14 @@
     alignUp(ExchangeHeader.byteCount &+ 4 &* (Int64(rankCount) &+ Int64(max(rankCount, expertCount))), to: 128)
   }
 
-  @inlinable public func exchangeOffset(source: Int32) -> Int64 {
-    pagesOffset &+ Int64(source) &* exchangeBlockByteCount
+  @inlinable public func exchangeOffset(source: Int32, epoch: UInt64) -> Int64 {
+    pagesOffset &+ Int64(Self.cycle(epoch) &* rankCount &+ source) &* exchangeBlockByteCount
   }
 
   /// `FlightLayout`. Only this rank writes it.
-  @inlinable public var recorderOffset: Int64 { pagesOffset &+ Int64(rankCount) &* exchangeBlockByteCount }
+  @inlinable public var recorderOffset: Int64 {
+    pagesOffset &+ Int64(Self.cycleLength &* rankCount) &* exchangeBlockByteCount
+  }
 
   @inlinable public var byteCount: Int64 {
     alignUp(recorderOffset &+ FlightLayout(rankCount: rankCount).byteCount, to: 4096)
@@ -176,7 +194,7 @@
   /// "SwiftEP" and a zero, as bytes.
   @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
   /// To be raised with every change to the place or the meaning of a control word.
-  @inlinable public static var layoutVersion: Int32 { 4 }
+  @inlinable public static var layoutVersion: Int32 { 5 }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 
@@ -230,6 +248,9 @@
   case dispatch = 1
   case cachedDispatch = 2
   case combine = 3
+  /// The second halves of a dispatch and of a combine, where those are called for by themselves.
+  case receiveDispatch = 4
+  case receiveCombine = 5
 }
 
 /// Why a rank's arguments cannot be used. The details' meanings stand beside each case; they travel in its header, so
@@ -262,6 +283,13 @@
     self.code = code.rawValue
     self.rank = rank
     self.details = details
+  }
+  /// Of an operation that has missed a rank: one that knows nothing of rows. Word by word, which kernels keep in registers.
+  @inlinable init(failureAt place: Address) {
+    let word = { (index: Int32) in place.load(Int64.self, at: index) }
+    code = word(0)
+    rank = word(1)
+    details = (word(2), word(3), word(4), word(5))
   }
   /// - Parameter earlier: what this rank's buffer was lost to; `neededByteCount` is its code.
   @inlinable init(failedBefore earlier: OperationStatus) {

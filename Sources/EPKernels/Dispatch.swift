@@ -58,11 +58,13 @@
 
 /// A whole dispatch, for outputs of the worst case: no host has to know the counts in between.
 @inlinable public func dispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  var arguments = arguments
+  arguments.view = arguments.operation.begun(arguments.view)
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   // Counts may say where padding lies. Integers, since kernels keep those in registers.
   let countsLater: Int32 = !handle.layout.hasPadding && !arguments.isCached ? 1 : 0
   var isPrepared = true
-  if operation.part != .end {
+  if operation.does(.begin) || operation.does(.middle) {
     isPrepared = inTurn(machine, view: view, operation: operation) {
       prepareDispatch(machine, arguments, counting: countsLater == 0)
     } then: {
@@ -76,6 +78,8 @@
 
 /// The first half of a dispatch with exact sizing: the host waits for its status.
 @inlinable public func prepareExactDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  var arguments = arguments
+  arguments.view = arguments.operation.begun(arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
   guard prepareDispatch(machine, arguments), operation.does(.middle), operation.isAgreed else { return }
   if !operation.isOK { endInVain(machine, view: view, operation: operation) }
@@ -91,11 +95,7 @@
 ) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   // The first worker has the most to do.
-  if operation.does(.begin) && machine.workerIndex &+ 1 == machine.workerCount {
-    FlightRecorder(view).begin(
-      machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
-      bytesPerRow: arguments.columns.byteCountPerRow)
-  }
+  if operation.does(.begin) && machine.workerIndex &+ 1 == machine.workerCount { begin(machine, arguments) }
   let isLaidOut = !arguments.isCached && arguments.header.fault == 0
   if isLaidOut && operation.does(.begin) {
     var chunk = machine.workerIndex
@@ -109,6 +109,15 @@
   agree(machine, arguments, isLaidOut: isLaidOut, counting: counting)
   if !operation.isAgreed { operation.tell(machine, view) }
   return true
+}
+
+/// The flight record begins.
+///
+/// - Parameter half: what it is of, if not of all of the operation.
+@inlinable func begin<M: Machine>(_ machine: M, _ arguments: DispatchArguments, _ half: Operation? = nil) {
+  FlightRecorder(arguments.view).begin(
+    machine, view: arguments.view, operation: half?.rawValue ?? arguments.header.operation,
+    tokenCount: arguments.handle.layout.chunks.tokenCount, bytesPerRow: arguments.columns.byteCountPerRow)
 }
 
 /// The part of one worker alone: what all ranks tell each other, and what follows from it.
@@ -191,10 +200,22 @@
   }
 }
 
+/// The second half of a dispatch with exact sizing.
+@inlinable public func deliverExactDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  var arguments = arguments
+  let operation = arguments.operation
+  arguments.view.epoch = operation.at(operation.layout.epoch).load(UInt64.self, at: 0)
+  deliverDispatch(machine, arguments)
+}
+
 /// Second half: every row is written straight to its final place, with its metadata; then the signals.
-@inlinable public func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+@inlinable func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, operation) = (arguments.view, arguments.operation)
   guard operation.isAgreed else { return }
+  if operation.part == .receiveDispatch {
+    if endsAsEarlier(machine, view: view, operation: operation) { return operation.tell(machine, view) }
+    begin(machine, arguments, .receiveDispatch)
+  }
   if operation.isOK && operation.does(.middle) { moveRows(machine, arguments) }
   complete(machine, view: view, operation: operation)
   #if CHECKED

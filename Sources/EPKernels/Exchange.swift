@@ -7,11 +7,10 @@
 @inlinable func exchange<M: Machine>(
   _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
 ) -> Bool {
-  var (epoch, begin): (UInt64, UInt64)
+  let begin: UInt64
   if operation.does(.begin) {
-    let announced = announce(machine, view: view, header: header, operation: operation, fill: fill)
-    guard let announced else { return false }
-    (epoch, begin) = (announced, machine.now)
+    guard announce(machine, view: view, header: header, operation: operation, fill: fill) else { return false }
+    begin = machine.now
     if !operation.does(.middle) {
       machine.forEach(1) { _ in operation.set(OperationStatus(.ok, rank: 0, (0, 0, 0, 0))) }
       pause(machine, .exchange, now: begin, view: view, operation: operation)
@@ -19,9 +18,10 @@
     }
   } else {
     if !operation.isOK { return false }
-    (epoch, begin) = (view.epoch, resume(machine, view: view, operation: operation))
+    if operation.part.isHalf && endsAsEarlier(machine, view: view, operation: operation) { return false }
+    begin = resume(machine, view: view, operation: operation)
   }
-  let seen = awaitAll(machine, view: view, slot: .exchange, epoch: epoch, since: begin, operation: operation)
+  let seen = awaitAll(machine, view: view, slot: .exchange, since: begin, operation: operation)
   guard let seen else { return false }
   FlightRecorder(view).enter(machine, .place, now: seen)
   let verdict = compareHeaders(machine, view)
@@ -29,28 +29,22 @@
   return verdict.code == StatusCode.ok.rawValue
 }
 
-/// This rank's part of an exchange. Returns its epoch, or nil when the operation has failed.
+/// This rank's part of an exchange. Returns false when the operation has failed.
 @inlinable func announce<M: Machine>(
   _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
-) -> UInt64? {
-  if let earlier = earlierFailure(view) {
-    machine.forEach(1) { _ in
-      view.failure.store(earlier, at: 0)
-      operation.set(OperationStatus(failedBefore: earlier))
-    }
-    return nil
-  }
+) -> Bool {
+  if endsAsEarlier(machine, view: view, operation: operation) { return false }
   #if CHECKED
-    if endsInFailedCheck(machine, view: view, operation: operation) { return nil }
+    if endsInFailedCheck(machine, view: view, operation: operation) { return false }
   #endif
   let control = view.control
-  let epochWord = view.ownArena.advanced(byBytes: ControlLayout.epochOffset)
-  let epoch = epochWord.load(UInt64.self, at: 0) &+ 1
+  // All workers have begun, and know it.
   machine.settle()
-  epochWord.store(epoch, at: 0)
-  FlightRecorder(view).exchange(machine, epoch: epoch)
+  view.ownArena.advanced(byBytes: ControlLayout.epochOffset).store(view.epoch, at: 0)
+  operation.at(operation.layout.epoch).store(view.epoch, at: 0)
+  FlightRecorder(view).exchange(machine, epoch: view.epoch)
 
-  let offset = control.exchangeOffset(source: view.rank)
+  let offset = control.exchangeOffset(source: view.rank, epoch: view.epoch)
   let block = view.ownArena.advanced(byBytes: offset)
   machine.forEach(1) { _ in block.store(header, at: 0) }
   fill(block)
@@ -60,8 +54,8 @@
     let page = view.arena(of: peer).advanced(byBytes: offset)
     page.store(block.load(SIMD4<UInt32>.self, at: line), at: line)
   }
-  signalPeers(machine, view: view, slot: .exchange, epoch: epoch)
-  return epoch
+  signalPeers(machine, view: view, slot: .exchange)
+  return true
 }
 
 /// The rest of the operation is launched behind a wait of the queue for this slot's gates.
@@ -69,6 +63,7 @@
   _ machine: M, _ step: FlightStep, now: UInt64, view: RankView, operation: OperationView
 ) {
   let recorder = FlightRecorder(view)
+  if operation.part.isHalf { return recorder.finish(machine, operation.status, now: now) }
   recorder.enter(machine, step, now: now)
   // For all that are not there.
   recorder.await(machine, peer: view.rank)
@@ -78,8 +73,12 @@
   }
 }
 
-/// The queue has waited. Returns since when.
+/// The queue has waited. Returns since when; of a half of its own, from now on.
 @inlinable func resume<M: Machine>(_ machine: M, view: RankView, operation: OperationView) -> UInt64 {
+  if operation.part.isHalf {
+    FlightRecorder(view).exchange(machine, epoch: view.epoch)
+    return machine.now
+  }
   machine.forEach(1) { _ in view.pause.store(UInt64(0), at: 0) }
   return operation.at(operation.layout.waitBegan).load(UInt64.self, at: 0)
 }
@@ -93,13 +92,25 @@
   }
 }
 
-/// What an earlier operation failed with, or the call before this one.
-@inlinable func earlierFailure(_ view: RankView) -> OperationStatus? {
-  let earlier = view.failure.load(OperationStatus.self, at: 0)
-  if earlier.code != StatusCode.ok.rawValue { return earlier }
-  if view.hostFailure.isNull { return nil }
-  let told = view.hostFailure.load(OperationStatus.self, at: 0)
-  return told.code == StatusCode.ok.rawValue ? nil : told
+/// Whether an earlier operation has missed a rank; this one has ended with that, then.
+@inlinable func endsAsEarlier<M: Machine>(_ machine: M, view: RankView, operation: OperationView) -> Bool {
+  let place = earlierFailure(view)
+  if place.isNull { return false }
+  machine.forEach(1) { _ in
+    let earlier = OperationStatus(failureAt: place)
+    view.failure.store(earlier, at: 0)
+    operation.set(OperationStatus(failedBefore: earlier))
+  }
+  return true
+}
+
+/// Where the status lies that an earlier operation failed with, or the call before this one; null where none has.
+@inlinable func earlierFailure(_ view: RankView) -> Address {
+  let hasFailed = { (place: Address) in
+    !place.isNull && place.load(Int64.self, at: 0) != StatusCode.ok.rawValue
+  }
+  if hasFailed(view.failure) { return view.failure }
+  return hasFailed(view.hostFailure) ? view.hostFailure : .null
 }
 
 /// Runs `first` on all workers; one of them ends it alone, to which it returns true. The others wait for that one, and
@@ -135,7 +146,7 @@
   }
 }
 
-/// Waits until every peer has signalled `epoch` in `slot`; a peer that has not within the time allowed, or never will,
+/// Waits until every peer has signalled in `slot`; a peer that has not within the time allowed, or never will,
 /// becomes the operation's status. Returns when the last one was seen, nil where one was not.
 ///
 /// - Parameter begin: since when this rank waits.
@@ -143,8 +154,9 @@
 /// A peer that departs after it has signalled is missed by nobody in this slot: what it had to do for it, it has done
 /// for all.
 @inlinable func awaitAll<M: Machine>(
-  _ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64, since begin: UInt64, operation: OperationView
+  _ machine: M, view: RankView, slot: SignalSlot, since begin: UInt64, operation: OperationView
 ) -> UInt64? {
+  let epoch = view.epoch
   var end = begin
   let deadline = begin &+ view.timeoutNanoseconds
   let recorder = FlightRecorder(view)
@@ -153,7 +165,7 @@
   while true {
     let wait = machine.await(
       view.ownArena, count: view.rankCount &- 1, epoch: epoch, as: .peers, deadline: deadline, alarm: view.alarm,
-      heard: heard, offset: { view.control.signalOffset(slot, source: view.other($0)) },
+      heard: heard, offset: { view.control.signalOffset(slot, source: view.other($0), epoch: epoch) },
       awaited: { recorder.await(machine, peer: view.other($0)) },
       seen: {
         end = machine.now
@@ -183,7 +195,7 @@
 @inlinable func missedRank<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64) -> Int32 {
   machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { source in
     if machine.read(view.departures.advanced(byBytes: 8 &* Int64(source))) == 0 { return false }
-    let offset = view.control.signalOffset(slot, source: source)
+    let offset = view.control.signalOffset(slot, source: source, epoch: epoch)
     return !machine.isSignalled(view.ownArena, offset: offset, epoch: epoch)
   }
 }
@@ -231,7 +243,7 @@
 }
 
 @inlinable func exchangeBlock(_ view: RankView, source: Int32) -> Address {
-  view.ownArena.advanced(byBytes: view.control.exchangeOffset(source: source))
+  view.ownArena.advanced(byBytes: view.control.exchangeOffset(source: source, epoch: view.epoch))
 }
 
 @inlinable func exchangeHeader(_ view: RankView, source: Int32) -> ExchangeHeader {
@@ -244,34 +256,34 @@
     .load(Int32.self, at: index)
 }
 
-/// Tells every peer that this rank has reached `epoch` in `slot`.
-@inlinable func signalPeers<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64) {
-  machine.signal(view.rankCount &- 1, epoch: epoch, to: .peers) { index in
+/// Tells every peer that this rank has come to `slot` of its operation.
+@inlinable func signalPeers<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot) {
+  machine.signal(view.rankCount &- 1, epoch: view.epoch, to: .peers) { index in
     SignalWord(
-      arena: view.arena(of: view.peer(index)), offset: view.control.signalOffset(slot, source: view.rank))
+      arena: view.arena(of: view.peer(index)),
+      offset: view.control.signalOffset(slot, source: view.rank, epoch: view.epoch))
   }
 }
 
 /// The end of every operation, also where nothing has moved because all ranks have found a fault: the last worker of
 /// this rank tells all peers, then waits for all of them.
 @inlinable func complete<M: Machine>(_ machine: M, view: RankView, operation: OperationView) {
-  var (epoch, begin): (UInt64, UInt64)
+  let begin: UInt64
   if operation.does(.middle) {
     guard machine.arriveLocal(view.arrivals, for: .peers) else { return }
     #if CHECKED
       if endsInFailedCheck(machine, view: view, operation: operation) { return }
     #endif
-    epoch = view.epoch
-    signalPeers(machine, view: view, slot: .completion, epoch: epoch)
+    signalPeers(machine, view: view, slot: .completion)
     begin = machine.now
     if !operation.does(.end) {
       return pause(machine, .completion, now: begin, view: view, operation: operation)
     }
   } else {
-    if operation.part == .begin { return }
-    (epoch, begin) = (view.epoch, resume(machine, view: view, operation: operation))
+    if !operation.does(.end) { return }
+    begin = resume(machine, view: view, operation: operation)
   }
-  let seen = awaitAll(machine, view: view, slot: .completion, epoch: epoch, since: begin, operation: operation)
+  let seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
   guard let seen else { return }
   FlightRecorder(view).finish(machine, operation.status, now: seen)
   operation.tell(machine, view)
@@ -279,9 +291,7 @@
 
 /// The same by one worker alone, of an operation in which nothing moves.
 @inlinable func endInVain<M: Machine>(_ machine: M, view: RankView, operation: OperationView) {
-  let epoch = view.epoch
-  signalPeers(machine, view: view, slot: .completion, epoch: epoch)
-  let seen = awaitAll(
-    machine, view: view, slot: .completion, epoch: epoch, since: machine.now, operation: operation)
+  signalPeers(machine, view: view, slot: .completion)
+  let seen = awaitAll(machine, view: view, slot: .completion, since: machine.now, operation: operation)
   if let seen { FlightRecorder(view).finish(machine, operation.status, now: seen) }
 }

@@ -50,7 +50,7 @@
   }
 
   @inlinable func hasFailed(_ view: RankView) -> Bool {
-    earlierFailure(view) != nil
+    !earlierFailure(view).isNull
   }
 
   /// Begins a record, in the place of the oldest one.

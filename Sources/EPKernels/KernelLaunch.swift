@@ -17,7 +17,7 @@
   @inlinable static func run<M: Machine>(kernel: Int64, _ arguments: Address, on machine: M) {
     switch kernel {
     case 0: EPKernels.prepareExactDispatch(machine, arguments.load(DispatchArguments.self, at: 0))
-    case 1: EPKernels.deliverDispatch(machine, arguments.load(DispatchArguments.self, at: 0))
+    case 1: EPKernels.deliverExactDispatch(machine, arguments.load(DispatchArguments.self, at: 0))
     case 2: EPKernels.dispatch(machine, arguments.load(DispatchArguments.self, at: 0))
     case 3: EPKernels.combine(machine, arguments.load(CombineArguments.self, at: 0))
     default: EPKernels.combineStep(machine, arguments.load(CombineArguments.self, at: 0))

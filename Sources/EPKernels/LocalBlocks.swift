@@ -181,6 +181,8 @@
   @inlinable var counter: Int64 { 64 }
   /// UInt64: when the wait between two parts began.
   @inlinable var waitBegan: Int64 { 72 }
+  /// UInt64: of its exchange.
+  @inlinable var epoch: Int64 { 80 }
   /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
   @inlinable public var columns: Int64 { 128 }
   /// `InputFault` and its details, Int64 `[chunkCount, 4]`.
@@ -196,17 +198,32 @@
 }
 
 /// How much of an operation a launch is.
-@frozen public enum OperationPart: Int32, Sendable {
+@frozen public struct OperationPart: Equatable, Sendable {
+  @usableFromInline let bits: Int32
+
+  @inlinable init(bits: Int32) { self.bits = bits }
+
   /// All of it; its workers wait for the peers.
-  case whole
+  @inlinable public static var whole: Self { Self(bits: 7) }
   /// All of it, to be launched in parts: the queue of launches waits for the peers in between.
-  case apart
+  @inlinable public static var apart: Self { Self(bits: 15) }
   /// Up to this rank's block of the exchange.
-  case begin
+  @inlinable public static var begin: Self { Self(bits: 1) }
   /// From the peers' blocks on, up to this rank's completion.
-  case middle
+  @inlinable public static var middle: Self { Self(bits: 2) }
   /// Behind the peers' completions.
-  case end
+  @inlinable public static var end: Self { Self(bits: 4) }
+
+  /// The two halves of an operation whose second one the caller calls for, when it likes. A dispatch has sent its rows then;
+  /// of a combine, the rows are ready for the peers.
+  @inlinable public static var sendDispatch: Self { Self(bits: 16 | 1 | 2) }
+  @inlinable public static var receiveDispatch: Self { Self(bits: 16 | 4) }
+  @inlinable public static var sendCombine: Self { Self(bits: 16 | 1) }
+  @inlinable public static var receiveCombine: Self { Self(bits: 16 | 2 | 4) }
+
+  @inlinable var isHalf: Bool { bits & 16 != 0 }
+  @inlinable var isWhole: Bool { bits & 7 == 7 }
+  @inlinable func includes(_ part: Self) -> Bool { bits & part.bits != 0 }
 }
 
 /// An operation's block and its layout.
@@ -230,8 +247,13 @@
   }
 
   /// Whether this launch includes the part.
-  @inlinable func does(_ part: OperationPart) -> Bool {
-    self.part == part || self.part == .whole || self.part == .apart
+  @inlinable func does(_ part: OperationPart) -> Bool { self.part.includes(part) }
+
+  /// What kernels of this launch know of its rank.
+  @inlinable func begun(_ view: RankView) -> RankView {
+    var view = view
+    view.epoch = does(.begin) ? view.nextEpoch : at(layout.epoch).load(UInt64.self, at: 0)
+    return view
   }
 
   @inlinable func at(_ offset: Int64) -> Address { block.advanced(byBytes: offset) }
@@ -244,7 +266,7 @@
   @inlinable func tell<M: Machine>(_ machine: M, _ view: RankView) {
     machine.forEach(1) { _ in report.store(status, at: 0) }
     // The parts that are left have nothing to wait for; where all ranks have the same status, they all come to the end.
-    if part != .whole && !isAgreed { openGates(machine, view) }
+    if !part.isWhole && !isAgreed { openGates(machine, view) }
   }
   @inlinable func noteWait(for peer: Int32, nanoseconds: UInt64) {
     if !waits.isNull { waits.store(waits.load(UInt64.self, at: peer) &+ nanoseconds, at: peer) }

@@ -149,9 +149,11 @@ extension Machine {
 
 /// Where a signal goes.
 @frozen public struct SignalWord {
-  /// From a signal of a peer's to its gate, where the machine has any: it opens it with the signal, and closes it when the
-  /// signal is seen.
-  @inlinable public static var gateDistance: Int64 { 8 }
+  /// The gate of a peer's signal, where the machine has any: it opens it with the signal, and closes it when the signal is
+  /// seen.
+  @inlinable public static func gate(of word: Address) -> Address {
+    Address(bits: word.bits & ~127).advanced(byBytes: ControlLayout.gateDistance)
+  }
 
   public var arena: Address
   public var offset: Int64

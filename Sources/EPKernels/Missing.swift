@@ -50,7 +50,7 @@
   var peer = isAnyone ? 0 : progress.peer
   repeat {
     // What it waited for is there: it has stopped without seeing that.
-    let offset = view.control.signalOffset(slot, source: peer)
+    let offset = view.control.signalOffset(slot, source: peer, epoch: epoch)
     if peer != missing.rank && !machine.isSignalled(arena, offset: offset, epoch: epoch) {
       return Missing(rank: peer, slot: slot, epoch: epoch)
     }

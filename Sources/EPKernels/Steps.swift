@@ -48,14 +48,16 @@
 }
 
 @inlinable public func combineStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  var arguments = arguments
+  arguments.view = arguments.operation.begun(arguments.view)
   let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
   if steps.launch > 0 && !operation.isOK {
     // It has ended with an earlier launch.
-    if operation.part == .begin && machine.workerIndex == 0 { openGates(machine, view) }
+    if !operation.does(.middle) && machine.workerIndex == 0 { openGates(machine, view) }
     return
   }
   var isPrepared = true
-  if operation.part != .end {
+  if operation.does(.begin) || operation.does(.middle) {
     isPrepared = inTurn(machine, view: view, operation: operation) { prepareStep(machine, arguments) }
   }
   guard isPrepared && operation.isAgreed else { return }
@@ -72,12 +74,8 @@
 }
 
 @inlinable func prepareStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
-  let (view, handle, operation, steps) = (arguments.view, arguments.handle, arguments.operation, arguments.steps)
-  if operation.does(.begin) && machine.workerIndex == 0 {
-    FlightRecorder(view).begin(
-      machine, view: view, operation: arguments.header.operation, tokenCount: handle.layout.chunks.tokenCount,
-      bytesPerRow: arguments.byteCountPerRow)
-  }
+  let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
+  if operation.does(.begin) && machine.workerIndex == 0 { begin(machine, arguments) }
   if steps.launch == 0 && arguments.header.fault == 0 && operation.does(.begin) {
     findStepRows(machine, arguments)
     stageWeights(machine, arguments)

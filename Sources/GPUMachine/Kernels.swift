@@ -10,7 +10,7 @@ public func kernelPrepareDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt
 
 @_cdecl("swiftep_deliver_dispatch")
 public func kernelDeliverDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  deliverDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
+  deliverExactDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 

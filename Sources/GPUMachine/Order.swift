@@ -61,10 +61,11 @@ extension GPUMachine {
       let target = word(index)
       // Releases what this block stored, and what it acquired from the others when it was the last to arrive. Pairs with
       // the acquire in `await`.
-      let word = target.arena.advanced(byBytes: target.offset).bits
+      let address = target.arena.advanced(byBytes: target.offset)
+      let word = address.bits
       if audience == .peers {
         ptx_store_release(word, epoch)
-        ptx_store_relaxed(word &+ UInt64(bitPattern: SignalWord.gateDistance), 1)
+        ptx_store_relaxed(SignalWord.gate(of: address).bits, 1)
       } else {
         ptx_store_release_gpu(word, epoch)
       }
@@ -112,7 +113,7 @@ extension GPUMachine {
       }
       _ = ptx_shared_add(Watch.word(index), state)
       if audience == .peers && state == Watch.there {
-        ptx_store_relaxed(word &+ UInt64(bitPattern: SignalWord.gateDistance), 0)
+        ptx_store_relaxed(SignalWord.gate(of: Address(bits: word)).bits, 0)
       }
       index = index &+ Self.threadCount &- 32
     }

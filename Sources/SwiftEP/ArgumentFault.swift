@@ -26,12 +26,16 @@ package struct ArgumentFault: Error, Equatable {
     case memory
     /// Of scales that lie in rows only.
     case order
+    /// Of a dispatch, or a call, that is still to be received.
+    case unreceived
+    /// Rows outside the arena, which would be combined in steps.
+    case steps
   }
 
   package enum Name: Int64 {
     case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
     case rows, topKWeights, rowWeights, biases, output
-    case stream, handleTokens, expertStatistics, waitStatistics, scaleOrder
+    case stream, handleTokens, expertStatistics, waitStatistics, scaleOrder, after
   }
 
   package let kind: Kind
@@ -82,6 +86,8 @@ package struct ArgumentFault: Error, Equatable {
     case .overlap: texts = ("memory apart from that of the rows", "memory that overlaps it")
     case .memory:
       texts = ("memory that the buffer's machine reaches (see ExpertBuffer.reachable)", "memory that it does not")
+    case .unreceived: texts = ("one of a call that has been received", "one that is still to be received")
+    case .steps: texts = ("rows in the arena, where others are combined in steps", "others")
     case .order: texts = ("rowMajor but for grouped rows that are quantized on the way", "columnMajor")
     case .layout:
       let name = { (code: Int64) in RowLayout(code: code).map { "\($0)" } ?? "\(code)" }

@@ -61,6 +61,7 @@ final class BufferCore: Sendable {
   let callLock = Guarded(())
   /// What calls are recorded into, rather than run.
   let recording = Guarded<Recording?>(nil)
+  let receives = Guarded(Receives())
 
   private struct State {
     var isClosed = false
@@ -172,6 +173,7 @@ final class BufferCore: Sendable {
     }
     if !wasOpen { return }
     callLock.withLock { _ in device.close() }
+    receives.withLock { $0.removeAll() }
     membership.close()
   }
 

@@ -1,4 +1,5 @@
 import EPKernels
+import HostMachine
 
 /// Where tokens go.
 public enum Routing: Sendable {
@@ -54,6 +55,10 @@ public struct DispatchOptions: Sendable {
   /// int64 `[ranks]`: to each, nanoseconds are added for which this rank's workers have waited for that one, when those
   /// before it were there; for finding the slow rank. Nothing is added for waits of streams.
   public var waitStatistics: Tensor?
+  /// The call only sends: it is over when this rank's rows are on their way, and `DispatchResult.receive` does the rest.
+  /// Between the two, nothing of this library occupies a multiprocessor or a core. Of worst-case size only, and with
+  /// workers that wait; further calls may lie in between, up to seven, and other results may be received in any order.
+  public var receivesLater = false
   /// Return while rows still travel; the result's event says when they have arrived.
   public var isAsynchronous = false
   /// What is given is ready only when these events are complete. With exact sizing the call itself waits for them,
@@ -81,14 +86,20 @@ public final class DispatchHandle: Sendable {
   /// Rows of the tensors that the dispatch returned: all that arrived, or the worst case.
   public let rowCapacity: Int
   let expertAlignment: Int
+  /// Whether the dispatch has been received.
+  let isReceived: Guarded<Bool>
 
-  init(core: BufferCore, memory: any TensorStorage, layout: HandleLayout, rowCapacity: Int, expertAlignment: Int) {
+  init(
+    core: BufferCore, memory: any TensorStorage, layout: HandleLayout, rowCapacity: Int, expertAlignment: Int,
+    isReceived: Guarded<Bool> = Guarded(true)
+  ) {
     buffer = core.identity
     self.memory = memory
     self.layout = layout
     tokenCount = Int(layout.chunks.tokenCount)
     self.rowCapacity = rowCapacity
     self.expertAlignment = expertAlignment
+    self.isReceived = isReceived
   }
 
   var view: HandleView { HandleView(block: memory.base, layout: layout) }
@@ -135,6 +146,7 @@ public struct DispatchResult: Sendable {
   public let handle: DispatchHandle
   /// Complete when all rows have arrived.
   public let event: Event
+  let receiving: PendingReceive?
 }
 
 extension DispatchResult {
@@ -180,6 +192,9 @@ public struct CombineOptions: Sendable {
   public var waiting: Waiting = .workers
   /// As `DispatchOptions.waitStatistics`.
   public var waitStatistics: Tensor?
+  /// The call only tells the peers that this rank's rows are ready, and `CombineResult.receive` does the rest; otherwise as
+  /// `DispatchOptions.receivesLater`. Rows outside the arena must not be combined in steps then.
+  public var receivesLater = false
   /// Return at once; the result's event says when the sums are there and all peers have read this rank's rows.
   public var isAsynchronous = false
   /// What is given is ready only when these events are complete.
@@ -198,4 +213,5 @@ public struct CombineResult: Sendable {
   public let topKWeights: Tensor?
   /// Complete when the sums are there and all peers have read this rank's rows, which may then be overwritten.
   public let event: Event
+  let receiving: PendingReceive?
 }

@@ -39,6 +39,7 @@ public final class Event: Sendable {
   ///
   /// - Throws: `driver`; `invalidArgument` of an event that no GPU completes.
   public func enqueueWait(on stream: CUDAStream) throws(EPError) {
+    try checkReceived()
     guard let fence else {
       throw .invalidArgument(
         rank: -1, argument: "event", expected: "one that a GPU completes", found: "one that the host completes")
@@ -56,6 +57,18 @@ public final class Event: Sendable {
     }
   }
 
+  /// Whether the event will be complete without a further call: results are to be received first.
+  var isReceived: Bool {
+    if case .operation(let operation) = kind { return operation.isReceived.withLock { $0 } }
+    return true
+  }
+
+  private func checkReceived() throws(EPError) {
+    if isReceived { return }
+    throw .invalidArgument(
+      rank: -1, argument: "event", expected: "one of a result that has been received", found: "one that has not")
+  }
+
   /// Completes an event that was made with `init()`; of others, nothing changes.
   public func signal() {
     if case .manual(let flag) = kind { flag.withLock { $0 = true } }
@@ -63,7 +76,7 @@ public final class Event: Sendable {
 
   public var isComplete: Bool {
     switch kind {
-    case .operation(let operation): operation.isFinished
+    case .operation(let operation): isReceived && operation.isFinished
     case .graph(let graph, let ticket): graph.isFinished(ticket)
     case .manual(let flag): flag.withLock { $0 }
     case .stream(let fence): fence.isPassed
@@ -72,8 +85,9 @@ public final class Event: Sendable {
 
   /// Returns when the event is complete.
   ///
-  /// - Throws: what the operation failed with.
+  /// - Throws: what the operation failed with; `invalidArgument` where its result is still to be received.
   public func wait() throws(EPError) {
+    try checkReceived()
     switch kind {
     case .operation(let operation): try operation.finish()
     case .graph(let graph, let ticket): try graph.finish(ticket)
@@ -133,15 +147,19 @@ final class PendingOperation: Sendable {
   private let layout: OperationLayout
   private let part: OperationPart
   private let waitStatistics: Tensor?
+  /// False from a call that is received later until it is.
+  let isReceived = Guarded(true)
   /// The last launch queued so far.
   private let ticket = Guarded<UInt64>(0)
 
   init(
-    _ core: BufferCore, chunkCount: Int = 0, stepCount: Int = 0, waiting: Waiting, waitStatistics: Tensor? = nil
+    _ core: BufferCore, chunkCount: Int = 0, stepCount: Int = 0, waiting: Waiting, waitStatistics: Tensor? = nil,
+    firstHalf: OperationPart? = nil
   ) throws(EPError) {
     self.core = core
     self.waitStatistics = waitStatistics
-    part = waiting == .stream ? .apart : .whole
+    part = firstHalf ?? (waiting == .stream ? .apart : .whole)
+    if firstHalf != nil { isReceived.withLock { $0 = false } }
     layout = OperationLayout(
       rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount),
       stepCount: Int32(stepCount))

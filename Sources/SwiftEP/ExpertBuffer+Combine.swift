@@ -63,6 +63,8 @@ private struct CombineCall {
     try core.checkRecordable(
       isAsynchronous: options.isAsynchronous, sizing: .worstCase, after: options.after,
       stream: options.stream)
+    try core.beginCall(
+      exchangeCount: Int(steps.stepCount) + 1, waiting: options.waiting, receivesLater: options.receivesLater)
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
@@ -71,7 +73,7 @@ private struct CombineCall {
     let steps = steps
     let pending = try PendingOperation(
       core, stepCount: Int(steps.stepCount), waiting: options.waiting,
-      waitStatistics: options.waitStatistics)
+      waitStatistics: options.waitStatistics, firstHalf: options.receivesLater ? .sendCombine : nil)
     let resources = pending.makeResources(
       [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
     core.queueWaits(options.after, of: .combine, isUrgent: options.isAsynchronous)
@@ -88,7 +90,7 @@ private struct CombineCall {
       header.set(error)
       if try core.isGraphed(options.stream) { throw core.exhausted(header) }
     }
-    let arguments = CombineArguments(
+    var arguments = CombineArguments(
       view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
       stagedRows: staged.rows,
       stagedWeights: staged.weights, rowCount: Int32(handle.rowCapacity), steps: steps,
@@ -96,13 +98,22 @@ private struct CombineCall {
       rowWeights: options.rowWeights?.address ?? .null,
       biases: (options.biases.first?.address ?? .null, options.biases.dropFirst().first?.address ?? .null),
       weightsOutput: outputs?.topKWeights?.address ?? .null)
+    // A fault is told at once.
+    if outputs == nil && options.receivesLater { arguments.operation.part = .whole }
+    let launch: KernelLaunch = steps.stepCount == 0 ? .combine(arguments) : .combineStep(arguments)
     pending.enqueue(
-      steps.stepCount == 0 ? .combine(arguments) : .combineStep(arguments), workerCount: workerCount,
-      keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
+      launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
     if let stream = options.stream, let outputs { try outputs.tokens.noteUse(on: stream) }
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
-    return CombineResult(tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending))
+    var receiving: PendingReceive?
+    if options.receivesLater {
+      receiving = PendingReceive(
+        pending, launch.with(.receiveCombine), workerCount: workerCount, keeping: resources,
+        isAsynchronous: options.isAsynchronous, stream: options.stream)
+    }
+    return CombineResult(
+      tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending), receiving: receiving)
   }
 
   private func checkArguments() throws(ArgumentFault) {
@@ -116,6 +127,8 @@ private struct CombineCall {
     try rows.check(.rows, shape: handle.rowShape + [nil])
     try rows.check(.rows, dtype: [.bf16, .fp16, .fp32])
     try rows.check(.rows, rowByteCount: rowByteCount, multipleOf: 16)
+    if !handle.isReceived.withLock({ $0 }) { throw ArgumentFault(.unreceived, .handle, expected: 0, found: 1) }
+    if steps.stepCount > 0 && options.receivesLater { throw ArgumentFault(.steps, .rows, expected: 0, found: 1) }
     if steps.stepCount > 0 { try check(.handleTokens, handle.tokenCount, in: 0...core.plan.shape.tokensPerRankMax) }
     if let topKWeights = options.topKWeights {
       if handle.topK == 0 { throw ArgumentFault(.presence, .topKWeights, expected: 0, found: 1) }
@@ -139,6 +152,7 @@ private struct CombineCall {
     }
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
     try core.check(waitStatistics: options.waitStatistics)
+    try core.check(after: options.after)
   }
 
   /// In how many steps rows outside the arena are combined.
@@ -203,6 +217,10 @@ extension BufferCore {
     try check(.waitStatistics, waitStatistics)
     try waitStatistics?.check(.waitStatistics, shape: [rankCount])
     try waitStatistics?.check(.waitStatistics, dtype: [.int64])
+  }
+
+  func check(after events: [Event]) throws(ArgumentFault) {
+    for event in events where !event.isReceived { throw ArgumentFault(.unreceived, .after, expected: 0, found: 1) }
   }
 
   func check(_ handle: DispatchHandle) throws(ArgumentFault) {

@@ -46,16 +46,19 @@ private struct DispatchCall {
     try core.checkRecordable(
       isAsynchronous: options.isAsynchronous, sizing: sizing, after: options.after,
       stream: options.stream)
+    try core.beginCall(
+      exchangeCount: sizing == .exact ? nil : 1, waiting: options.waiting, receivesLater: options.receivesLater)
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
       try core.report(error, as: operation, stream: options.stream)
     }
-    let handle: DispatchHandle
-    if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle() }
+    let layout = cachedHandle?.layout ?? makeHandleLayout()
     let pending = try PendingOperation(
-      core, chunkCount: cachedHandle == nil ? Int(handle.layout.chunks.chunkCount) : 0, waiting: options.waiting,
-      waitStatistics: options.waitStatistics)
+      core, chunkCount: cachedHandle == nil ? Int(layout.chunks.chunkCount) : 0, waiting: options.waiting,
+      waitStatistics: options.waitStatistics, firstHalf: options.receivesLater ? .sendDispatch : nil)
+    let handle: DispatchHandle
+    if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle(layout, pending) }
     let resources = pending.makeResources(
       [x, scales as any Sendable, sidecars, routing, options.expertStatistics as any Sendable, handle, core.arenas])
     core.queueWaits(options.after, of: operation, isUrgent: options.isAsynchronous)
@@ -102,7 +105,13 @@ private struct DispatchCall {
       try handle.memory.noteUse(on: stream)
     }
     if !options.isAsynchronous { try pending.finish() }
-    return makeResult(columns, handle, pending, block, rowCapacity: rowCapacity)
+    var receiving: PendingReceive?
+    if options.receivesLater {
+      receiving = PendingReceive(
+        pending, launch.with(.receiveDispatch), workerCount: 1, keeping: resources,
+        isAsynchronous: options.isAsynchronous, stream: options.stream)
+    }
+    return makeResult(columns, handle, pending, receiving, block, rowCapacity: rowCapacity)
   }
 
   // MARK: What the call means
@@ -177,6 +186,7 @@ private struct DispatchCall {
     try options.expertStatistics?.check(.expertStatistics, shape: [Int(core.view.localExpertCount)])
     try options.expertStatistics?.check(.expertStatistics, dtype: [.int32])
     try core.check(waitStatistics: options.waitStatistics)
+    try core.check(after: options.after)
     // Kernels number rows with an Int32, whatever the routing.
     let rowsPerTokenMax = 2 * core.rankCount * max(1, topKCount)
     try check(
@@ -224,8 +234,8 @@ private struct DispatchCall {
 
   // MARK: Kernel arguments
 
-  private func makeHandle() throws(EPError) -> DispatchHandle {
-    let layout = HandleLayout(
+  private func makeHandleLayout() -> HandleLayout {
+    HandleLayout(
       chunks: Chunks(
         tokenCount: Int32(tokenCount),
         chunkCount: Int32(core.device.chunkCount(tokenCount: tokenCount, workerCount: workerCount))),
@@ -233,9 +243,13 @@ private struct DispatchCall {
       expertCount: core.view.expertCount, localExpertCount: core.view.localExpertCount, topK: Int32(topKCount),
       layout: options.layout.kernelLayout,
       groupCapacity: Int32(options.layout == .grouped ? buffer.plan.shape.groupCapacity : 0))
+  }
+
+  private func makeHandle(_ layout: HandleLayout, _ pending: PendingOperation) throws(EPError) -> DispatchHandle {
     let memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
     return DispatchHandle(
-      core: core, memory: memory, layout: layout, rowCapacity: worstCaseRows, expertAlignment: options.expertAlignment)
+      core: core, memory: memory, layout: layout, rowCapacity: worstCaseRows, expertAlignment: options.expertAlignment,
+      isReceived: pending.isReceived)
   }
 
   /// Rows of a worst-case output; 0 when sizing is exact.
@@ -317,7 +331,8 @@ private struct DispatchCall {
   // MARK: Result
 
   private func makeResult(
-    _ columns: Columns, _ handle: DispatchHandle, _ pending: PendingOperation, _ block: ArenaBlock, rowCapacity: Int
+    _ columns: Columns, _ handle: DispatchHandle, _ pending: PendingOperation, _ receiving: PendingReceive?,
+    _ block: ArenaBlock, rowCapacity: Int
   ) -> DispatchResult {
     func tensor(_ column: Int32, _ dtype: DType, _ trailing: [Int]) -> Tensor {
       Tensor(
@@ -339,7 +354,7 @@ private struct DispatchCall {
       origins: tensor(Columns.origins, .int32, [2]),
       topKIndices: topK.map { tensor(Columns.indices, $0.indices.dtype, [slotCount]) },
       topKWeights: topK?.weights == nil ? nil : tensor(Columns.weights, .fp32, [slotCount]), handle: handle,
-      event: Event(pending))
+      event: Event(pending), receiving: receiving)
   }
 }
 

@@ -37,6 +37,7 @@ public final class OperationGraph: Sendable {
         throw .invalidArgument(
           rank: core.rank, argument: "body", expected: "no launch of a graph while one is recorded", found: "one")
       }
+      try core.checkReceived("launch")
       let ticket = graph.launch(stream: stream)
       for operation in operations { operation.isQueued(as: ticket) }
       return ticket
@@ -82,6 +83,7 @@ extension ExpertBuffer {
     repeatCount: Int, _ body: () throws(EPError) -> Result
   ) throws(EPError) -> (graph: OperationGraph, result: Result) {
     try core.checkOpen()
+    try core.checkReceived("body")
     let isFree = core.recording.withLock { recording in
       defer { recording = recording ?? Recording() }
       return recording == nil
@@ -95,7 +97,9 @@ extension ExpertBuffer {
       defer { recording = nil }
       return recording!
     }
+    defer { core.receives.withLock { $0.removeAll() } }
     let result = try outcome.get()
+    try core.checkReceived("body")
     if recording.operations.isEmpty {
       throw .invalidArgument(rank: rank, argument: "body", expected: "at least one operation", found: "none")
     }

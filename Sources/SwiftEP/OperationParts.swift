@@ -46,7 +46,7 @@ extension KernelLaunch {
     }
   }
 
-  private func with(_ part: OperationPart) -> KernelLaunch {
+  func with(_ part: OperationPart) -> KernelLaunch {
     switch self {
     case .prepareDispatch(let arguments): .prepareDispatch(arguments.with(part))
     case .deliverDispatch(let arguments): .deliverDispatch(arguments.with(part))

@@ -220,7 +220,7 @@ import Testing
     #expect(Set(offsets).count == offsets.count)
     #expect(offsets.allSatisfy { $0 % 8 == 0 && $0 >= 0 && $0 + 8 <= layout.byteCount })
     #expect(layout.offset(ofRecord: 65) == layout.offset(ofRecord: 1))
-    let pagesEnd = control.exchangeOffset(source: rankCount - 1) + control.exchangeBlockByteCount
+    let pagesEnd = control.exchangeOffset(source: rankCount - 1, epoch: 7) + control.exchangeBlockByteCount
     #expect(control.recorderOffset >= pagesEnd && control.recorderOffset % 64 == 0)
     #expect(control.byteCount >= control.recorderOffset + layout.byteCount)
     #expect(ControlLayout.identityOffset + ArenaIdentity.byteCount <= ControlLayout.epochOffset)

@@ -10,9 +10,9 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [82, 4, 8, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [29, 6, 3, 17, 0, 2, 0]),
-    ("swiftep_dispatch", [105, 10, 10, 17, 15, 2, 2]), ("swiftep_combine", [62, 24, 12, 19, 0, 0, 0]),
-    ("swiftep_combine_step", [69, 24, 14, 16, 0, 0, 0]),
+    ("swiftep_prepare_dispatch", [83, 4, 8, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [32, 6, 3, 17, 0, 2, 0]),
+    ("swiftep_dispatch", [109, 10, 10, 17, 15, 2, 2]), ("swiftep_combine", [63, 24, 12, 19, 0, 0, 0]),
+    ("swiftep_combine_step", [70, 24, 14, 16, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_90()))
@@ -20,9 +20,9 @@ import Testing
   }
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [82, 4, 8, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [29, 0, 4, 17, 0, 4, 0]),
-    ("swiftep_dispatch", [105, 4, 11, 17, 15, 4, 2]), ("swiftep_combine", [62, 0, 12, 28, 0, 0, 0]),
-    ("swiftep_combine_step", [69, 0, 14, 28, 0, 0, 0]),
+    ("swiftep_prepare_dispatch", [83, 4, 8, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [32, 0, 4, 17, 0, 4, 0]),
+    ("swiftep_dispatch", [109, 4, 11, 17, 15, 4, 2]), ("swiftep_combine", [63, 0, 12, 28, 0, 0, 0]),
+    ("swiftep_combine_step", [70, 0, 14, 28, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_80()))

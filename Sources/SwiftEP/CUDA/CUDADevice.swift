@@ -75,7 +75,7 @@ package final class CUDADevice: Device {
   /// To be called before a launch: what must live as long as the stream may wait between its parts; nil where it does not.
   @discardableResult
   private func watchPauses(of launch: KernelLaunch) throws(EPError) -> PauseWatch? {
-    if launch.part == .whole { return nil }
+    if launch.part != .apart { return nil }
     return try pauses.withLock { pauses throws(EPError) in
       if pauses.watch == nil, let (view, arena, notices) = pauses.served {
         pauses.watch = try PauseWatch(view, arena, notices: notices)

@@ -109,7 +109,14 @@ private func title(_ kind: FlightRecord.Kind?, _ epoch: UInt64?) -> String {
 extension FlightRecord.Kind: CustomStringConvertible {
   public var description: String { title }
 
-  package var title: String { self == .cachedDispatch ? "cached dispatch" : rawValue }
+  package var title: String {
+    switch self {
+    case .dispatch, .combine: rawValue
+    case .cachedDispatch: "cached dispatch"
+    case .receiveDispatch: "receive of a dispatch"
+    case .receiveCombine: "receive of a combine"
+    }
+  }
 }
 
 extension FlightRecord.Step: CustomStringConvertible {

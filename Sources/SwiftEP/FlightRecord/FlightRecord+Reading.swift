@@ -171,6 +171,8 @@ extension FlightRecord.Kind {
     case .dispatch: self = .dispatch
     case .cachedDispatch: self = .cachedDispatch
     case .combine: self = .combine
+    case .receiveDispatch: self = .receiveDispatch
+    case .receiveCombine: self = .receiveCombine
     case nil: return nil
     }
   }

@@ -59,6 +59,8 @@ public struct FlightRecord: Equatable, Codable, Sendable {
 
   public enum Kind: String, Codable, Sendable {
     case dispatch, cachedDispatch, combine
+    /// The second halves of a dispatch and a combine that are received later; the first ones are recorded as those.
+    case receiveDispatch, receiveCombine
   }
 
   public struct Operation: Equatable, Codable, Sendable {

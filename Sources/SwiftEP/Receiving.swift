@@ -1,0 +1,130 @@
+import EPKernels
+
+/// The second half of a call that returned when its first had been queued (`DispatchOptions.receivesLater`).
+final class PendingReceive: Sendable {
+  private let pending: PendingOperation
+  private let launch: KernelLaunch
+  private let workerCount: Int
+  private let resources: OperationResources
+  private let isAsynchronous: Bool
+  private let stream: CUDAStream?
+  private let number: Int
+
+  /// - Parameters:
+  ///   - pending: whose first half is queued.
+  ///   - launch: the second.
+  init(
+    _ pending: PendingOperation, _ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources,
+    isAsynchronous: Bool, stream: CUDAStream?
+  ) {
+    (self.pending, self.launch, self.workerCount, self.resources) = (pending, launch, workerCount, resources)
+    (self.isAsynchronous, self.stream) = (isAsynchronous, stream)
+    number = pending.core.receives.withLock { $0.expect(resources) }
+  }
+
+  func receive() throws(EPError) {
+    let core = pending.core
+    try core.callLock.withLock { _ throws(EPError) in
+      try core.checkOpen()
+      if !core.receives.withLock({ $0.remove(number) }) {
+        throw .invalidArgument(
+          rank: core.rank, argument: "receive", expected: "one call for each result", found: "another")
+      }
+      pending.enqueue(
+        launch, workerCount: workerCount, keeping: resources, isUrgent: isAsynchronous, stream: stream)
+      pending.isReceived.withLock { $0 = true }
+      if !isAsynchronous { try pending.finish() }
+    }
+  }
+}
+
+/// Which results of a buffer are still to be received, and how many exchanges lie between.
+struct Receives {
+  /// Exchanges that calls may have begun.
+  private var exchangeCount = 0
+  private var expected: [(number: Int, resources: OperationResources)] = []
+
+  var count: Int { expected.count }
+
+  /// Whether so many exchanges more can be under way.
+  fileprivate func hasRoom(for more: Int) -> Bool {
+    guard let oldest = expected.first else { return true }
+    return exchangeCount + more - oldest.number <= Int(ControlLayout.cycleLength)
+  }
+
+  fileprivate mutating func begin(_ more: Int) { exchangeCount += more }
+
+  /// What the call uses that has begun the last exchange. It is kept until the result is received: peers use it.
+  fileprivate mutating func expect(_ resources: OperationResources) -> Int {
+    expected.append((exchangeCount - 1, resources))
+    return exchangeCount - 1
+  }
+
+  /// Returns false where nothing is expected.
+  fileprivate mutating func remove(_ number: Int) -> Bool {
+    guard let index = expected.firstIndex(where: { $0.number == number }) else { return false }
+    expected.remove(at: index)
+    return true
+  }
+
+  mutating func removeAll() { expected = [] }
+}
+
+extension BufferCore {
+  /// To be asked by every call before anything else. Throws, without a word to the peers, where it has to come later: once
+  /// results are received, it can be made again.
+  ///
+  /// - Parameters:
+  ///   - exchangeCount: that the call begins; nil where that depends.
+  ///   - later: whether its result is itself to be received later.
+  func beginCall(exchangeCount: Int?, waiting: Waiting, receivesLater later: Bool) throws(EPError) {
+    try receives.withLock { receives throws(EPError) in
+      func fail(_ argument: String, expected: String, found: String) -> EPError {
+        .invalidArgument(rank: rank, argument: argument, expected: expected, found: found)
+      }
+      if later || receives.count > 0 {
+        let state = "while results are to be received"
+        guard exchangeCount != nil else { throw fail("sizing", expected: "worstCase \(state)", found: "exact") }
+        if waiting == .stream { throw fail("waiting", expected: "workers \(state)", found: "stream") }
+      }
+      if !receives.hasRoom(for: exchangeCount ?? 1) {
+        throw fail(
+          "receive", expected: "a call for each result, before \(ControlLayout.cycleLength) others are begun",
+          found: "none")
+      }
+      receives.begin(exchangeCount ?? 1)
+    }
+  }
+
+  /// Throws unless all results have been received.
+  func checkReceived(_ argument: String) throws(EPError) {
+    let count = receives.withLock { $0.count }
+    if count > 0 {
+      throw .invalidArgument(
+        rank: rank, argument: argument, expected: "no results that are still to be received", found: "\(count)")
+    }
+  }
+}
+
+extension DispatchResult {
+  /// Lets the rows arrive: the second half of a dispatch that was to be received later. To be called once; returns as its
+  /// options say, at once or when `event` is complete. Not collective: ranks may receive their results in any order.
+  ///
+  /// - Throws: what the dispatch failed with, unless it is asynchronous; `invalidArgument` where there is nothing to be
+  ///   received.
+  public func receive() throws(EPError) { try SwiftEP.receive(receiving) }
+}
+
+extension CombineResult {
+  /// Sums the rows: the second half of a combine that was to be received later; as `DispatchResult.receive`, but collective:
+  /// all ranks receive their combines in the same order, since each ends when all peers have read this rank's rows.
+  public func receive() throws(EPError) { try SwiftEP.receive(receiving) }
+}
+
+private func receive(_ receiving: PendingReceive?) throws(EPError) {
+  guard let receiving else {
+    throw .invalidArgument(
+      rank: -1, argument: "receive", expected: "a result of a call with receivesLater", found: "one without")
+  }
+  try receiving.receive()
+}
