@@ -9,6 +9,13 @@ extension Job {
     case x = 1, scales, sidecars, routing, weights, expertRows, rowWeights, topKWeights, biases
   }
 
+  /// The same calls with other tokens, other routing and other weights.
+  package func reseeded(_ step: Int) -> Job {
+    var job = self
+    job.seed = seed &+ 1_000_003 &* UInt64(step)
+    return job
+  }
+
   /// A rank's input to the first dispatch.
   package func makeTokens(rank: Int) -> RankTokens { makeTokens(rank: rank, step: 0) }
 

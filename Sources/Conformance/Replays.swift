@@ -25,15 +25,16 @@ private struct Replays {
 
   init(_ job: Job, _ buffer: ExpertBuffer) throws {
     (self.job, self.buffer) = (job, buffer)
-    let steps = 0..<5
-    tokens = steps.map { job.makeTokens(rank: buffer.rank, step: $0) }
+    let steps = (0..<5).map { job.reseeded($0) }
+    tokens = steps.map { $0.makeTokens(rank: buffer.rank) }
     expected = steps.map { step in
-      let all = (0..<job.rankCount).map { job.makeTokens(rank: $0, step: step) }
-      return Oracle(job, tokens: all).dispatched(to: buffer.rank)
+      Oracle(step, tokens: (0..<step.rankCount).map { step.makeTokens(rank: $0) }).dispatched(to: buffer.rank)
     }
     sums = try tokens.map { tokens in
       let tokens = try tokens.reachable(from: buffer)
-      let dispatched = try buffer.dispatch(tokens.x, to: tokens.routing, options: job.dispatchOptions)
+      var options = job.dispatchOptions
+      options.receivesLater = false
+      let dispatched = try buffer.dispatch(tokens.x, to: tokens.routing, options: options)
       let combined = try buffer.combine(dispatched.rows, with: dispatched.handle, options: Self.combineOptions)
       try combined.event.wait()
       return combined.tokens.withUnsafeBytes { Array($0) }
@@ -50,6 +51,7 @@ private struct Replays {
     let inputs = [try GraphInputs(tokens[0], on: buffer), try GraphInputs(tokens[0], on: buffer)]
     var combineOptions = Self.combineOptions
     combineOptions.waiting = job.waiting(ofRank: buffer.rank)
+    combineOptions.receivesLater = job.receivesLater
     let recorded = try inputs.map {
       try $0.record(job.dispatchOptions(ofRank: buffer.rank), combineOptions, on: buffer)
     }
@@ -99,13 +101,16 @@ package struct GraphInputs {
     self.weights.copyBeginning(from: weights)
   }
 
-  /// A dispatch of them, and the combine of what it brings.
+  /// A dispatch of them, and the combine of what it brings; received, where the options say so.
   package func record(
     _ options: DispatchOptions, _ combineOptions: CombineOptions, on buffer: ExpertBuffer
   ) throws(EPError) -> (graph: OperationGraph, result: (DispatchResult, CombineResult)) {
     try buffer.record { () throws(EPError) in
       let dispatched = try buffer.dispatch(x, to: routing, options: options)
-      return (dispatched, try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions))
+      if options.receivesLater { try dispatched.receive() }
+      let combined = try buffer.combine(dispatched.rows, with: dispatched.handle, options: combineOptions)
+      if combineOptions.receivesLater { try combined.receive() }
+      return (dispatched, combined)
     }
   }
 }

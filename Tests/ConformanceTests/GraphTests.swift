@@ -29,6 +29,7 @@ extension ConformanceTests {
       let job = Self.job.with { ($0.layout, $0.workers) = (layout, workers) }
       try checkReplays(job, count: 1000, on: fabric)
       try checkReplays(job.with { $0.ranksOfWaitingStreams = [0, 2] }, count: 200, on: fabric)
+      try checkReplays(job.with { $0.receivesLater = true }, count: 200, on: fabric)
     }
 
     /// Several graphs and plain calls take turns on one buffer; launches are queued without waiting.
