@@ -40,6 +40,8 @@ let package = Package(
       name: "survivors", dependencies: ["SwiftEP"], path: "Examples/Survivors", swiftSettings: strict),
     .executableTarget(
       name: "environment-ranks", dependencies: ["SwiftEP"], path: "Examples/EnvironmentRanks", swiftSettings: strict),
+    .executableTarget(
+      name: "micro-batches", dependencies: ["SwiftEP"], path: "Examples/MicroBatches", swiftSettings: strict),
     .target(name: "MadeUpHosts", dependencies: ["HostFacts"], path: "Tests/MadeUpHosts", swiftSettings: strict),
     .testTarget(name: "HostFactsTests", dependencies: ["HostFacts", "MadeUpHosts"], swiftSettings: strict),
     .testTarget(name: "ArenaTests", dependencies: ["Arena", "HostFacts", "MadeUpHosts"], swiftSettings: strict),
