@@ -258,6 +258,12 @@ final class OperationResources: Sendable {
     }
   }
 
+  /// The same once more: the end of one half of an operation is not that of the other.
+  func again() -> OperationResources {
+    OperationResources(
+      view: view, memory: memory, arena: arena, membership: membership, retained: retained.withLock { $0 })
+  }
+
   func retain(_ more: any Sendable) { retained.withLock { $0.append(more) } }
 
   func releaseLast() { retained.withLock { _ = $0.removeLast() } }

@@ -17,8 +17,10 @@ final class PendingReceive: Sendable {
     _ pending: PendingOperation, _ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources,
     isAsynchronous: Bool, stream: CUDAStream?
   ) {
-    (self.pending, self.launch, self.workerCount, self.resources) = (pending, launch, workerCount, resources)
+    (self.pending, self.launch, self.workerCount) = (pending, launch, workerCount)
     (self.isAsynchronous, self.stream) = (isAsynchronous, stream)
+    let resources = resources.again()
+    self.resources = resources
     number = pending.core.receives.withLock { $0.expect(resources) }
   }
 

@@ -1,4 +1,5 @@
 import Conformance
+import Glibc
 import SwiftEP
 import Testing
 
@@ -184,6 +185,26 @@ extension ConformanceTests {
       }
       for rank in 0..<2 {
         guard case .rankMissing(2, .completion, _) = found[rank] else {
+          Issue.record("\(found[rank])")
+          continue
+        }
+      }
+    }
+
+    /// Who sends learns of a rank that is missing, and all others do, though nobody receives.
+    @Test func aRankThatNeverSends() throws {
+      let job = Self.makeJob()
+      let found = try onEachRank(try Self.makePlan(job), timeout: .milliseconds(500)) { buffer in
+        if buffer.rank == 2 { return EPError.bufferClosed }
+        var options = job.dispatchOptions
+        options.isAsynchronous = true
+        let result = try job.dispatch(on: buffer, options: options)
+        usleep(2_000_000)
+        try Self.expectSent(result)
+        return try error { () throws(EPError) in _ = try job.dispatch(on: buffer, step: 1, options: options) }
+      }
+      for rank in 0..<2 {
+        guard case .bufferLost(cause: .rankMissing(2, .exchange, _)) = found[rank] else {
           Issue.record("\(found[rank])")
           continue
         }
