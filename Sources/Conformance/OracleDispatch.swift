@@ -26,6 +26,7 @@ extension Oracle {
   package func dispatched(to rank: Int) -> ExpectedDispatch {
     let received = origins[rank]
     let counts = tokenCounts(at: rank)
+    let expertAlignment = layout == .grouped ? 1 : expertAlignment
     var expected = ExpectedDispatch(
       rowCount: received.count, isGrouped: layout == .grouped, scaleOrder: scaleOrder, rows: [], scales: nil,
       sidecars: [], origins: [], indices: nil, weights: nil,

@@ -35,7 +35,8 @@ public enum Waiting: String, Codable, CaseIterable, Sendable {
 public struct DispatchOptions: Sendable {
   /// Cached routing keeps the layout of its handle.
   public var layout: RowLayout = .bySource
-  /// By expert: each group of rows begins at a multiple of this. By source: counts per expert are rounded up to it.
+  /// By expert: each group of rows begins at a multiple of this. By source: counts per expert are rounded up to it. Grouped:
+  /// of no effect, as `zeroesPadding`.
   public var expertAlignment = 1
   /// By expert: fill the rows between groups with zero bytes. Their origins and indices are -1 in any case.
   public var zeroesPadding = false
@@ -47,17 +48,18 @@ public struct DispatchOptions: Sendable {
   public var scaleOrder: ScaleOrder = .rowMajor
   /// Workers to use; nil: all that the buffer has.
   public var workers: Int?
-  /// Ranks need not all say the same.
+  /// Ranks need not all say the same, but none lets streams wait while another has results to receive (`receivesLater`).
   public var waiting: Waiting = .workers
   /// int32 `[local experts]`: to each, the tokens that the expert has received are added; for finding the experts that are
   /// wanted most. Not of cached dispatches.
   public var expertStatistics: Tensor?
-  /// int64 `[ranks]`: to each, nanoseconds are added for which this rank's workers have waited for that one, when those
-  /// before it were there; for finding the slow rank. Nothing is added for waits of streams.
+  /// int64 `[ranks]`: to each rank that was not there yet when all before it were, the nanoseconds are added from when this
+  /// rank began to wait until that one was there; for finding the slow rank. For waits of streams there is mostly nothing to
+  /// be added.
   public var waitStatistics: Tensor?
   /// The call only sends: it is over when this rank's rows are on their way, and `DispatchResult.receive` does the rest.
   /// Between the two, nothing of this library occupies a multiprocessor or a core. Of worst-case size only, and with
-  /// workers that wait; further calls may lie in between, up to seven, and other results may be received in any order. In a
+  /// workers that wait; further calls may lie in between, up to seven (each step of a combine in steps counts), and other results may be received in any order. In a
   /// graph, both halves; a graph that a stream of the caller's has captured must not be launched in between.
   public var receivesLater = false
   /// Return while rows still travel; the result's event says when they have arrived.
@@ -194,7 +196,8 @@ public struct CombineOptions: Sendable {
   /// As `DispatchOptions.waitStatistics`.
   public var waitStatistics: Tensor?
   /// The call only tells the peers that this rank's rows are ready, and `CombineResult.receive` does the rest; otherwise as
-  /// `DispatchOptions.receivesLater`. Rows outside the arena must not be combined in steps then.
+  /// `DispatchOptions.receivesLater`. Rows outside the arena must not be combined in steps then. What a rank has called
+  /// wrongly, all learn when they receive.
   public var receivesLater = false
   /// Return at once; the result's event says when the sums are there and all peers have read this rank's rows.
   public var isAsynchronous = false

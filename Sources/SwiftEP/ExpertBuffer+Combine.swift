@@ -68,7 +68,8 @@ private struct CombineCall {
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
-      try core.report(error, as: .combine, stream: options.stream)
+      if !options.receivesLater { try core.report(error, as: .combine, stream: options.stream) }
+      return try sendFault(error)
     }
     let steps = steps
     let pending = try PendingOperation(
@@ -90,7 +91,7 @@ private struct CombineCall {
       header.set(error)
       if try core.isGraphed(options.stream) { throw core.exhausted(header) }
     }
-    var arguments = CombineArguments(
+    let arguments = CombineArguments(
       view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
       stagedRows: staged.rows,
       stagedWeights: staged.weights, rowCount: Int32(handle.rowCapacity), steps: steps,
@@ -98,22 +99,44 @@ private struct CombineCall {
       rowWeights: options.rowWeights?.address ?? .null,
       biases: (options.biases.first?.address ?? .null, options.biases.dropFirst().first?.address ?? .null),
       weightsOutput: outputs?.topKWeights?.address ?? .null)
-    // A fault is told at once.
-    if outputs == nil && options.receivesLater { arguments.operation.part = .whole }
     let launch: KernelLaunch = steps.stepCount == 0 ? .combine(arguments) : .combineStep(arguments)
     pending.enqueue(
       launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
+    if options.receivesLater {
+      return try makeResult(pending, launch, workerCount: workerCount, resources, outputs)
+    }
     if let stream = options.stream, let outputs { try outputs.tokens.noteUse(on: stream) }
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
-    var receiving: PendingReceive?
-    if options.receivesLater {
-      receiving = PendingReceive(
-        pending, launch.with(.receiveCombine), workerCount: workerCount, keeping: resources,
-        isAsynchronous: options.isAsynchronous, stream: options.stream)
-    }
     return CombineResult(
-      tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending), receiving: receiving)
+      tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending), receiving: nil)
+  }
+
+  /// Of a call whose first half is queued. Without outputs, the second one throws what all ranks learn then.
+  private func makeResult(
+    _ pending: PendingOperation, _ launch: KernelLaunch, workerCount: Int, _ resources: OperationResources,
+    _ outputs: (tokens: Tensor, topKWeights: Tensor?)?
+  ) throws(EPError) -> CombineResult {
+    let receiving = try PendingReceive(
+      pending, launch.with(.receiveCombine), workerCount: workerCount, keeping: resources,
+      isAsynchronous: options.isAsynchronous, stream: options.stream)
+    if let stream = options.stream, let outputs { try outputs.tokens.noteUse(on: stream) }
+    if !options.isAsynchronous { try pending.waitForStatus() }
+    let tokens: Tensor
+    if let outputs { tokens = outputs.tokens } else { tokens = try Tensor(zeros: [0, 0], rows.dtype) }
+    return CombineResult(
+      tokens: tokens, topKWeights: outputs?.topKWeights, event: Event(pending), receiving: receiving)
+  }
+
+  /// The peers, which do not wait for each other yet, learn of it when they receive; and so does the caller.
+  private func sendFault(_ fault: ArgumentFault) throws(EPError) -> CombineResult {
+    if try core.isGraphed(options.stream) { throw fault.error(rank: core.rank) }
+    let pending = try PendingOperation(core, waiting: .workers, firstHalf: .sendCombine)
+    let launch = core.faultLaunch(fault, as: .combine, pending)
+    let resources = pending.makeResources([])
+    pending.enqueue(
+      launch, workerCount: 1, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
+    return try makeResult(pending, launch, workerCount: 1, resources, nil)
   }
 
   private func checkArguments() throws(ArgumentFault) {
@@ -289,10 +312,20 @@ extension BufferCore {
   /// Meets the peers of a call that this rank cannot make, so that all ranks learn why. Throws what they throw.
   func report(_ fault: ArgumentFault, as operation: Operation, stream: CUDAStream?) throws(EPError) -> Never {
     if try isGraphed(stream) { throw fault.error(rank: rank) }
+    let pending = try PendingOperation(self, waiting: .workers)
+    pending.enqueue(
+      faultLaunch(fault, as: operation, pending), workerCount: 1, keeping: pending.makeResources([]), isUrgent: false)
+    try pending.finish()
+    preconditionFailure("a fault that no rank reported")
+  }
+
+  /// What tells the peers of a call that this rank cannot make.
+  func faultLaunch(
+    _ fault: ArgumentFault, as operation: Operation, _ pending: PendingOperation
+  ) -> KernelLaunch {
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.set(fault)
-    let pending = try PendingOperation(self, waiting: .workers)
     let handle = HandleView(
       block: .null,
       layout: HandleLayout(
@@ -302,9 +335,6 @@ extension BufferCore {
       view: view, header: header, handle: handle, operation: pending.view, stagedRows: .null, stagedWeights: .null,
       rowCount: 0, steps: .none, format: .bf16, elementsPerRow: 0, output: .null, rowWeights: .null,
       biases: (.null, .null), weightsOutput: .null)
-    pending.enqueue(
-      .combine(arguments), workerCount: 1, keeping: pending.makeResources([]), isUrgent: false)
-    try pending.finish()
-    preconditionFailure("a fault that no rank reported")
+    return .combine(arguments)
   }
 }

@@ -100,17 +100,17 @@ private struct DispatchCall {
   ) throws(EPError) -> DispatchResult {
     pending.enqueue(
       launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
+    var receiving: PendingReceive?
+    if options.receivesLater {
+      receiving = try PendingReceive(
+        pending, launch.with(.receiveDispatch), workerCount: 1, keeping: resources,
+        isAsynchronous: options.isAsynchronous, stream: options.stream)
+    }
     if let stream = options.stream {
       try block.noteUse(on: stream)
       try handle.memory.noteUse(on: stream)
     }
     if !options.isAsynchronous { try pending.finish() }
-    var receiving: PendingReceive?
-    if options.receivesLater {
-      receiving = PendingReceive(
-        pending, launch.with(.receiveDispatch), workerCount: 1, keeping: resources,
-        isAsynchronous: options.isAsynchronous, stream: options.stream)
-    }
     return makeResult(columns, handle, pending, receiving, block, rowCapacity: rowCapacity)
   }
 
@@ -127,7 +127,9 @@ private struct DispatchCall {
 
   private var sizing: Sizing { layout == .grouped ? .worstCase : options.sizing }
 
-  private var expertAlignment: Int { cachedHandle?.expertAlignment ?? options.expertAlignment }
+  private var expertAlignment: Int {
+    layout == .grouped ? 1 : cachedHandle?.expertAlignment ?? options.expertAlignment
+  }
 
   private var workerCount: Int { options.workers ?? core.device.workerCountMax }
 
@@ -187,6 +189,11 @@ private struct DispatchCall {
     try options.expertStatistics?.check(.expertStatistics, dtype: [.int32])
     try core.check(waitStatistics: options.waitStatistics)
     try core.check(after: options.after)
+    if layout == .grouped && cachedHandle == nil {
+      // A plan has looked at that, unless it was for another layout.
+      let rowCount = Int(core.view.localExpertCount) * buffer.plan.shape.groupCapacity
+      try check(.layout, rowCount, in: 0...Int(Int32.max) / max(4, topKCount))
+    }
     // Kernels number rows with an Int32, whatever the routing.
     let rowsPerTokenMax = 2 * core.rankCount * max(1, topKCount)
     try check(

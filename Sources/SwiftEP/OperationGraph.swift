@@ -23,7 +23,7 @@ public final class OperationGraph: Sendable {
   /// - Returns: what is complete when all operations of this launch are, and throws what the first of them failed with: of
   ///   launches that are queued one behind the other, what the latest that has run did. The operations' own events are of the
   ///   latest launch.
-  /// - Throws: `bufferLost`, `bufferClosed`; `invalidArgument` inside of a recording.
+  /// - Throws: `bufferLost`, `bufferClosed`; `invalidArgument` inside of a recording, or while results are to be received.
   @discardableResult
   public func launch(stream: CUDAStream? = nil) throws(EPError) -> Event {
     let ticket = try core.callLock.withLock { _ throws(EPError) in
@@ -72,7 +72,8 @@ extension ExpertBuffer {
   /// the GPU's driver may wait for running kernels when it makes a graph, and those for the ranks that still record.
   ///
   /// - Returns: the graph, and what `body` returned. Results hold nothing before the first launch has run.
-  /// - Throws: what `body` throws; `invalidArgument` where it records nothing, or what cannot be recorded; `outOfMemory`;
+  /// - Throws: what `body` throws; `invalidArgument` where it records nothing, or what cannot be recorded, or where results
+  ///   are to be received before it or behind it; `outOfMemory`;
   ///   `driver`.
   public func record<Result>(
     _ body: () throws(EPError) -> Result

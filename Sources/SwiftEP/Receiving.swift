@@ -1,11 +1,15 @@
 import EPKernels
+import HostMachine
 
 /// The second half of a call that returned when its first had been queued (`DispatchOptions.receivesLater`).
 final class PendingReceive: Sendable {
   private let pending: PendingOperation
   private let launch: KernelLaunch
   private let workerCount: Int
-  private let resources: OperationResources
+  /// Until the half is queued.
+  private let resources: Guarded<OperationResources?>
+  /// Whether the first half is part of a graph.
+  private let isGraphed: Bool
   private let isAsynchronous: Bool
   private let stream: CUDAStream?
   private let number: Int
@@ -16,11 +20,12 @@ final class PendingReceive: Sendable {
   init(
     _ pending: PendingOperation, _ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources,
     isAsynchronous: Bool, stream: CUDAStream?
-  ) {
+  ) throws(EPError) {
     (self.pending, self.launch, self.workerCount) = (pending, launch, workerCount)
     (self.isAsynchronous, self.stream) = (isAsynchronous, stream)
+    isGraphed = try pending.core.isGraphed(stream)
     let resources = resources.again()
-    self.resources = resources
+    self.resources = Guarded(resources)
     number = pending.core.receives.withLock { $0.expect(resources) }
   }
 
@@ -28,12 +33,21 @@ final class PendingReceive: Sendable {
     let core = pending.core
     try core.callLock.withLock { _ throws(EPError) in
       try core.checkOpen()
+      if try core.isGraphed(stream) != isGraphed {
+        throw .invalidArgument(
+          rank: core.rank, argument: "receive", expected: "one in the same graph as the call, or both in none",
+          found: "the other way")
+      }
       if !core.receives.withLock({ $0.remove(number) }) {
         throw .invalidArgument(
           rank: core.rank, argument: "receive", expected: "one call for each result", found: "another")
       }
-      pending.enqueue(
-        launch, workerCount: workerCount, keeping: resources, isUrgent: isAsynchronous, stream: stream)
+      let kept = resources.withLock { resources in
+        defer { resources = nil }
+        return resources
+      }
+      guard let kept else { preconditionFailure("received twice") }
+      pending.enqueue(launch, workerCount: workerCount, keeping: kept, isUrgent: isAsynchronous, stream: stream)
       pending.isReceived.withLock { $0 = true }
       if !isAsynchronous { try pending.finish() }
     }
@@ -110,7 +124,8 @@ extension BufferCore {
 
 extension DispatchResult {
   /// Lets the rows arrive: the second half of a dispatch that was to be received later. To be called once; returns as its
-  /// options say, at once or when `event` is complete. Not collective: ranks may receive their results in any order.
+  /// options say, at once or when `event` is complete. Not collective: ranks may receive their dispatches in any order. To be
+  /// called even where nobody wants the rows any more: peers write them.
   ///
   /// - Throws: what the dispatch failed with, unless it is asynchronous; `invalidArgument` where there is nothing to be
   ///   received.
@@ -119,7 +134,7 @@ extension DispatchResult {
 
 extension CombineResult {
   /// Sums the rows: the second half of a combine that was to be received later; as `DispatchResult.receive`, but collective:
-  /// all ranks receive their combines in the same order, since each ends when all peers have read this rank's rows.
+  /// it has the same place among the calls of all ranks, since it ends when all peers have read this rank's rows.
   public func receive() throws(EPError) { try SwiftEP.receive(receiving) }
 }
 

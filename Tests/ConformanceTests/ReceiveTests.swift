@@ -173,6 +173,47 @@ extension ConformanceTests {
       #expect(errors == [expected, expected, expected])
     }
 
+    /// The same of a combine, with a dispatch before all receive.
+    @Test func faultsOfACombineAreReceived() throws {
+      let job = Self.makeJob()
+      let errors = try onEachRank(try Self.makePlan(job)) { buffer in
+        let result = try job.dispatch(on: buffer)
+        try result.receive()
+        var options = Self.combineOptions
+        if buffer.rank == 1 { options.biases = [try Tensor(zeros: [16, 63], .bf16)] }
+        let combined = try buffer.combine(result.rows, with: result.handle, options: options)
+        let other = try job.dispatch(on: buffer, step: 1)
+        let error = try error { () throws(EPError) in try combined.receive() }
+        try other.receive()
+        try Self.compare(other, job, step: 1, buffer)
+        return error
+      }
+      let expected = EPError.invalidArgument(rank: 1, argument: "biases.shape[1]", expected: "64", found: "63")
+      #expect(errors == [expected, expected, expected])
+    }
+
+    /// What has been received is not held by its result: a plan for one result serves many, one after the other.
+    @Test func receivedResultsHoldNothingElse() throws {
+      let job = Self.makeJob()
+      let plan = try ExpertBuffer.Plan(job.shape, workers: 2, staging: .whole)
+      let sizes = try onEachRank(plan) { buffer in
+        var kept: [CombineResult] = []
+        for step in 0..<4 {
+          let result = try job.dispatch(on: buffer, step: step)
+          try result.receive()
+          let rows = try buffer.buffer.makeTensor(zeros: result.rows.shape, .bf16)
+          var options = Self.combineOptions
+          options.output = try buffer.buffer.makeTensor(zeros: [16, 64], .bf16)
+          let combined = try buffer.combine(rows, with: result.handle, options: options)
+          try combined.receive()
+          kept.append(combined)
+        }
+        try require(kept.count == 4, "kept")
+        return buffer.arenaByteCount
+      }
+      #expect(sizes == [Int64](repeating: plan.arenaByteCount, count: 3))
+    }
+
     /// A combine ends where all have read its rows.
     @Test func aRankThatNeverReceives() throws {
       let job = Self.makeJob()
@@ -227,13 +268,21 @@ extension ConformanceTests {
           try sums.receive()
           return (first, second, sums)
         }
-        let (first, second, _) = recorded.result
+        let (first, second, sums) = recorded.result
         for run in 0..<20 {
           let jobs = [job.reseeded(run), job.reseeded(run + 1)]
           for (input, job) in zip(inputs, jobs) { input.set(job.makeTokens(rank: buffer.rank)) }
           try recorded.graph.launch().wait()
           try Self.compare(first, jobs[0], step: 0, buffer)
           try Self.compare(second, jobs[1], step: 0, buffer)
+          let oracle = jobs[0].makeOracle()
+          let rows = (0..<3).map { rank in
+            let bytes = oracle.dispatched(to: rank).rows
+            return try! Tensor(copying: bytes, shape: [bytes.count], .uint8).viewed(as: .bf16, hidden: job.hidden)
+          }
+          let expected = oracle.combined(at: buffer.rank, rows: rows, rowWeights: nil, biases: [])
+          let text = difference(sums.tokens, from: expected, named: "sums")
+          try require(text == nil, "run \(run): \(text ?? "")")
         }
         let unreceived = try error { () throws(EPError) in
           _ = try buffer.buffer.record { () throws(EPError) in
