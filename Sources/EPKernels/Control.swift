@@ -140,7 +140,7 @@
   /// UInt64: not zero from when the signal is given until it is seen. Queues of launches wait for gates, since they wait for
   /// fixed values; kernels, which wait for signals, use nothing that a gate says. So a gate may be open too long, but is never
   /// closed again over a signal that nobody has seen: who gives a slot's next signal has seen the other slot's of who closed
-  /// it.
+  /// it. That does not hold where results are received later, since exchanges overlap: no rank's queue waits then.
   @inlinable public func gateOffset(_ slot: SignalSlot, source: Int32) -> Int64 {
     linesOffset(slot, source: source) &+ Self.gateDistance
   }

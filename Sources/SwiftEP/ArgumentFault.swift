@@ -28,6 +28,8 @@ package struct ArgumentFault: Error, Equatable {
     case order
     /// Of a dispatch, or a call, that is still to be received.
     case unreceived
+    /// More rows than kernels count.
+    case rowCount
     /// Rows outside the arena, which would be combined in steps.
     case steps
   }
@@ -87,6 +89,7 @@ package struct ArgumentFault: Error, Equatable {
     case .memory:
       texts = ("memory that the buffer's machine reaches (see ExpertBuffer.reachable)", "memory that it does not")
     case .unreceived: texts = ("one of a call that has been received", "one that is still to be received")
+    case .rowCount: texts = ("one of at most \(expected) rows", "one of \(found)")
     case .steps: texts = ("rows in the arena, where others are combined in steps", "others")
     case .order: texts = ("rowMajor but for grouped rows that are quantized on the way", "columnMajor")
     case .layout:

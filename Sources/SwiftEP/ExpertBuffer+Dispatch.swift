@@ -192,7 +192,8 @@ private struct DispatchCall {
     if layout == .grouped && cachedHandle == nil {
       // A plan has looked at that, unless it was for another layout.
       let rowCount = Int(core.view.localExpertCount) * buffer.plan.shape.groupCapacity
-      try check(.layout, rowCount, in: 0...Int(Int32.max) / max(4, topKCount))
+      let rowCountMax = Int(Int32.max) / max(4, topKCount)
+      if rowCount > rowCountMax { throw ArgumentFault(.rowCount, .layout, expected: rowCountMax, found: rowCount) }
     }
     // Kernels number rows with an Int32, whatever the routing.
     let rowsPerTokenMax = 2 * core.rankCount * max(1, topKCount)

@@ -1,13 +1,10 @@
 import EPKernels
-import HostMachine
 
 /// The second half of a call that returned when its first had been queued (`DispatchOptions.receivesLater`).
 final class PendingReceive: Sendable {
   private let pending: PendingOperation
   private let launch: KernelLaunch
   private let workerCount: Int
-  /// Until the half is queued.
-  private let resources: Guarded<OperationResources?>
   /// Whether the first half is part of a graph.
   private let isGraphed: Bool
   private let isAsynchronous: Bool
@@ -24,9 +21,7 @@ final class PendingReceive: Sendable {
     (self.pending, self.launch, self.workerCount) = (pending, launch, workerCount)
     (self.isAsynchronous, self.stream) = (isAsynchronous, stream)
     isGraphed = try pending.core.isGraphed(stream)
-    let resources = resources.again()
-    self.resources = Guarded(resources)
-    number = pending.core.receives.withLock { $0.expect(resources) }
+    number = pending.core.receives.withLock { $0.expect(resources.again()) }
   }
 
   func receive() throws(EPError) {
@@ -38,16 +33,11 @@ final class PendingReceive: Sendable {
           rank: core.rank, argument: "receive", expected: "one in the same graph as the call, or both in none",
           found: "the other way")
       }
-      if !core.receives.withLock({ $0.remove(number) }) {
+      guard let resources = core.receives.withLock({ $0.remove(number) }) else {
         throw .invalidArgument(
           rank: core.rank, argument: "receive", expected: "one call for each result", found: "another")
       }
-      let kept = resources.withLock { resources in
-        defer { resources = nil }
-        return resources
-      }
-      guard let kept else { preconditionFailure("received twice") }
-      pending.enqueue(launch, workerCount: workerCount, keeping: kept, isUrgent: isAsynchronous, stream: stream)
+      pending.enqueue(launch, workerCount: workerCount, keeping: resources, isUrgent: isAsynchronous, stream: stream)
       pending.isReceived.withLock { $0 = true }
       if !isAsynchronous { try pending.finish() }
     }
@@ -76,11 +66,10 @@ struct Receives {
     return exchangeCount - 1
   }
 
-  /// Returns false where nothing is expected.
-  fileprivate mutating func remove(_ number: Int) -> Bool {
-    guard let index = expected.firstIndex(where: { $0.number == number }) else { return false }
-    expected.remove(at: index)
-    return true
+  /// What the call uses; nil where nothing is expected.
+  fileprivate mutating func remove(_ number: Int) -> OperationResources? {
+    guard let index = expected.firstIndex(where: { $0.number == number }) else { return nil }
+    return expected.remove(at: index).resources
   }
 
   mutating func removeAll() { expected = [] }

@@ -135,6 +135,24 @@ extension ConformanceTests {
       }
     }
 
+    /// More grouped rows than an Int32 counts, in a buffer that was planned for another layout.
+    @Test func groupsOfTooManyRows() throws {
+      let shape = JobShape(
+        rankCount: 2, tokensPerRankMax: 1 << 20, hidden: 8, topK: 1, expertCount: 600, combineDType: .bf16)
+      let plan = try ExpertBuffer.Plan(shape, receivedTokensMax: 8)
+      let job = Job(rankCount: 2, tokenCount: 4, hidden: 8, topK: 1, expertCount: 600)
+      let errors = try onEachRank(plan) { buffer in
+        var options = job.dispatchOptions
+        options.layout = .grouped
+        let error = try error { () throws(EPError) in _ = try job.dispatch(on: buffer, options: options) }
+        try job.checkDispatch(on: buffer)
+        return error
+      }
+      let expected = EPError.invalidArgument(
+        rank: 0, argument: "layout", expected: "one of at most 536870911 rows", found: "one of 629145600")
+      #expect(errors == [expected, expected])
+    }
+
     /// Groups of fixed size in a buffer that was planned for less, and has no more to give.
     @Test func groupsThatWereNotPlanned() throws {
       let job = smallJob()

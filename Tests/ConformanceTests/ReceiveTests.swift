@@ -192,6 +192,22 @@ extension ConformanceTests {
       #expect(errors == [expected, expected, expected])
     }
 
+    /// Steps have halves of their own.
+    @Test func combinesInSteps() throws {
+      let job = Self.makeJob()
+      let plan = try ExpertBuffer.Plan(job.shape, resultCount: 4, workers: 2, staging: .steps(tokens: 4))
+      let errors = try onEachRank(plan) { buffer in
+        let result = try job.dispatch(on: buffer)
+        try result.receive()
+        let rows = try buffer.buffer.makeTensor(zeros: result.rows.shape, .bf16)
+        let combined = try buffer.combine(rows, with: result.handle, options: Self.combineOptions)
+        return try error { () throws(EPError) in try combined.receive() }
+      }
+      let expected = EPError.invalidArgument(
+        rank: 0, argument: "rows", expected: "rows in the arena, where others are combined in steps", found: "others")
+      #expect(errors == [expected, expected, expected])
+    }
+
     /// What has been received is not held by its result: a plan for one result serves many, one after the other.
     @Test func receivedResultsHoldNothingElse() throws {
       let job = Self.makeJob()
