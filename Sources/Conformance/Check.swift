@@ -60,6 +60,10 @@ struct Script: Sendable {
 
   func run(on buffer: ExpertBuffer) throws {
     let rank = buffer.rank
+    if job.masked.contains(rank) { return try findMasked(buffer) }
+    if !job.masked.isEmpty && !(0..<rank).contains(where: { !job.masked.contains($0) }) {
+      try buffer.mask(job.masked.sorted())
+    }
     try soilMemory(of: buffer)
     let first = try dispatch(0, on: buffer, handle: nil)
     try receive(first)
@@ -83,6 +87,20 @@ struct Script: Sendable {
     try compare(first, step: 0, rank: rank)
 
     for step in combines.indices { try combine(step, on: buffer, first) }
+    let masked = try buffer.maskedRanks
+    if masked != job.masked.sorted() { try require("\(masked)", rank: rank, "maskedRanks") }
+  }
+
+  /// A masked rank that calls learns it; another, nobody waits for.
+  private func findMasked(_ buffer: ExpertBuffer) throws {
+    if (job.seed + UInt64(buffer.rank)) % 2 == 0 { return }
+    do {
+      let result = try dispatch(0, on: buffer, handle: nil)
+      try receive(result)
+      try require("no error", rank: buffer.rank, "dispatch of a masked rank")
+    } catch EPError.rankMasked(rank: buffer.rank, by: _) {
+      // As it should be.
+    }
   }
 
   /// Leaves memory as a buffer has it that has lived for a while: nothing may rely on zeros there.

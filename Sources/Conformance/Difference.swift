@@ -16,7 +16,7 @@ package func difference(
   if result.handle.rowCapacity != rowCapacity {
     return "handle.rowCapacity: expected \(rowCapacity), found \(result.handle.rowCapacity)"
   }
-  let comparingPaddingRows = comparingPaddingRows && !expected.isGrouped
+  let comparingPaddingRows = comparingPaddingRows && !expected.hasFreeRows
   let checks: [() -> String?] = [
     { countDifference(result.rowCount, [rowCount], "rowCount") },
     { countDifference(result.tokensPerSource, expected.tokensPerSource, "tokensPerSource") },
@@ -26,6 +26,8 @@ package func difference(
     },
     { presenceDifference(result.sourceOffsets != nil, expected.sourceOffsets != nil, "sourceOffsets") },
     { result.sourceOffsets.flatMap { countDifference($0, expected.sourceOffsets!, "sourceOffsets") } },
+    { presenceDifference(result.sourceCounts != nil, expected.sourceCounts != nil, "sourceCounts") },
+    { result.sourceCounts.flatMap { countDifference($0, expected.sourceCounts!, "sourceCounts") } },
     { metadataDifference(result, expected) },
     { rowDifference(result.rows, expected.rows, expected, comparingPaddingRows, "rows") },
     { presenceDifference(result.scales != nil, expected.scales != nil, "scales") },
@@ -105,7 +107,7 @@ private func metadataDifference(_ result: DispatchResult, _ expected: ExpectedDi
   let origins = expected.origins + [Int32](repeating: -1, count: 2 * tailCount)
   // What nobody says of a row is taken as found.
   func known<Value>(_ values: [Value], _ found: [Value], width: Int) -> [Value] {
-    guard expected.isGrouped, found.count == values.count else { return values }
+    guard expected.hasFreeRows, found.count == values.count else { return values }
     return values.indices.map { origins[2 * ($0 / width)] < 0 ? found[$0] : values[$0] }
   }
   let foundOrigins = try! result.origins.elements(Int32.self)

@@ -57,6 +57,11 @@ package struct Job: Codable, Equatable, Sendable {
   /// Ranks whose streams wait for peers, rather than their workers.
   package var ranksOfWaitingStreams: Set<Int> = []
 
+  // MARK: Masks
+  package var masking = ExpertBuffer.Masking.none
+  /// By the lowest rank that is not, from the beginning.
+  package var masked: Set<Int> = []
+
   // MARK: Memory and time
   package var receivedTokensMax: Int?
   package var timeout: Duration = .seconds(30)
@@ -110,7 +115,7 @@ extension Job {
     let staging: ExpertBuffer.Staging =
       !combines.contains(.memory) ? .unplanned : tokensPerStep.map { .steps(tokens: $0) } ?? .whole
     return try ExpertBuffer.Plan(
-      shape, receivedTokensMax: receivedTokensMax, staging: staging,
+      shape, receivedTokensMax: receivedTokensMax, staging: staging, masking: masking,
       arenaByteCountMax: roomy.arenaByteCountMax)
   }
 
@@ -162,6 +167,7 @@ extension Job: CustomStringConvertible {
     if receivesLater { parts.append("receives later") }
     if let tokensPerStep { parts.append("\(tokensPerStep) tokens a step") }
     if !ranksOfWaitingStreams.isEmpty { parts.append("streams of \(ranksOfWaitingStreams.sorted()) wait") }
+    if masking != .none { parts.append("\(masking) masks of \(masked.sorted())") }
     if let receivedTokensMax { parts.append("received tokens at most \(receivedTokensMax)") }
     return parts.joined(separator: ", ")
   }

@@ -16,6 +16,7 @@ extension Job {
     job.chooseRouting(&random)
     job.chooseTokens(&random)
     job.chooseCalls(&random)
+    job.chooseMasks(&random)
     return job
   }
 
@@ -84,5 +85,15 @@ extension Job {
       return
     }
     if random.chance(0.4) { ranksOfWaitingStreams = Set((0..<rankCount).filter { _ in random.chance(0.7) }) }
+  }
+
+  private mutating func chooseMasks(_ random: inout SplitMix64) {
+    if layout == .byExpert || tokensPerRankMax == 0 || !random.chance(0.3) { return }
+    (tokensPerStep, receivedTokensMax, ranksOfWaitingStreams) = (nil, nil, [])
+    masking = random.pick([.manual, .automatic])
+    if masking == .automatic && random.chance(0.6) {
+      masked = Set((0..<rankCount).filter { _ in random.chance(0.4) })
+      masked.remove(random.pick(0...rankCount - 1))
+    }
   }
 }

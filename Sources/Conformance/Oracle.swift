@@ -56,6 +56,8 @@ package struct Oracle: Sendable {
   let expertAlignment: Int
   let quantization: ScaleFormat?
   let scaleOrder: ScaleOrder
+  /// Rows that each source has room for; 0 where its rows are followed by the next one's.
+  let sourceCapacity: Int
   let choices: [Choices]
   /// The index of each expert among those of its rank.
   let localExperts: [Int]
@@ -67,26 +69,33 @@ package struct Oracle: Sendable {
   /// Of each rank's tensors.
   package var rowCounts: [Int] { origins.map(\.count) }
 
+  /// - Parameter masked: ranks that neither send nor receive anything.
   package init(
     expertOwners: [Int], tokens: [RankTokens], layout: RowLayout, expertAlignment: Int = 1, quantization: ScaleFormat?,
-    scaleOrder: ScaleOrder = .rowMajor, groupCapacity: Int
+    scaleOrder: ScaleOrder = .rowMajor, groupCapacity: Int, sourceCapacity: Int = 0, masked: Set<Int> = []
   ) {
+    let rankCount = tokens.count
     self.expertOwners = expertOwners
     self.tokens = tokens
     self.layout = layout
     self.expertAlignment = expertAlignment
     self.quantization = quantization
     self.scaleOrder = scaleOrder
-    let choices = tokens.map { Choices($0, rankCount: tokens.count) }
+    self.sourceCapacity = sourceCapacity
+    let choices = tokens.enumerated().map { rank, tokens in
+      var choices = Choices(tokens, rankCount: rankCount)
+      choices.leaveOut(masked.contains(rank) ? Set(0..<rankCount) : masked, expertOwners)
+      return choices
+    }
     self.choices = choices
     localExperts = expertOwners.indices.map { expert in
       expertOwners[..<expert].count { $0 == expertOwners[expert] }
     }
     let origins =
       layout == .bySource
-      ? Self.originsBySource(choices, expertOwners)
+      ? Self.originsBySource(choices, expertOwners, sourceCapacity: sourceCapacity)
       : Self.originsByExpert(
-        choices, expertOwners,
+        choices, expertOwners, sourceCapacity: sourceCapacity,
         groupSize: { count in
           layout == .grouped ? groupCapacity : (count + expertAlignment - 1) / expertAlignment * expertAlignment
         })
@@ -109,18 +118,21 @@ package struct Oracle: Sendable {
   package init(_ job: Job, tokens: [RankTokens]) {
     self.init(
       expertOwners: job.owners, tokens: tokens, layout: job.layout, expertAlignment: job.expertAlignment,
-      quantization: job.quantization, scaleOrder: job.scaleOrder, groupCapacity: job.shape.groupCapacity)
+      quantization: job.quantization, scaleOrder: job.scaleOrder, groupCapacity: job.shape.groupCapacity,
+      sourceCapacity: job.masking == .none ? 0 : job.tokensPerRankMax, masked: job.masked)
   }
 
   /// Each rank's rows by source rank, then token.
-  private static func originsBySource(_ choices: [Choices], _ owners: [Int]) -> [[Origin?]] {
+  private static func originsBySource(_ choices: [Choices], _ owners: [Int], sourceCapacity: Int) -> [[Origin?]] {
     choices.indices.map { rank in
       var rows: [Origin?] = []
       for (source, choice) in choices.enumerated() {
+        rows.fill(to: source * sourceCapacity)
         for token in 0..<choice.tokenCount where choice.goes(token, to: rank, owners) {
           rows.append(Origin(source: source, token: token, slot: -1))
         }
       }
+      rows.fill(to: choices.count * sourceCapacity)
       return rows
     }
   }
@@ -128,10 +140,11 @@ package struct Oracle: Sendable {
   /// Each rank's rows by local expert, then source rank, then token; each expert's rows filled up to the size of a group
   /// of so many rows.
   private static func originsByExpert(
-    _ choices: [Choices], _ owners: [Int], groupSize: (_ count: Int) -> Int
+    _ choices: [Choices], _ owners: [Int], sourceCapacity: Int, groupSize: (_ count: Int) -> Int
   ) -> [[Origin?]] {
     var groups = [[Origin?]](repeating: [], count: owners.count)
     for (source, choice) in choices.enumerated() {
+      for expert in owners.indices { groups[expert].fill(to: source * sourceCapacity) }
       for token in 0..<choice.tokenCount {
         for slot in 0..<choice.topK {
           let expert = choice.experts[token * choice.topK + slot]
@@ -147,6 +160,13 @@ package struct Oracle: Sendable {
       }
       return rows
     }
+  }
+}
+
+extension [Oracle.Origin?] {
+  /// Padding up to so many rows.
+  fileprivate mutating func fill(to count: Int) {
+    self += [Oracle.Origin?](repeating: nil, count: Swift.max(0, count - self.count))
   }
 }
 
@@ -182,6 +202,14 @@ extension Oracle {
       case .cached:
         preconditionFailure("the oracle wants the routing that the handle was made from")
       }
+    }
+
+    /// Nothing goes to these ranks.
+    mutating func leaveOut(_ ranks: Set<Int>, _ owners: [Int]) {
+      for index in experts.indices where experts[index] >= 0 && ranks.contains(owners[experts[index]]) {
+        experts[index] = -1
+      }
+      for index in table.indices where ranks.contains(index % rankCount) { table[index] = false }
     }
 
     func goes(_ token: Int, to rank: Int, _ owners: [Int]) -> Bool {

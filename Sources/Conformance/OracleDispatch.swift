@@ -1,10 +1,10 @@
 import SwiftEP
 
-/// What one rank receives. Padding rows have origin -1, index -1, weight 0 and zero bytes; what grouped ones have, nobody
-/// says.
+/// What one rank receives. Padding rows have origin -1, index -1, weight 0 and zero bytes, unless they are free.
 package struct ExpectedDispatch: Sendable {
   package var rowCount: Int
-  package var isGrouped: Bool
+  /// What rows hold that no token fills, nobody says.
+  package var hasFreeRows: Bool
   package var scaleOrder: ScaleOrder
   package var rows: [UInt8]
   package var scales: [UInt8]?
@@ -20,6 +20,8 @@ package struct ExpectedDispatch: Sendable {
   package var unalignedTokensPerExpert: [Int]
   /// `[local experts, ranks + 1]`, where there is a row per expert.
   package var sourceOffsets: [Int]?
+  /// `[local experts, ranks]`, where sources have slots.
+  package var sourceCounts: [Int]?
 }
 
 extension Oracle {
@@ -28,13 +30,16 @@ extension Oracle {
     let counts = tokenCounts(at: rank)
     let expertAlignment = layout == .grouped ? 1 : expertAlignment
     var expected = ExpectedDispatch(
-      rowCount: received.count, isGrouped: layout == .grouped, scaleOrder: scaleOrder, rows: [], scales: nil,
+      rowCount: received.count, hasFreeRows: layout == .grouped || sourceCapacity > 0, scaleOrder: scaleOrder, rows: [],
+      scales: nil,
       sidecars: [], origins: [], indices: nil, weights: nil,
       tokensPerSource: choices.map { choice in
         (0..<choice.tokenCount).count { choice.goes($0, to: rank, expertOwners) }
       },
       tokensPerExpert: counts.map { ($0 + expertAlignment - 1) / expertAlignment * expertAlignment },
-      unalignedTokensPerExpert: counts, sourceOffsets: layout == .bySource ? nil : sourceOffsets(at: rank))
+      unalignedTokensPerExpert: counts,
+      sourceOffsets: layout == .bySource || sourceCapacity > 0 ? nil : sourceOffsets(at: rank),
+      sourceCounts: sourceCapacity == 0 ? nil : sourceCounts(at: rank))
     if let quantization {
       (expected.rows, expected.scales) = quantizedRows(received, format: quantization)
     } else {
@@ -85,6 +90,13 @@ extension Oracle {
     expertOwners.indices.filter { expertOwners[$0] == rank }.flatMap { expert in
       tokens.indices.map { source in choices[..<source].reduce(0) { $0 + $1.experts.count { $0 == expert } } }
         + [choices.reduce(0) { $0 + $1.experts.count { $0 == expert } }]
+    }
+  }
+
+  /// Each source's tokens of each of the rank's experts.
+  private func sourceCounts(at rank: Int) -> [Int] {
+    expertOwners.indices.filter { expertOwners[$0] == rank }.flatMap { expert in
+      choices.map { $0.experts.count { $0 == expert } }
     }
   }
 

@@ -109,6 +109,7 @@ extension RankView {
 /// Memory that all ranks have offered.
 @inlinable func checkOffers<M: Machine>(_ machine: M, view: RankView) {
   machine.forEach(view.rankCount) { rank in
+    if view.isMasked(rank) { return }
     let header = exchangeHeader(view, source: rank)
     _ = view.checkArena(of: rank, header.outputOffset, byteCount: header.outputCapacity)
   }
@@ -119,6 +120,7 @@ extension RankView {
   let view = arguments.view
   let weightsByteCount = arguments.weightsOutput.isNull ? 0 : 4 &* Int64(arguments.weightsPerRow)
   machine.forEach(view.rankCount) { rank in
+    if view.isMasked(rank) { return }
     let header = exchangeHeader(view, source: rank)
     let rowCount = Int64(arguments.handle.total(atRank: rank))
     let stagedRowCount = Int64(arguments.steps.stagedRowCount(rankCount: Int(view.rankCount)))
@@ -140,16 +142,21 @@ extension RankView {
 
 @inlinable func checkOrigins<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle) = (arguments.view, arguments.handle)
-  if handle.layout.layout == .bySource {
-    return checkOrigins(machine, arguments, first: 0, count: handle.total(atRank: view.rank))
+  if !handle.layout.hasPadding {
+    var index: Int32 = 0
+    while index < handle.runCount {
+      let run = handle.run(index, view)
+      checkOrigins(machine, arguments, first: run.lowerBound, count: run.upperBound &- run.lowerBound)
+      index = index &+ 1
+    }
+    return
   }
   var first: Int32 = 0
   var expert: Int32 = 0
   while expert < view.localExpertCount {
     let count = handle.at(handle.layout.tokensPerExpert).load(Int32.self, at: expert)
     checkOrigins(machine, arguments, first: first, count: count)
-    let aligned = handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: expert)
-    first = first &+ (handle.layout.hasPadding ? aligned : handle.layout.groupCapacity)
+    first = first &+ handle.at(handle.layout.alignedTokensPerExpert).load(Int32.self, at: expert)
     expert = expert &+ 1
   }
 }

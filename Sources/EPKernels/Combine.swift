@@ -110,6 +110,7 @@
     }
   }
   if !goesOn { return }
+  leaveOutDestinations(machine, view, handle)
   machine.forEach(view.rankCount) { rank in
     let peer = exchangeHeader(view, source: rank)
     operation.setColumn(Columns.rows, atRank: rank, rows(rank, peer))
@@ -137,22 +138,16 @@
   #endif
   // What lies behind the rows that have come is not read.
   let rowCount = max(0, min(arguments.rowCount, handle.total(atRank: view.rank)))
-  let isGrouped = handle.layout.groupCapacity > 0
   let own =
     arguments.readsOwnRows ? handle.ownRows(view, below: rowCount) : Range(uncheckedBounds: (rowCount, rowCount))
-  var group: Int32 = 0
-  while true {
-    var (first, end): (Int32, Int32)
-    if isGrouped {
-      if group == view.localExpertCount { return }
-      first = group &* handle.layout.groupCapacity
-      end = min(rowCount, first &+ handle.at(handle.layout.tokensPerExpert).load(Int32.self, at: group))
-    } else {
-      if group == 2 { return }
-      (first, end) = group == 0 ? (0, own.lowerBound) : (own.upperBound, rowCount)
-    }
+  var index: Int32 = 0
+  while index < 2 &* handle.runCount {
+    // Of each run what lies before the own rows, then what lies behind them.
+    let run = handle.run(index / 2, view)
+    let first = index & 1 == 0 ? run.lowerBound : max(run.lowerBound, own.upperBound)
+    let end = min(run.upperBound, index & 1 == 0 ? own.lowerBound : rowCount)
     if end > first { copyRows(machine, arguments, from: Range(uncheckedBounds: (first, end)), to: first) }
-    group = group &+ 1
+    index = index &+ 1
   }
 }
 

@@ -25,6 +25,10 @@
   public var departures: Address
   /// UInt64: grows after each change of `departures`, and ends waits.
   public var alarm: Address
+  /// UInt64 `[MaskWord]`, one bit a rank, in this rank's own memory; null where none can be masked.
+  public var masks: Address = .null
+  /// Not zero: a missing rank is masked, and fails no operation. An integer, since kernels keep those in registers.
+  public var masksMissing: Int32 = 0
   /// UInt32 `[2]`: where the workers of a launch count themselves in; the second for checks.
   public var arrivals: Address
   /// UInt64 that the host reads: since when, by `Machine.now`, the queue of launches waits between two parts of an
@@ -119,7 +123,7 @@
   /// UInt64: how often this rank's workers have been let go on, all of them, behind what one of them did alone. Only its
   /// own kernels touch it.
   @inlinable static var turnOffset: Int64 { 192 }
-  @inlinable static var signalsOffset: Int64 { 256 }
+  @inlinable public static var signalsOffset: Int64 { 256 }
   /// Exchanges that can be under way at a time; a power of two.
   @inlinable public static var cycleLength: Int32 { 8 }
   @inlinable static func cycle(_ epoch: UInt64) -> Int32 {
@@ -145,9 +149,9 @@
     linesOffset(slot, source: source) &+ Self.gateDistance
   }
 
-  @inlinable var pagesOffset: Int64 {
-    alignUp(Self.signalsOffset &+ 2 &* Int64(rankCount) &* Self.signalStride, to: 128)
-  }
+  @inlinable public var signalsByteCount: Int64 { 2 &* Int64(rankCount) &* Self.signalStride }
+
+  @inlinable var pagesOffset: Int64 { alignUp(Self.signalsOffset &+ signalsByteCount, to: 128) }
 
   /// One source's contribution: its header, then its tokens per rank and per expert (Int32 each), or its rows of a step
   /// at each rank (`StepRows`).
@@ -194,7 +198,7 @@
   /// "SwiftEP" and a zero, as bytes.
   @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
   /// To be raised with every change to the place or the meaning of a control word.
-  @inlinable public static var layoutVersion: Int32 { 5 }
+  @inlinable public static var layoutVersion: Int32 { 6 }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 
@@ -230,12 +234,15 @@
   public var outputRowCapacity: Int64 = 0
   /// Combine: where this rank's top-k weights lie in its arena.
   public var weightsOffset: Int64 = 0
+  /// The ranks that this one has masked, one bit each.
+  public var masked: Int64 = 0
 
   @inlinable public init() {}
 
   @inlinable public static var byteCount: Int64 { 256 }
   /// Where `fault` and its details lie, counted in fields.
   @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.tokensPerStep.rawValue &+ 1) }
+  @inlinable static var maskedIndex: Int32 { faultIndex &+ 8 }
 }
 
 /// The fields of a header that all ranks must agree on, numbered as they lie in it.
@@ -311,6 +318,7 @@
 }
 
 @frozen public enum StatusCode: Int64, Sendable {
+  /// Details, one bit a rank: those that are masked, and those of them that this rank has found missing.
   case ok = 0
   /// Details: the fault, then its three details.
   case inputFault = 1
@@ -327,6 +335,8 @@
   /// Only of checked builds. Details: the `Check` and, above 8 bits, the `FlightStep`; what was found; where the range ends
   /// in which that should be.
   case checkFailed = 7
+  /// The rank has masked this one. Details: as of a timeout.
+  case masked = 8
 
   /// In a timeout's details, beside the signal slots: this rank's own input was not ready in time.
   @inlinable public static var inputSlot: Int64 { 2 }

@@ -141,6 +141,7 @@
     place(
       machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle, operation: operation)
   }
+  leaveOutDestinations(machine, view, handle)
   fitOutputs(machine, view, columns: arguments.columns, handle: handle, operation: operation)
   if counting && !arguments.isCached && operation.isOK { countReceived(machine, arguments) }
   #if CHECKED
@@ -217,7 +218,9 @@
     begin(machine, arguments, .receiveDispatch)
   }
   if operation.isOK && operation.does(.middle) { moveRows(machine, arguments) }
-  complete(machine, view: view, operation: operation)
+  complete(machine, view: view, operation: operation) {
+    leaveOutSources(machine, view, arguments.handle, expertAlignment: arguments.expertAlignment)
+  }
   #if CHECKED
     if operation.does(.end) { checkArrivals(machine, arguments) }
   #endif

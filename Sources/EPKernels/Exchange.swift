@@ -23,6 +23,7 @@
   }
   let seen = awaitAll(machine, view: view, slot: .exchange, since: begin, operation: operation)
   guard let seen else { return false }
+  agreeOnMask(machine, view)
   FlightRecorder(view).enter(machine, .place, now: seen)
   let verdict = compareHeaders(machine, view)
   machine.forEach(1) { _ in operation.set(verdict) }
@@ -43,14 +44,19 @@
   view.ownArena.advanced(byBytes: ControlLayout.epochOffset).store(view.epoch, at: 0)
   operation.at(operation.layout.epoch).store(view.epoch, at: 0)
   FlightRecorder(view).exchange(machine, epoch: view.epoch)
+  maskWanted(machine, view)
 
   let offset = control.exchangeOffset(source: view.rank, epoch: view.epoch)
   let block = view.ownArena.advanced(byBytes: offset)
-  machine.forEach(1) { _ in block.store(header, at: 0) }
+  machine.forEach(1) { _ in
+    block.store(header, at: 0)
+    block.store(view.maskedRanks, at: ExchangeHeader.maskedIndex)
+  }
   fill(block)
   let lineCount = Int32(truncatingIfNeeded: control.exchangeBlockByteCount / 16)
   machine.forEach((view.rankCount &- 1) &* lineCount) { index in
     let (peer, line) = (view.peer(index / lineCount), index % lineCount)
+    if view.isMasked(peer) { return }
     let page = view.arena(of: peer).advanced(byBytes: offset)
     page.store(block.load(SIMD4<UInt32>.self, at: line), at: line)
   }
@@ -124,12 +130,15 @@
   let turn = arena.advanced(byBytes: ControlLayout.turnOffset).load(UInt64.self, at: 0) &+ 1
   let begin = machine.now
   if first() {
-    machine.signal(1, epoch: turn, to: .rank) { _ in SignalWord(arena: arena, offset: ControlLayout.turnOffset) }
+    machine.signal(1, to: .rank) { _ in
+      SignalWord(arena: arena, offset: ControlLayout.turnOffset, epoch: turn)
+    }
     then()
     return true
   }
   // Later than the peers' deadline, whenever the one begins to wait for them: who is missing should be told by it.
-  let deadline = begin &+ 2 &* view.timeoutNanoseconds &+ 10_000_000_000
+  let timeoutCount = view.masksRanks ? UInt64(truncatingIfNeeded: view.rankCount) : 2
+  let deadline = begin &+ timeoutCount &* view.timeoutNanoseconds &+ 10_000_000_000
   var heard: UInt64 = 0
   while true {
     let wait = machine.await(
@@ -147,7 +156,8 @@
 }
 
 /// Waits until every peer has signalled in `slot`; a peer that has not within the time allowed, or never will,
-/// becomes the operation's status. Returns when the last one was seen, nil where one was not.
+/// is masked, where the plan says so, or becomes the operation's status. Returns when the last one was seen, nil where one
+/// was not.
 ///
 /// - Parameter begin: since when this rank waits.
 ///
@@ -158,35 +168,49 @@
 ) -> UInt64? {
   let epoch = view.epoch
   var end = begin
-  let deadline = begin &+ view.timeoutNanoseconds
+  var deadline = begin &+ view.timeoutNanoseconds
   let recorder = FlightRecorder(view)
   recorder.enter(machine, slot == .exchange ? .exchange : .completion, now: begin)
   var heard: UInt64 = 0
   while true {
     let wait = machine.await(
       view.ownArena, count: view.rankCount &- 1, epoch: epoch, as: .peers, deadline: deadline, alarm: view.alarm,
-      heard: heard, offset: { view.control.signalOffset(slot, source: view.other($0), epoch: epoch) },
+      heard: heard,
+      offset: { view.control.signalOffset(slot, source: view.standIn(for: view.other($0)), epoch: epoch) },
       awaited: { recorder.await(machine, peer: view.other($0)) },
       seen: {
         end = machine.now
         recorder.waited(machine, peer: view.other($0), slot: slot, epoch: epoch, nanoseconds: end &- begin)
         operation.noteWait(for: view.other($0), nanoseconds: end &- begin)
       })
+    var (code, missing) = (StatusCode.timeout, Missing(rank: -1, slot: slot, epoch: epoch))
     switch wait.result {
-    case .signalled: return end
+    case .signalled: if !view.masksRanks { return end }
     case .timedOut:
-      let last = Missing(rank: view.other(wait.missing), slot: slot, epoch: epoch)
-      let missing = findMissing(machine, view: view, last)
-      fail(machine, .timeout, missing, view: view, since: begin, operation: operation)
-      return nil
+      missing.rank = view.other(wait.missing)
+      let found = findMissing(machine, view: view, missing)
+      // A peer that waits for one that is masked here may have begun to wait later than this one.
+      if !view.isMasked(found.rank) { missing = found }
     case .alarmed:
       heard = machine.hear(view.alarm)
-      let missed = missedRank(machine, view: view, slot: slot, epoch: epoch)
-      if missed < 0 { continue }
-      let missing = Missing(rank: missed, slot: slot, epoch: epoch)
-      fail(machine, .departed, missing, view: view, since: begin, operation: operation)
-      return nil
+      (code, missing.rank) = (.departed, missedRank(machine, view: view, slot: slot, epoch: epoch))
     }
+    if view.masksRanks {
+      let told = view.first(machine, from: 0, signalling: RankView.epochOfMissing, slot)
+      if told < 0 && wait.result == .signalled { return end }
+      let masker = told < 0 ? -1 : view.first(machine, from: told, signalling: RankView.epochOfMasked, slot)
+      if masker >= 0 {
+        (code, missing) = (.masked, Missing(rank: masker, slot: slot, epoch: epoch))
+      } else if maskWhileWaiting(
+        machine, view, slot, told: told, missing: view.masksMissing != 0 ? missing.rank : -1)
+      {
+        deadline = machine.now &+ view.timeoutNanoseconds
+        continue
+      }
+    }
+    if missing.rank < 0 { continue }
+    fail(machine, code, missing, view: view, since: begin, operation: operation)
+    return nil
   }
 }
 
@@ -195,6 +219,7 @@
 @inlinable func missedRank<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot, epoch: UInt64) -> Int32 {
   machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { source in
     if machine.read(view.departures.advanced(byBytes: 8 &* Int64(source))) == 0 { return false }
+    if view.isMasked(source) { return false }
     let offset = view.control.signalOffset(slot, source: source, epoch: epoch)
     return !machine.isSignalled(view.ownArena, offset: offset, epoch: epoch)
   }
@@ -243,7 +268,8 @@
 }
 
 @inlinable func exchangeBlock(_ view: RankView, source: Int32) -> Address {
-  view.ownArena.advanced(byBytes: view.control.exchangeOffset(source: source, epoch: view.epoch))
+  view.ownArena.advanced(
+    byBytes: view.control.exchangeOffset(source: view.standIn(for: source), epoch: view.epoch))
 }
 
 @inlinable func exchangeHeader(_ view: RankView, source: Int32) -> ExchangeHeader {
@@ -252,22 +278,23 @@
 
 /// Tokens from `source` per rank (`index` = rank) and per expert (`index` = rank count + expert).
 @inlinable func exchangedCount(_ view: RankView, source: Int32, index: Int32) -> Int32 {
-  exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount)
+  if view.isMasked(source) { return 0 }
+  return exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount)
     .load(Int32.self, at: index)
 }
 
 /// Tells every peer that this rank has come to `slot` of its operation.
 @inlinable func signalPeers<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot) {
-  machine.signal(view.rankCount &- 1, epoch: view.epoch, to: .peers) { index in
-    SignalWord(
-      arena: view.arena(of: view.peer(index)),
-      offset: view.control.signalOffset(slot, source: view.rank, epoch: view.epoch))
-  }
+  machine.signal(view.signalCount, to: .peers) { view.signal(slot, $0) }
 }
 
 /// The end of every operation, also where nothing has moved because all ranks have found a fault: the last worker of
 /// this rank tells all peers, then waits for all of them.
-@inlinable func complete<M: Machine>(_ machine: M, view: RankView, operation: OperationView) {
+///
+/// - Parameter behind: run by that worker when all peers have come.
+@inlinable @inline(__always) func complete<M: Machine>(
+  _ machine: M, view: RankView, operation: OperationView, behind: () -> Void = {}
+) {
   let begin: UInt64
   if operation.does(.middle) {
     guard machine.arriveLocal(view.arrivals, for: .peers) else { return }
@@ -285,7 +312,9 @@
   }
   let seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
   guard let seen else { return }
+  behind()
   FlightRecorder(view).finish(machine, operation.status, now: seen)
+  operation.noteMask(machine, view)
   operation.tell(machine, view)
 }
 

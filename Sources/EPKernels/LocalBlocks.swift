@@ -35,6 +35,8 @@
   public var layout: RowLayout
   /// By expert: rows that each expert's group has room for; 0: groups lie one behind the other.
   public var groupCapacity: Int32
+  /// Rows that each source has room for, among a rank's or, by expert, a group's; 0: sources' rows lie one behind the other.
+  public var sourceCapacity: Int32
 
   // Offsets of what lies in the block, in this order.
 
@@ -47,7 +49,7 @@
   /// Int32 `[localExpertCount]`: the same, each rounded up to the expert alignment.
   public var alignedTokensPerExpert: Int64
   /// Int32 `[localExpertCount, rankCount + 1]`, by expert only: where each source's rows begin in a group, and where the
-  /// last one's end.
+  /// last one's end. Where sources have a capacity, `sourceCounts`.
   public var sourceOffsets: Int64
   /// Int32 `[keyCount]`: this rank's first row; behind it lie `bases`.
   public var firstRows: Int64
@@ -59,7 +61,7 @@
 
   @inlinable public init(
     chunks: Chunks, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, topK: Int32, layout: RowLayout,
-    groupCapacity: Int32 = 0
+    groupCapacity: Int32 = 0, sourceCapacity: Int32 = 0
   ) {
     self.chunks = chunks
     self.rankCount = rankCount
@@ -68,6 +70,7 @@
     self.topK = topK
     self.layout = layout
     self.groupCapacity = groupCapacity
+    self.sourceCapacity = sourceCapacity
     let slotCount = layout == .bySource ? rankCount : topK
     let keyCount = layout == .bySource ? rankCount : expertCount
     let slotTableByteCount = Self.tableByteCount(chunks.tokenCount, slotCount)
@@ -76,7 +79,8 @@
     tokensPerExpert = tokensPerSource &+ Self.tableByteCount(rankCount, 1)
     alignedTokensPerExpert = tokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
     sourceOffsets = alignedTokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
-    firstRows = sourceOffsets &+ (layout == .bySource ? 0 : Self.tableByteCount(localExpertCount, rankCount &+ 1))
+    let isBySourceAlone = layout == .bySource && sourceCapacity == 0
+    firstRows = sourceOffsets &+ (isBySourceAlone ? 0 : Self.tableByteCount(localExpertCount, rankCount &+ 1))
     slotIndices = firstRows &+ Self.tableByteCount(chunks.chunkCount &+ 1, keyCount)
     slotKeys = slotIndices &+ slotTableByteCount
     byteCount = layout == .bySource ? slotKeys : slotKeys &+ slotTableByteCount
@@ -94,6 +98,8 @@
 
   /// Int32 `[chunkCount, keyCount]`: rows of this rank's chunks before.
   @inlinable public var bases: Int64 { firstRows &+ 4 &* Int64(keyCount) }
+  /// Int32 `[localExpertCount, rankCount]`, where sources have a capacity: each source's tokens of each local expert.
+  @inlinable public var sourceCounts: Int64 { sourceOffsets }
   /// UInt64: the epoch of the exchange that made this handle, the same on all ranks.
   @inlinable public var epoch: Int64 { 0 }
   /// Int64: rows that this rank sends.
@@ -102,6 +108,8 @@
   @inlinable public var rowCount: Int64 { 16 }
   /// Int64: the same, without padding.
   @inlinable public var receivedRows: Int64 { 24 }
+  /// UInt64, one bit a rank: those that rows have no place at, since they are masked.
+  @inlinable var leftOut: Int64 { 32 }
 }
 
 /// A row's place at its destination.
@@ -132,6 +140,27 @@
   @inlinable func ownRows(_ view: RankView, below rowCount: Int32) -> Range<Int32> {
     let first = max(0, min(rowCount, at(layout.firstRows).load(Int32.self, at: view.rank)))
     let count = max(0, min(rowCount &- first, at(layout.tokensPerSource).load(Int32.self, at: view.rank)))
+    return Range(uncheckedBounds: (first, first &+ count))
+  }
+
+  /// Rows that this rank has received lie in so many runs, in each without a gap; not where groups are padded.
+  @inlinable var runCount: Int32 {
+    let groupCount = layout.groupCapacity == 0 ? 1 : layout.localExpertCount
+    return layout.sourceCapacity == 0 ? groupCount : groupCount &* layout.rankCount
+  }
+
+  @inlinable func run(_ index: Int32, _ view: RankView) -> Range<Int32> {
+    var (first, count) = (Int32(0), Int32(0))
+    if layout.sourceCapacity != 0 {
+      first = index &* layout.sourceCapacity
+      let counts = layout.layout == .bySource ? layout.tokensPerSource : layout.sourceCounts
+      count = at(counts).load(Int32.self, at: index)
+    } else if layout.groupCapacity != 0 {
+      first = index &* layout.groupCapacity
+      count = at(layout.tokensPerExpert).load(Int32.self, at: index)
+    } else {
+      count = total(atRank: view.rank)
+    }
     return Range(uncheckedBounds: (first, first &+ count))
   }
 
@@ -262,6 +291,14 @@
   /// As the host reads it.
   @inlinable public var reported: OperationStatus { report.load(OperationStatus.self, at: 0) }
   @inlinable public func set(_ status: OperationStatus) { at(layout.status).store(status, at: 0) }
+  /// In the details of a status that is `ok`.
+  @inlinable func noteMask<M: Machine>(_ machine: M, _ view: RankView) {
+    if !view.masksRanks || !isOK { return }
+    machine.forEach(1) { _ in
+      at(layout.status).store(view.mask(.masked), at: 2)
+      at(layout.status).store(view.mask(.missed), at: 3)
+    }
+  }
   /// Lets the host know the status. Once, when it will not change any more: the host's memory may be far away.
   @inlinable func tell<M: Machine>(_ machine: M, _ view: RankView) {
     machine.forEach(1) { _ in report.store(status, at: 0) }

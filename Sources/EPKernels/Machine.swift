@@ -91,8 +91,8 @@ public protocol Machine {
   /// - Parameter audience: who is to see that, too: peers that the last worker signals, or nobody.
   func arriveLocal(_ counter: Address, for audience: Audience) -> Bool
 
-  /// Stores `epoch` into `count` signal words with release order for the audience, and wakes who waits there.
-  func signal(_ count: Int32, epoch: UInt64, to audience: Audience, word: (_ index: Int32) -> SignalWord)
+  /// Stores `count` signal words' epochs with release order for the audience, and wakes who waits there.
+  func signal(_ count: Int32, to audience: Audience, word: (_ index: Int32) -> SignalWord)
 
   /// Waits until `count` signal words of one arena are all at least `epoch`. Its acquire pairs with the release in
   /// `signal`. Ends without that when `deadline` (see `now`) passes first, or when `alarm` is not `heard` any more; what
@@ -147,7 +147,7 @@ extension Machine {
   case peers
 }
 
-/// Where a signal goes.
+/// A signal, and where it goes.
 @frozen public struct SignalWord {
   /// The gate of a peer's signal, where the machine has any: it opens it with the signal, and closes it when the signal is
   /// seen.
@@ -157,10 +157,12 @@ extension Machine {
 
   public var arena: Address
   public var offset: Int64
+  public var epoch: UInt64
 
-  @inlinable public init(arena: Address, offset: Int64) {
+  @inlinable public init(arena: Address, offset: Int64, epoch: UInt64) {
     self.arena = arena
     self.offset = offset
+    self.epoch = epoch
   }
 }
 

@@ -6,6 +6,7 @@
 ) {
   let layout = handle.layout
   handle.at(layout.epoch).store(view.epoch, at: 0)
+  handle.at(layout.leftOut).store(UInt64(0), at: 0)
   if layout.layout == .bySource {
     placeBySource(machine, view: view, handle: handle)
   } else {
@@ -19,6 +20,7 @@
   let (view, handle) = (arguments.view, arguments.handle)
   let layout = handle.layout
   handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0)
+  let hasOffsets = layout.layout == .byExpert && layout.sourceCapacity == 0
   machine.forEach(view.rankCount) { source in
     let tokenCount = exchangedCount(view, source: source, index: view.rank)
     handle.at(layout.tokensPerSource).store(tokenCount, at: source)
@@ -31,9 +33,17 @@
       let tokenCount = sum(over: layout.topK == 0 ? 0 : view.rankCount) {
         exchangedCount(view, source: $0, index: view.rankCount &+ expert)
       } before: { source, sum in
-        if layout.layout == .byExpert { offsets.store(sum, at: firstOffset &+ source) }
+        if hasOffsets { offsets.store(sum, at: firstOffset &+ source) }
       }
-      if layout.layout == .byExpert { offsets.store(tokenCount, at: firstOffset &+ view.rankCount) }
+      if hasOffsets { offsets.store(tokenCount, at: firstOffset &+ view.rankCount) }
+      if layout.sourceCapacity != 0 {
+        let counts = handle.at(layout.sourceCounts).advanced(byBytes: 4 &* Int64(local &* view.rankCount))
+        var source: Int32 = 0
+        while source < view.rankCount {
+          counts.store(exchangedCount(view, source: source, index: view.rankCount &+ expert), at: source)
+          source = source &+ 1
+        }
+      }
       handle.at(layout.tokensPerExpert).store(tokenCount, at: local)
       handle.at(layout.alignedTokensPerExpert).store(aligned(tokenCount, to: arguments.expertAlignment), at: local)
       let statistics = arguments.expertStatistics
@@ -43,12 +53,17 @@
 }
 
 @inlinable func placeBySource<M: Machine>(_ machine: M, view: RankView, handle: HandleView) {
+  let capacity = handle.layout.sourceCapacity
   machine.forEach(view.rankCount) { rank in
-    handle.at(handle.layout.totals)
-      .store(countBefore(view, source: view.rankCount, index: rank), at: rank)
-    handle.at(handle.layout.firstRows).store(countBefore(view, source: view.rank, index: rank), at: rank)
+    let rowsBefore = { (source: Int32) in
+      capacity == 0 ? countBefore(view, source: source, index: rank) : source &* capacity
+    }
+    handle.at(handle.layout.totals).store(rowsBefore(view.rankCount), at: rank)
+    handle.at(handle.layout.firstRows).store(rowsBefore(view.rank), at: rank)
   }
-  let sentRows = sum(over: view.rankCount) { exchangedCount(view, source: view.rank, index: $0) }
+  let sentRows = sum(over: view.rankCount) {
+    view.isMasked($0) ? 0 : exchangedCount(view, source: view.rank, index: $0)
+  }
   handle.at(handle.layout.sentRows).store(Int64(sentRows), at: 0)
   let receivedRows = Int64(countBefore(view, source: view.rankCount, index: view.rank))
   handle.at(handle.layout.receivedRows).store(receivedRows, at: 0)
@@ -84,11 +99,15 @@
     let expert = view.expertOrder.load(Int32.self, at: place)
     let rank = view.owner(ofExpert: expert)
     let groupStart = distance(view.firstPlace(ofRank: rank), place)
-    let before = countBefore(view, source: view.rank, index: view.rankCount &+ expert)
+    let sourceCapacity = handle.layout.sourceCapacity
+    let before =
+      sourceCapacity == 0
+      ? countBefore(view, source: view.rank, index: view.rankCount &+ expert) : view.rank &* sourceCapacity
     handle.at(handle.layout.firstRows).store(groupStart &+ before, at: expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
-    exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
+    if view.isMasked(view.owner(ofExpert: expert)) { return 0 }
+    return exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.receivedRows)) { expert in
     if view.owner(ofExpert: expert) != view.rank { return 0 }
@@ -135,7 +154,7 @@
 }
 
 @inlinable func aligned(_ count: Int32, to alignment: Int32) -> Int32 {
-  Int32(truncatingIfNeeded: alignUp(Int64(count), to: Int64(alignment)))
+  (count &+ alignment &- 1) / alignment &* alignment
 }
 
 /// Where each column of each rank's output begins. What does not fit becomes the operation's status, the same on all
@@ -151,7 +170,8 @@
       column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
   }
   let tight = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { rank in
-    !OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
+    !view.isMasked(rank)
+      && !OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
   }
   let rowCount = handle.total(atRank: view.rank)
   let own = OutputFit(view, columns: columns, rowCount: rowCount, atRank: view.rank)

@@ -53,7 +53,7 @@ extension GPUMachine {
   }
 
   @inline(__always)
-  public func signal(_ count: Int32, epoch: UInt64, to audience: Audience, word: (Int32) -> SignalWord) {
+  public func signal(_ count: Int32, to audience: Audience, word: (Int32) -> SignalWord) {
     // Joins the threads' stores to this lane's release.
     ptx_block_barrier()
     var index = thread
@@ -64,10 +64,10 @@ extension GPUMachine {
       let address = target.arena.advanced(byBytes: target.offset)
       let word = address.bits
       if audience == .peers {
-        ptx_store_release(word, epoch)
+        ptx_store_release(word, target.epoch)
         ptx_store_relaxed(SignalWord.gate(of: address).bits, 1)
       } else {
-        ptx_store_release_gpu(word, epoch)
+        ptx_store_release_gpu(word, target.epoch)
       }
       index = index &+ Self.threadCount
     }

@@ -146,11 +146,12 @@ extension HostMachine {
   @inline(__always)
   package func settle() {}
 
-  package func signal(_ count: Int32, epoch: UInt64, to _: Audience, word: (Int32) -> SignalWord) {
+  package func signal(_ count: Int32, to _: Audience, word: (Int32) -> SignalWord) {
     forEach(count) { index in
       let target = word(index)
       // Releases everything written to the peer; pairs with the acquire in `await`.
-      atomic(target.arena.advanced(byBytes: target.offset), UInt64.self).pointee.store(epoch, ordering: .releasing)
+      atomic(target.arena.advanced(byBytes: target.offset), UInt64.self).pointee.store(
+        target.epoch, ordering: .releasing)
       doorbell(of: target.arena).ring()
     }
   }

@@ -32,6 +32,8 @@ package struct ArgumentFault: Error, Equatable {
     case rowCount
     /// Rows outside the arena, which would be combined in steps.
     case steps
+    /// What cannot be where ranks can be masked.
+    case masks
   }
 
   package enum Name: Int64 {
@@ -91,6 +93,7 @@ package struct ArgumentFault: Error, Equatable {
     case .unreceived: texts = ("one of a call that has been received", "one that is still to be received")
     case .rowCount: texts = ("one of at most \(expected) rows", "one of \(found)")
     case .steps: texts = ("rows in the arena, where others are combined in steps", "others")
+    case .masks: texts = ("bySource or grouped where ranks can be masked", "byExpert")
     case .order: texts = ("rowMajor but for grouped rows that are quantized on the way", "columnMajor")
     case .layout:
       let name = { (code: Int64) in RowLayout(code: code).map { "\($0)" } ?? "\(code)" }

@@ -5,13 +5,14 @@ import HostMachine
 /// Tells one buffer's handles from another's: alive as long as a handle, so that no later buffer has the same.
 final class BufferIdentity: Sendable {}
 
-/// Where a rank's tables lie in one piece of its own memory: where workers count themselves in, what it failed with,
-/// arenas, then experts' owners, local indices and order.
+/// Where a rank's tables lie in one piece of its own memory: where workers count themselves in, what it failed with, which
+/// ranks are masked, arenas, then experts' owners, local indices and order.
 struct TableOffsets {
   let arrivals: Int64 = 0
   /// `RankView.failure`, with what is behind it.
   let failure: Int64 = 64
-  let arenas: Int64 = 64 + OperationStatus.byteCount + RankView.findingsByteCount
+  let masks: Int64 = 64 + OperationStatus.byteCount + RankView.findingsByteCount
+  let arenas: Int64 = 64 + OperationStatus.byteCount + RankView.findingsByteCount + MaskWord.byteCount
   let owners: Int64
   let locals: Int64
   let order: Int64
@@ -52,6 +53,8 @@ final class BufferCore: Sendable {
   let view: RankView
   let membership: Membership
   let plan: ExpertBuffer.Plan
+  /// Nil where no rank can be masked.
+  let masks: RankMasks?
   let owners: [Int32]
   /// Memory behind `view`'s addresses.
   private let tables: any TensorStorage
@@ -62,6 +65,8 @@ final class BufferCore: Sendable {
   /// What calls are recorded into, rather than run.
   let recording = Guarded<Recording?>(nil)
   let receives = Guarded(Receives())
+  /// Of the launches queued so far.
+  let lastTicket = Guarded<UInt64>(0)
 
   private struct State {
     var isClosed = false
@@ -87,7 +92,7 @@ final class BufferCore: Sendable {
     tables = try device.makeLocalMemory(byteCount: offsets.byteCount)
     notices = try device.makeNotices(byteCount: noticeOffsets.byteCount)
     let (base, words) = (tables.base, notices.base)
-    view = RankView(
+    var view = RankView(
       rank: Int32(rank), rankCount: Int32(rankCount), expertCount: Int32(expertCount),
       localExpertCount: Int32(owners.count { $0 == group.rank }), arenas: base.advanced(byBytes: offsets.arenas),
       expertOwner: base.advanced(byBytes: offsets.owners), expertLocal: base.advanced(byBytes: offsets.locals),
@@ -96,6 +101,14 @@ final class BufferCore: Sendable {
       departures: words.advanced(byBytes: noticeOffsets.departures),
       alarm: words.advanced(byBytes: noticeOffsets.alarm), arrivals: base.advanced(byBytes: offsets.arrivals),
       pause: words.advanced(byBytes: noticeOffsets.pause), timeoutNanoseconds: timeout.nanoseconds)
+    if plan.masking == .none {
+      masks = nil
+    } else {
+      view.masks = base.advanced(byBytes: offsets.masks)
+      view.masksMissing = plan.masking == .automatic ? 1 : 0
+      masks = RankMasks(rank: rank, words: view.masks, memory: tables)
+    }
+    self.view = view
     let image = try HostMemory(byteCount: offsets.byteCount)
     Self.fill(image.base, offsets, arenas: arenas, owners: owners)
     try tables.write(UnsafeRawBufferPointer(start: image.base.hostPointer, count: Int(offsets.byteCount)))
@@ -182,6 +195,12 @@ final class BufferCore: Sendable {
 
   /// Throws unless the buffer can take another call.
   func checkOpen() throws(EPError) {
+    try checkNotLost()
+    try masks?.checkTakesPart()
+  }
+
+  /// Throws where there is no way to go on.
+  func checkNotLost() throws(EPError) {
     try state.withLock { state throws(EPError) in
       if state.isClosed { throw .bufferClosed }
       if let cause = membership.lossCause { throw .bufferLost(cause: cause) }
@@ -193,6 +212,48 @@ final class BufferCore: Sendable {
     var view = view
     view.hostFailure = notices.base.advanced(byBytes: NoticeOffsets(rankCount: rankCount).hostFailure)
     return view
+  }
+
+  // MARK: Control words
+
+  /// Exchanges that this rank has begun; not while an operation is under way.
+  var epoch: UInt64 {
+    get throws(EPError) {
+      let place = arena.base.advanced(byBytes: ControlLayout.epochOffset)
+      guard let copier = arena.memory.copier else { return place.load(UInt64.self, at: 0) }
+      var epoch: UInt64 = 0
+      try withUnsafeMutableBytes(of: &epoch) { bytes throws(EPError) in try copier.read(place, into: bytes) }
+      return epoch
+    }
+  }
+
+  func set(epoch: UInt64) throws(EPError) {
+    try withUnsafeBytes(of: epoch) { bytes throws(EPError) in
+      try write(bytes, to: arena.base.advanced(byBytes: ControlLayout.epochOffset), by: arena.memory.copier)
+    }
+  }
+
+  /// Signals that have come here.
+  func forgetSignals() throws(EPError) {
+    let byteCount = view.control.signalsByteCount
+    let zeros = try HostMemory(byteCount: byteCount)
+    try write(
+      UnsafeRawBufferPointer(start: zeros.base.hostPointer, count: Int(byteCount)),
+      to: arena.base.advanced(byBytes: ControlLayout.signalsOffset), by: arena.memory.copier)
+  }
+
+  /// What earlier operations have failed with.
+  func forgetFailure() throws(EPError) {
+    try withUnsafeBytes(of: OperationStatus()) { bytes throws(EPError) in
+      try write(bytes, to: view.failure, by: tables.copier)
+    }
+  }
+
+  private func write(
+    _ bytes: UnsafeRawBufferPointer, to place: Address, by copier: (any MemoryCopier)?
+  ) throws(EPError) {
+    if let copier { return try copier.write(bytes, to: place) }
+    place.hostPointer.copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
   }
 
   // MARK: Errors
@@ -207,7 +268,9 @@ final class BufferCore: Sendable {
     case .disagreement: return disagreement(rank: rank, details)
     case .timeout, .departed, .checkFailed: return membership.lose(to: status)
     case .overflow: return .outOfMemory(rank: rank, neededByteCount: details.0, availableByteCount: details.1)
+    case .failedBefore where status.earlier.code == StatusCode.masked.rawValue: return error(from: status.earlier)
     case .failedBefore: return .bufferLost(cause: membership.lose(to: status.earlier))
+    case .masked: return masks!.learn(masker: rank)
     case nil: preconditionFailure("unknown status \(status.code)")
     }
   }

@@ -21,9 +21,11 @@ struct BufferSetup {
     key = group.mesh.nextBuffer(of: group.generation)
   }
 
-  private enum Step: Int {
+  private enum Step: Int, CaseIterable {
     case wishes, reach, arenas, attachment
   }
+
+  static let stepCount = Step.allCases.count
 
   func run() throws(EPError) -> BufferCore {
     let wishes = try gather(.wishes) { contribution throws(EPError) in
@@ -103,6 +105,7 @@ struct BufferSetup {
       .init(name: "hidden", value: "\(shape.hidden)"),
       .init(name: "topK", value: "\(shape.topK)"),
       .init(name: "dtype", value: "\(shape.dtype)"),
+      .init(name: "masking", value: "\(plan.masking)"),
     ]
   }
 

@@ -40,7 +40,7 @@ public struct DispatchOptions: Sendable {
   public var expertAlignment = 1
   /// By expert: fill the rows between groups with zero bytes. Their origins and indices are -1 in any case.
   public var zeroesPadding = false
-  /// Grouped rows are of worst-case size in any case.
+  /// Grouped rows, and those of buffers whose ranks can be masked, are of worst-case size in any case.
   public var sizing: Sizing = .exact
   /// BF16 rows arrive as FP8 E4M3 with scales in this format.
   public var quantization: ScaleFormat?
@@ -139,7 +139,8 @@ public struct DispatchResult: Sendable {
   public let scales: Tensor?
   /// `[rows, …]`, as the sender's.
   public let sidecars: [Tensor]
-  /// int32 `[rows, 2]`: source rank and source token; -1 in rows that no token fills, except grouped ones.
+  /// int32 `[rows, 2]`: source rank and source token; -1 in rows that no token fills, except grouped ones and where ranks can
+  /// be masked.
   public let origins: Tensor
   /// `[rows, topK]` (by expert: `[rows, 1]`), in the sender's index type: local experts, -1 for experts of other ranks.
   /// Nil without top-k routing.
@@ -164,13 +165,23 @@ extension DispatchResult {
   }
   /// int32 `[local experts, ranks + 1]`, where there is a row per expert: in the group of expert `e`, counted from its first
   /// row, the rows of source rank `s` are `sourceOffsets[e, s]..<sourceOffsets[e, s + 1]`. Nil by source, where
-  /// `tokensPerSource` says as much.
+  /// `tokensPerSource` says as much, and where ranks can be masked (`sourceCounts`).
   public var sourceOffsets: Tensor? {
     let (layout, width) = (handle.layout, Int(handle.layout.rankCount) + 1)
-    if layout.layout == .bySource { return nil }
+    if layout.layout == .bySource || layout.sourceCapacity > 0 { return nil }
     return Tensor(
       dtype: .int32, shape: [Int(layout.localExpertCount), width], storage: handle.memory,
       byteOffset: layout.sourceOffsets)
+  }
+  /// int32 `[local experts, ranks]`, where ranks can be masked: tokens of each local expert from each source rank. Source
+  /// `s` has the rows from `s * tokensPerRankMax` on, of all rows or, grouped, of each group: as many as `tokensPerSource[s]`,
+  /// grouped `sourceCounts[e, s]`. What lies behind those is whatever lay there. Nil otherwise.
+  public var sourceCounts: Tensor? {
+    let layout = handle.layout
+    if layout.sourceCapacity == 0 { return nil }
+    return Tensor(
+      dtype: .int32, shape: [Int(layout.localExpertCount), Int(layout.rankCount)], storage: handle.memory,
+      byteOffset: layout.sourceCounts)
   }
   /// int32 `[local experts]`: tokens of each, as they are.
   public var unalignedTokensPerExpert: Tensor {

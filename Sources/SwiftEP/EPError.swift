@@ -20,6 +20,9 @@ public indirect enum EPError: Error, Equatable, Codable, Sendable {
   /// Only of checked builds: at `step` of an operation, a kernel of `rank` would have gone astray, since `check` was `found`.
   /// The buffer that reports this is lost; all ranks report the same.
   case checkFailed(rank: Int, step: FlightRecord.Step, check: String, expected: String, found: String)
+  /// Rank `by` has masked `rank`, which is the caller's own, and goes on without it. The buffer takes no calls until the
+  /// others take this rank back (`ExpertBuffer.unmask`).
+  case rankMasked(rank: Int, by: Int)
   case bufferClosed
   /// The ranks could not find each other.
   case rendezvousFailed(String)
@@ -45,7 +48,7 @@ public indirect enum EPError: Error, Equatable, Codable, Sendable {
   public enum Step: String, Codable, Sendable {
     /// The creation of a group or of a buffer.
     case setup
-    /// A change of the group: `shrink`, `admit`, `join`.
+    /// A change of the group: `shrink`, `admit`, `join`; or of a buffer's mask: `unmask`.
     case regrouping
     /// The events that a call was to wait for (`after`): the rank that is missing is the caller's own.
     case input
@@ -71,6 +74,7 @@ extension EPError: CustomStringConvertible {
     case .bufferLost(let cause): return "the buffer was lost earlier: \(cause)"
     case .checkFailed(let rank, let step, let check, let expected, let found):
       return "a check failed on rank \(rank) at step '\(step.rawValue)': \(check): expected \(expected), found \(found)"
+    case .rankMasked(let rank, let masker): return "rank \(rank) is masked: rank \(masker) goes on without it"
     case .bufferClosed: return "the buffer is closed"
     case .rendezvousFailed(let why): return "rendezvous failed: \(why)"
     case .driver(let rank, let call, let code, let name):

@@ -179,7 +179,7 @@ final class PendingOperation: Sendable {
   func makeResources(_ retained: [any Sendable]) -> OperationResources {
     OperationResources(
       view: view, memory: [memory, report] + core.viewMemory, arena: core.arena, membership: core.membership,
-      retained: retained + [waitStatistics as any Sendable])
+      masks: core.masks, retained: retained + [waitStatistics as any Sendable])
   }
 
   /// Queues a launch of this operation, or records it.
@@ -197,7 +197,10 @@ final class PendingOperation: Sendable {
   }
 
   /// Its last launch so far has this ticket.
-  func isQueued(as queued: UInt64) { ticket.withLock { $0 = queued } }
+  func isQueued(as queued: UInt64) {
+    ticket.withLock { $0 = queued }
+    core.lastTicket.withLock { $0 = max($0, queued) }
+  }
 
   var isFinished: Bool { core.device.isFinished(ticket.withLock { $0 }) }
 
@@ -232,36 +235,52 @@ final class OperationResources: Sendable {
   private let memory: [any TensorStorage]
   private let arena: RankArena
   private let membership: Membership
+  private let masks: RankMasks?
+  /// Ranks that the operation has offered nothing.
+  private let maskedBefore: UInt64
   private let retained: Guarded<[any Sendable]>
 
   init(
-    view: OperationView, memory: [any TensorStorage], arena: RankArena, membership: Membership, retained: [any Sendable]
+    view: OperationView, memory: [any TensorStorage], arena: RankArena, membership: Membership, masks: RankMasks?,
+    retained: [any Sendable]
   ) {
     self.view = view
     self.memory = memory
     self.arena = arena
     self.membership = membership
+    self.masks = masks
+    maskedBefore = masks?.known ?? 0
     self.retained = Guarded(retained)
   }
 
   /// Peers that came too late may still write to what an operation offered them that missed a rank, or read it. The
   /// others learn of it even if nobody here waits for the result.
   deinit {
-    switch StatusCode(rawValue: view.reported.code) {
+    let status = view.reported
+    switch StatusCode(rawValue: status.code) {
+    case .ok:
+      guard let masks else { return }
+      let masked = UInt64(bitPattern: status.details.0)
+      if masked & ~maskedBefore != 0 { quarantine() }
+      membership.report(missing: masks.learn(masked, missing: UInt64(bitPattern: status.details.1)))
     case .timeout, .departed, .checkFailed:
-      arena.quarantine(retained.withLock { $0 })
-      membership.lose(to: view.reported)
+      quarantine()
+      membership.lose(to: status)
+    case .masked: quarantine()
     case .failedBefore:
-      arena.quarantine(retained.withLock { $0 })
-      membership.lose(to: view.reported.earlier)
+      quarantine()
+      if status.earlier.code != StatusCode.masked.rawValue { membership.lose(to: status.earlier) }
     default: break
     }
   }
 
+  private func quarantine() { arena.quarantine(retained.withLock { $0 }) }
+
   /// The same once more: the end of one half of an operation is not that of the other.
   func again() -> OperationResources {
     OperationResources(
-      view: view, memory: memory, arena: arena, membership: membership, retained: retained.withLock { $0 })
+      view: view, memory: memory, arena: arena, membership: membership, masks: masks, retained: retained.withLock { $0 }
+    )
   }
 
   func retain(_ more: any Sendable) { retained.withLock { $0.append(more) } }

@@ -125,7 +125,7 @@ private struct DispatchCall {
 
   private var layout: RowLayout { cachedHandle?.rowLayout ?? options.layout }
 
-  private var sizing: Sizing { layout == .grouped ? .worstCase : options.sizing }
+  private var sizing: Sizing { layout == .grouped || core.masks != nil ? .worstCase : options.sizing }
 
   private var expertAlignment: Int {
     layout == .grouped ? 1 : cachedHandle?.expertAlignment ?? options.expertAlignment
@@ -182,6 +182,7 @@ private struct DispatchCall {
       try sidecar.check(.sidecars, rowByteCountMultipleOf: 4)
     }
     try checkRouting()
+    if core.masks != nil && layout == .byExpert { throw ArgumentFault(.masks, .layout, expected: 0, found: 1) }
     try check(.expertAlignment, options.expertAlignment, in: 1...max(1, (1 << 30) / max(1, core.owners.count)))
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
     try core.check(.expertStatistics, options.expertStatistics)
@@ -250,7 +251,8 @@ private struct DispatchCall {
       rankCount: core.view.rankCount,
       expertCount: core.view.expertCount, localExpertCount: core.view.localExpertCount, topK: Int32(topKCount),
       layout: options.layout.kernelLayout,
-      groupCapacity: Int32(options.layout == .grouped ? buffer.plan.shape.groupCapacity : 0))
+      groupCapacity: Int32(options.layout == .grouped ? buffer.plan.shape.groupCapacity : 0),
+      sourceCapacity: Int32(core.masks == nil ? 0 : buffer.plan.shape.tokensPerRankMax))
   }
 
   private func makeHandle(_ layout: HandleLayout, _ pending: PendingOperation) throws(EPError) -> DispatchHandle {
@@ -267,7 +269,7 @@ private struct DispatchCall {
     var shape = buffer.plan.shape
     (shape.layout, shape.topK, shape.expertAlignment) = (options.layout, topKCount, options.expertAlignment)
     let rowCount = shape.rowCountMax(localExpertCount: Int(core.view.localExpertCount))
-    return layout == .grouped ? rowCount : min(buffer.plan.rowsPerResult, rowCount)
+    return layout == .grouped || core.masks != nil ? rowCount : min(buffer.plan.rowsPerResult, rowCount)
   }
 
   /// After a dispatch with exact sizing, how many rows there are is known. A cached handle may stem from a worst-case

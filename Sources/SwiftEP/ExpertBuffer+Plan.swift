@@ -30,6 +30,7 @@ extension ExpertBuffer {
     /// Rows that one dispatch result holds.
     public let rowsPerResult: Int
     public let staging: Staging
+    public let masking: Masking
     /// Every part and what it takes.
     public let parts: [Part]
     /// Bytes of the memory that peers reach: control words, results, outputs and staging.
@@ -45,14 +46,18 @@ extension ExpertBuffer {
     ///     ranks. Nil for a grouped layout.
     ///   - workers: threads that one call uses.
     ///   - staging: how combines take rows that do not lie in the arena.
+    ///   - masking: whether the buffer can go on without some of its ranks, of which there are at most 64 then. Rows go to
+    ///     fixed slots: `tokensPerRankMax` rows for each source, by source or in each group of grouped ones; they cannot be by
+    ///     expert otherwise, and are not combined in steps. `receivedTokensMax` is nil.
     ///   - arenaByteCountMax: how far the arena may grow; nil: eight times the plan, at
     ///     least 1 GiB; never beyond 1 TiB. Address space is reserved for it, memory is not.
     /// - Throws: `invalidArgument` with rank -1.
     public init(
       _ shape: JobShape, resultCount: Int = 1, receivedTokensMax: Int? = nil, workers: Int = 1,
-      staging: Staging = .unplanned, arenaByteCountMax: Int64? = nil
+      staging: Staging = .unplanned, masking: Masking = .none, arenaByteCountMax: Int64? = nil
     ) throws(EPError) {
       try shape.check()
+      if masking != .none { try Self.checkMasks(shape, receivedTokensMax: receivedTokensMax, staging: staging) }
       guard (1...1 << 20).contains(resultCount) else {
         throw .invalidArgument(rank: -1, argument: "resultCount", expected: "1 to 1048576", found: "\(resultCount)")
       }
@@ -73,6 +78,7 @@ extension ExpertBuffer {
       }
       self.shape = shape
       self.staging = staging
+      self.masking = masking
       self.resultCount = resultCount
       let localExpertCount = shape.localExpertCounts.max() ?? 0
       rowsPerResult = shape.rowCountMax(localExpertCount: localExpertCount, tokenCountMax: receivedTokensMax)
@@ -110,7 +116,8 @@ extension ExpertBuffer {
         chunks: Chunks(tokenCount: Int32(shape.tokensPerRankMax), chunkCount: Int32(workers)),
         rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount),
         localExpertCount: Int32(localExpertCount), topK: Int32(shape.topK), layout: shape.layout.kernelLayout,
-        groupCapacity: Int32(shape.layout == .grouped ? shape.groupCapacity : 0))
+        groupCapacity: Int32(shape.layout == .grouped ? shape.groupCapacity : 0),
+        sourceCapacity: Int32(masking == .none ? 0 : shape.tokensPerRankMax))
       let operation = { (chunkCount: Int) in
         OperationLayout(
           rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount), chunkCount: Int32(chunkCount),
@@ -124,6 +131,20 @@ extension ExpertBuffer {
           Part(name: "operations", byteCount: Int64(resultCount) * (operation(workers) + operation(0))),
           Part(name: "tables", byteCount: tables.byteCount + NoticeOffsets(rankCount: shape.rankCount).byteCount),
         ]
+    }
+
+    private static func checkMasks(_ shape: JobShape, receivedTokensMax: Int?, staging: Staging) throws(EPError) {
+      func require(_ holds: Bool, _ argument: String, _ expected: String, _ found: String) throws(EPError) {
+        if holds { return }
+        throw .invalidArgument(
+          rank: -1, argument: argument, expected: "\(expected) where ranks can be masked", found: found)
+      }
+      let rankCountMax = RankView.maskedRankCountMax
+      try require(shape.rankCount <= rankCountMax, "rankCount", "at most \(rankCountMax)", "\(shape.rankCount)")
+      try require(shape.tokensPerRankMax > 0, "tokensPerRankMax", "at least 1", "0")
+      try require(shape.layout != .byExpert, "layout", "bySource or grouped", "\(shape.layout)")
+      try require(receivedTokensMax == nil, "receivedTokensMax", "nil", "\(receivedTokensMax ?? 0)")
+      if case .steps = staging { try require(false, "staging", "unplanned or whole", "\(staging)") }
     }
 
     func steps(of layout: RowLayout) -> CombineSteps { Self.steps(staging, of: layout, shape) }

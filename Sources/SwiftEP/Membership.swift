@@ -37,6 +37,12 @@ final class Membership: Sendable {
     return first
   }
 
+  /// Operations go on without these ranks: says so, and what led to it, unless they have merely closed their buffers.
+  func report(missing ranks: [Int]) {
+    let ranks = ranks.filter { group.mesh.departure(of: $0, in: key) != .closed }
+    if !ranks.isEmpty, let record = try? FlightRecord(of: arena) { record.print(withoutRanks: ranks) }
+  }
+
   private func error(from status: OperationStatus) -> EPError {
     if status.code == StatusCode.checkFailed.rawValue { return EPError(failedCheck: status) }
     let step: EPError.Step =

@@ -83,10 +83,13 @@ extension BufferCore {
   ///   - exchangeCount: that the call begins; nil where that depends.
   ///   - later: whether its result is itself to be received later.
   func beginCall(exchangeCount: Int?, waiting: Waiting, receivesLater later: Bool) throws(EPError) {
+    func fail(_ argument: String, expected: String, found: String) -> EPError {
+      .invalidArgument(rank: rank, argument: argument, expected: expected, found: found)
+    }
+    if masks != nil && waiting == .stream {
+      throw fail("waiting", expected: "workers where ranks can be masked", found: "stream")
+    }
     try receives.withLock { receives throws(EPError) in
-      func fail(_ argument: String, expected: String, found: String) -> EPError {
-        .invalidArgument(rank: rank, argument: argument, expected: expected, found: found)
-      }
       if later || receives.count > 0 {
         let state = "while results are to be received"
         guard exchangeCount != nil else { throw fail("sizing", expected: "worstCase \(state)", found: "exact") }

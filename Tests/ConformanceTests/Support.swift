@@ -65,6 +65,8 @@ struct TestBuffer: Sendable {
     _ body: () throws(EPError) -> Result
   ) throws(EPError) -> (graph: OperationGraph, result: Result) { try buffer.record(body) }
 
+  var maskedRanks: [Int] { get throws(EPError) { try buffer.maskedRanks } }
+
   func forgetLongestWaits() { buffer.forgetLongestWaits() }
 
   func close() { buffer.close() }

@@ -28,7 +28,7 @@ extension HostMachine {
   }
 
   fileprivate func signal(_ arena: Address, offset: Int64, epoch: UInt64) {
-    signal(1, epoch: epoch, to: .peers) { _ in SignalWord(arena: arena, offset: offset) }
+    signal(1, to: .peers) { _ in SignalWord(arena: arena, offset: offset, epoch: epoch) }
   }
 }
 
@@ -129,7 +129,7 @@ private final class Words: @unchecked Sendable {
         },
         seen: { told.append("seen \($0)") })
     }
-    machine().signal(2, epoch: 4, to: .peers) { SignalWord(arena: arena, offset: 512 + 128 * Int64($0)) }
+    machine().signal(2, to: .peers) { SignalWord(arena: arena, offset: 512 + 128 * Int64($0), epoch: 4) }
     let missed = wait()
     #expect(missed.result == .timedOut && missed.missing == 1 && told == ["awaited 1"])
     #expect(wait(until: .max).result == .signalled && told == ["awaited 1", "awaited 1", "seen 1"])

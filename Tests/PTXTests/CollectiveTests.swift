@@ -10,9 +10,9 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [83, 4, 8, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [32, 6, 3, 17, 0, 2, 0]),
-    ("swiftep_dispatch", [109, 10, 10, 17, 15, 2, 2]), ("swiftep_combine", [63, 24, 12, 19, 0, 0, 0]),
-    ("swiftep_combine_step", [70, 24, 14, 16, 0, 0, 0]),
+    ("swiftep_prepare_dispatch", [101, 4, 14, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [40, 6, 6, 17, 0, 2, 0]),
+    ("swiftep_dispatch", [130, 10, 16, 17, 15, 2, 2]), ("swiftep_combine", [82, 24, 18, 19, 0, 0, 0]),
+    ("swiftep_combine_step", [89, 24, 20, 16, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_90()))
@@ -20,9 +20,9 @@ import Testing
   }
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [83, 4, 8, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [32, 0, 4, 17, 0, 4, 0]),
-    ("swiftep_dispatch", [109, 4, 11, 17, 15, 4, 2]), ("swiftep_combine", [63, 0, 12, 28, 0, 0, 0]),
-    ("swiftep_combine_step", [70, 0, 14, 28, 0, 0, 0]),
+    ("swiftep_prepare_dispatch", [101, 4, 14, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [40, 0, 7, 17, 0, 4, 0]),
+    ("swiftep_dispatch", [130, 4, 17, 17, 15, 4, 2]), ("swiftep_combine", [82, 0, 18, 28, 0, 0, 0]),
+    ("swiftep_combine_step", [89, 0, 20, 28, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_80()))

@@ -96,6 +96,7 @@ extension FlightRecord.Operation {
     case .timeout: "timeout" + blame
     case .departed: "departure" + blame
     case .checkFailed: "failed check" + blame
+    case .masked: "masked" + (culprit.map { " by rank \($0)" } ?? "")
     }
   }
 

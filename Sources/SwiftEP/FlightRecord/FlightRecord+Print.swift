@@ -4,8 +4,19 @@ extension FlightRecord {
   /// Writes what led to the loss of a buffer to standard error, in a few lines: unless peers have merely closed theirs,
   /// or `SWIFTEP_FLIGHT_RECORDER=off` is in the environment. Never waits for who reads it.
   func print(becauseOf cause: EPError) {
-    guard case .rankMissing(_, _, let absence) = cause, absence != .closed, Self.isPrinted else { return }
-    var bytes = Array(lossReport(cause).utf8.prefix(Self.atomicByteCount - 1))
+    guard case .rankMissing(_, _, let absence) = cause, absence != .closed else { return }
+    print(lossReport(cause))
+  }
+
+  /// The same where the buffer goes on without the ranks.
+  func print(withoutRanks ranks: [Int]) {
+    let names = ranks.map { name(ofRank: $0) }.joined(separator: ", ")
+    print("swiftep: rank \(rank) of \(rankCount) goes on without \(names)\n" + history(operationCountMax: 5))
+  }
+
+  private func print(_ report: String) {
+    if !Self.isPrinted { return }
+    var bytes = Array(report.utf8.prefix(Self.atomicByteCount - 1))
     bytes.append(UInt8(ascii: "\n"))
     var request = pollfd(fd: STDERR_FILENO, events: Int16(POLLOUT), revents: 0)
     // A pipe that can be written to takes this much whole; one that nobody reads any more would be a signal.

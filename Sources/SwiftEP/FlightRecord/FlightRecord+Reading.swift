@@ -189,6 +189,7 @@ extension FlightRecord.Outcome {
     case .overflow: self = .overflow
     case .departed: self = .departed
     case .checkFailed: self = .checkFailed
+    case .masked: self = .masked
     case .failedBefore: return nil
     }
   }

@@ -97,6 +97,8 @@ public struct FlightRecord: Equatable, Codable, Sendable {
     case timeout, departed
     /// In a checked build: something was not as it must be.
     case checkFailed
+    /// Another rank goes on without this one.
+    case masked
   }
 
   public struct Span: Equatable, Codable, Sendable {

@@ -188,6 +188,41 @@ final class Mesh: Sendable {
     }
   }
 
+  /// As `gather`, for all ranks that none of those masks whose places have come; nil for the others. What goes wrong here,
+  /// nobody else is told.
+  func gather(
+    _ place: Contribution.Place, for key: BufferKey, phase: Int, timeout: Duration
+  ) throws(EPError) -> [Contribution.Place?] {
+    var contribution = Contribution()
+    contribution.place = place
+    let step = BufferSetup.stepCount + phase
+    let mine = Parcel(message: .contribution(key, step: step, contribution))
+    let members = update { state in
+      let members = state.generations[key.generation]!
+      for member in members where member != own { state.send(mine, to: member) }
+      return members
+    }
+    var missing = 0
+    let result = wait(until: monotonicNow() &+ timeout.nanoseconds) {
+      state -> Result<[Contribution.Place?], EPError>? in
+      var gathered = state.contributions[GatherKey(buffer: key, step: step)] ?? [:]
+      gathered[own] = mine
+      let places = members.map { member -> Contribution.Place? in
+        if case .contribution(_, _, let contribution) = gathered[member]?.message { return contribution.place }
+        return nil
+      }
+      let masked = places.reduce(0) { $0 | ($1?.masked ?? 0) }
+      for (rank, member) in members.enumerated() where places[rank] == nil && masked >> UInt64(rank) & 1 == 0 {
+        missing = rank
+        let departure = state.departures[key]?[member] ?? (state.exited.contains(member) ? .exited : nil)
+        return departure.map { .failure($0.error(rank: rank, step: .regrouping)) }
+      }
+      state.contributions[GatherKey(buffer: key, step: step)] = nil
+      return .success(places)
+    }
+    return try (result ?? .failure(.rankMissing(rank: missing, step: .regrouping, because: .silent(timeout)))).get()
+  }
+
   /// Maps what a peer's arena has grown by, and tells it so. Waits for nobody, whatever this rank's kernels wait for.
   private func map(_ piece: ArenaPiece, of sender: MemberID, in key: BufferKey) {
     let arena = state.withLock { state -> (any SymmetricMemory)? in

@@ -39,11 +39,24 @@ struct Contribution: Codable, Sendable {
   var blocks: BlockNeed?
   /// Where this rank's arena must be.
   var arenaPlace = ArenaPlace.machine
+  /// Of a rank that takes part in a change of the mask.
+  var place: Place?
   var failure: EPError?
 
   struct Term: Equatable, Codable, Sendable {
     let name: String
     let value: String
+  }
+
+  /// Where a rank is when masked ranks return.
+  struct Place: Codable, Sendable {
+    /// Ranks that stay masked, one bit each.
+    var masked: UInt64
+    /// Exchanges that it has begun.
+    var epoch: UInt64
+    /// A number for this attempt, then what those of all that take part amount to: something of an attempt that has failed may
+    /// come late.
+    var attempt: UInt64
   }
 }
 
