@@ -80,6 +80,7 @@ void swiftep_store_fence(void) {
 
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef uint8_t u8x8 __attribute__((vector_size(8)));
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
@@ -123,6 +124,22 @@ INLINE u32x8 round_e4m3(f32x8 value, bool special) {
   code |= (bits >> 24) & 0x80;
   if (special) code = select_bits((i32x8)(magnitude > 0x7f800000), (u32x8){} + 0x7f, code);
   return code;
+}
+
+/// What E4M3 codes of positive numbers stand for; NaN is not taken care of.
+INLINE f32x8 widen_e4m3(u32x8 code) {
+  f32x8 subnormal = __builtin_convertvector((i32x8)code, f32x8) * 0x1p-9f;
+  return (f32x8)select_bits((i32x8)(code < 8), (u32x8)subnormal, (code << 20) + (120u << 23));
+}
+
+/// The E2M1 nearest to each positive value, in the lowest bits of its lane; the others are zero. What is greater than 6, or
+/// NaN, becomes 6.
+INLINE u32x8 round_e2m1(f32x8 value) {
+  u32x8 bits = __builtin_elementwise_min((u32x8)value, (u32x8){} + 0x40c00000);
+  u32x8 large = ((bits + 0x1fffff + ((bits >> 22) & 1)) >> 22) - 252;
+  // The sum rounds to halves.
+  u32x8 small = (u32x8)((f32x8)bits + 0x1p22f) - 0x4a800000;
+  return select_bits((i32x8)(bits < 0x40000000), small, large);
 }
 
 // MARK: Reduction
@@ -307,6 +324,39 @@ INLINE void quantize_any(
   }
 }
 
+/// Eight blocks of 16 channels, or four, have their scales and factors made together.
+INLINE void quantize_nvfp4_any(
+    uint8_t *values, uint8_t *scales, const uint16_t *source, size_t channel_count, float global_scale) {
+  for (size_t first = 0; first < channel_count; first += 128) {
+    size_t block_count = (channel_count - first < 128 ? channel_count - first : 128) / 16;
+    uint32_t tops[8] = {0};
+    for (size_t b = 0; b < block_count; b++) {
+      tops[b] = (uint32_t)largest_magnitude(source + first + 16 * b, 16) << 16;
+    }
+    u32x8 amax = load_lanes(tops);
+    f32x8 wanted = (f32x8)amax / 6.0f;
+    wanted *= global_scale;
+    f32x8 bounded = (f32x8)__builtin_elementwise_min((u32x8)wanted, (u32x8){} + 0x43e00000);
+    u32x8 codes = round_e4m3(bounded, false);
+    u32x8 factors = (u32x8)(global_scale / widen_e4m3(codes)) & (u32x8)(codes != 0);
+    i32x8 is_special = (i32x8)(amax >= 0x7f800000);
+    codes = select_bits(is_special, (u32x8){} + 0x7f, codes);
+    factors = select_bits(is_special, (u32x8){} + 0x7fc00000, factors);
+    u8x8 bytes = __builtin_convertvector(codes, u8x8);
+    memcpy(scales + first / 16, &bytes, block_count);
+    for (size_t b = 0; b < block_count; b++) {
+      f32x8 factor = (f32x8)((u32x8){} + factors[b]);
+      u32x8 lanes = load_lanes(source + first + 16 * b);
+      f32x8 even = (f32x8)((lanes & 0x7fff) << 16);
+      f32x8 odd = (f32x8)(lanes & 0x7fff0000);
+      u32x8 pairs = round_e2m1(even * factor) | (round_e2m1(odd * factor) << 4);
+      pairs |= ((lanes >> 12) & 8) | ((lanes >> 24) & 0x80);
+      bytes = __builtin_convertvector(pairs, u8x8);
+      memcpy(values + (first + 16 * b) / 2, &bytes, sizeof bytes);
+    }
+  }
+}
+
 // MARK: One function, two instruction sets
 
 #if defined(__x86_64__)
@@ -321,12 +371,17 @@ AVX2 static void reduce_avx2(void *output, const struct swiftep_reduction *r, si
 AVX2 static void quantize_avx2(uint8_t *values, void *scales, const uint16_t *source, size_t channel_count, bool power_of_two) {
   quantize_any(values, scales, source, channel_count, power_of_two);
 }
+AVX2 static void quantize_nvfp4_avx2(
+    uint8_t *values, uint8_t *scales, const uint16_t *source, size_t channel_count, float global_scale) {
+  quantize_nvfp4_any(values, scales, source, channel_count, global_scale);
+}
 #define HAS_AVX2 __builtin_cpu_supports("avx2")
 #else
 #define HAS_AVX2 0
 #define scatter_avx2 scatter_any
 #define reduce_avx2 reduce_any
 #define quantize_avx2 quantize_any
+#define quantize_nvfp4_avx2 quantize_nvfp4_any
 #endif
 
 void swiftep_scatter(
@@ -351,5 +406,14 @@ void swiftep_quantize_e4m3(uint8_t *values, void *scales, const uint16_t *source
     quantize_avx2(values, scales, source, channel_count, power_of_two);
   } else {
     quantize_any(values, scales, source, channel_count, power_of_two);
+  }
+}
+
+void swiftep_quantize_nvfp4(
+    uint8_t *values, uint8_t *scales, const uint16_t *source, size_t channel_count, float global_scale) {
+  if (HAS_AVX2) {
+    quantize_nvfp4_avx2(values, scales, source, channel_count, global_scale);
+  } else {
+    quantize_nvfp4_any(values, scales, source, channel_count, global_scale);
   }
 }

@@ -55,17 +55,17 @@ package func difference(
 }
 
 extension Tensor {
-  /// Of `[groups, columns, rows]` in four bytes each.
+  /// Of `[groups, columns, rows]` in four bytes each, or `[groups, columns, rows, 4]` in one.
   fileprivate var columnsAsRows: Tensor {
     let (groupCount, columnCount, rowCount) = (shape[0], shape[1], shape[2])
-    let columns = try! elements(UInt32.self)
+    let columns = withUnsafeBytes { Array($0.bindMemory(to: UInt32.self)) }
     var rows: [UInt32] = []
     for group in 0..<groupCount {
       for row in 0..<rowCount {
         for column in 0..<columnCount { rows.append(columns[(group * columnCount + column) * rowCount + row]) }
       }
     }
-    return try! Tensor(copying: rows, shape: [groupCount, rowCount, columnCount], dtype)
+    return try! Tensor(copying: rows, shape: [groupCount, rowCount, columnCount], .int32)
   }
 
   /// Rows of one dimension.

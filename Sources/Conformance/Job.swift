@@ -13,6 +13,7 @@ package struct Job: Codable, Equatable, Sendable {
   /// Of rows that are FP8 already when they are sent.
   package var scales: ScaleFormat?
   package var quantization: ScaleFormat?
+  package var globalScale: Float = 1
   package var scaleOrder: ScaleOrder = .rowMajor
   package var sidecarByteCounts: [Int] = []
   package var layout: RowLayout = .bySource
@@ -100,7 +101,7 @@ extension Job {
   package var tokensPerRankMax: Int { tokensPerRank.max() ?? 0 }
 
   /// How rows arrive.
-  package var receivedDType: DType { quantization == nil ? dtype : .fp8E4M3 }
+  package var receivedDType: DType { quantization?.rowDType ?? dtype }
 
   package var shape: JobShape {
     JobShape(
@@ -134,6 +135,7 @@ extension Job {
     options.zeroesPadding = zeroesPadding
     options.sizing = sizing
     options.quantization = quantization
+    options.globalScale = globalScale
     options.scaleOrder = scaleOrder
     options.workers = workersPerCall
     options.isAsynchronous = isAsynchronous
@@ -153,6 +155,7 @@ extension Job: CustomStringConvertible {
     if let expertOwners { parts.append("owners \(expertOwners)") }
     if let scales { parts.append("scales \(scales)") }
     if let quantization { parts.append("quantization \(quantization) \(scaleOrder)") }
+    if globalScale != 1 { parts.append("global scale \(globalScale)") }
     if !sidecarByteCounts.isEmpty { parts.append("sidecars \(sidecarByteCounts)") }
     if zeroesPadding { parts.append("zeroes padding") }
     if isWeighted { parts.append("weighted") }

@@ -23,10 +23,14 @@ extension Job {
   private mutating func chooseFormats(_ random: inout SplitMix64) {
     dtype = random.pick([.bf16, .bf16, .bf16, .fp16, .fp32, .fp8E4M3, .uint8])
     if dtype == .bf16 && random.chance(0.4) { quantization = random.pick(ScaleFormat.allCases) }
-    if dtype == .fp8E4M3 { scales = random.pick(ScaleFormat.allCases) }
+    if dtype == .fp8E4M3 { scales = random.pick(ScaleFormat.ofRows(.fp8E4M3)) }
+    if quantization == .nvfp4 {
+      hidden = (hidden + 63) / 64 * 64
+      globalScale = random.pick([1, 0.003, 0.7, 1344, 1e6])
+    }
     sidecarByteCounts = (0..<random.pick([0, 0, 1, 2, 3])).map { _ in 4 * random.pick(1...20) }
     combineDType = random.pick([.bf16, .fp16, .fp32])
-    if random.chance(0.5) && receivedDType != .fp8E4M3 && receivedDType != .uint8 { combineDType = receivedDType }
+    if random.chance(0.5) && [.bf16, .fp16, .fp32].contains(receivedDType) { combineDType = receivedDType }
     if random.chance(0.2) { combineHidden = 8 * random.pick(1...60) }
     // Rows of 16 bytes times an odd number.
     if quantization == nil && dtype.byteCount == 2 && random.chance(0.3) { hidden += 8 }

@@ -55,6 +55,7 @@ package struct Oracle: Sendable {
   let layout: RowLayout
   let expertAlignment: Int
   let quantization: ScaleFormat?
+  let globalScale: Float
   let scaleOrder: ScaleOrder
   /// Rows that each source has room for; 0 where its rows are followed by the next one's.
   let sourceCapacity: Int
@@ -72,7 +73,8 @@ package struct Oracle: Sendable {
   /// - Parameter masked: ranks that neither send nor receive anything.
   package init(
     expertOwners: [Int], tokens: [RankTokens], layout: RowLayout, expertAlignment: Int = 1, quantization: ScaleFormat?,
-    scaleOrder: ScaleOrder = .rowMajor, groupCapacity: Int, sourceCapacity: Int = 0, masked: Set<Int> = []
+    globalScale: Float = 1, scaleOrder: ScaleOrder = .rowMajor, groupCapacity: Int, sourceCapacity: Int = 0,
+    masked: Set<Int> = []
   ) {
     let rankCount = tokens.count
     self.expertOwners = expertOwners
@@ -80,6 +82,7 @@ package struct Oracle: Sendable {
     self.layout = layout
     self.expertAlignment = expertAlignment
     self.quantization = quantization
+    self.globalScale = globalScale
     self.scaleOrder = scaleOrder
     self.sourceCapacity = sourceCapacity
     let choices = tokens.enumerated().map { rank, tokens in
@@ -118,8 +121,9 @@ package struct Oracle: Sendable {
   package init(_ job: Job, tokens: [RankTokens]) {
     self.init(
       expertOwners: job.owners, tokens: tokens, layout: job.layout, expertAlignment: job.expertAlignment,
-      quantization: job.quantization, scaleOrder: job.scaleOrder, groupCapacity: job.shape.groupCapacity,
-      sourceCapacity: job.masking == .none ? 0 : job.tokensPerRankMax, masked: job.masked)
+      quantization: job.quantization, globalScale: job.globalScale, scaleOrder: job.scaleOrder,
+      groupCapacity: job.shape.groupCapacity, sourceCapacity: job.masking == .none ? 0 : job.tokensPerRankMax,
+      masked: job.masked)
   }
 
   /// Each rank's rows by source rank, then token.

@@ -130,16 +130,17 @@ extension Oracle {
     let hidden = tokens[0].x.shape[1]
     var rows: [UInt8] = []
     var scales: [UInt8] = []
-    rows.reserveCapacity(received.count * hidden)
+    let byteCount = hidden / format.rowDType.channelsPerElement
+    rows.reserveCapacity(received.count * byteCount)
     for origin in received {
       guard let origin else {
-        rows += [UInt8](repeating: 0, count: hidden)
+        rows += [UInt8](repeating: 0, count: byteCount)
         scales += [UInt8](repeating: 0, count: format.byteCount(hidden: hidden))
         continue
       }
       let quantized = tokens[origin.source].x.withUnsafeBytes { x in
         let row = x[2 * hidden * origin.token..<2 * hidden * (origin.token + 1)]
-        return quantizedRow(UnsafeRawBufferPointer(rebasing: row), format: format)
+        return quantizedRow(UnsafeRawBufferPointer(rebasing: row), format: format, globalScale: globalScale)
       }
       rows += quantized.values
       scales += quantized.scales

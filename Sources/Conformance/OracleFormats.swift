@@ -36,11 +36,44 @@ func e4m3FromFloat(_ value: Float) -> UInt8 {
   return sign | UInt8(code)
 }
 
+/// Magnitudes of OCP FP4 E2M1 by code.
+private let e2m1Magnitudes: [Float] = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+/// OCP FP4 E2M1.
+package func floatFromE2M1(_ code: UInt8) -> Float {
+  code < 8 ? e2m1Magnitudes[Int(code)] : -e2m1Magnitudes[Int(code - 8)]
+}
+
+/// OCP FP8 E4M3.
+package func floatFromE4M3(_ code: UInt8) -> Float {
+  if code & 0x7f == 0x7f { return .nan }
+  let (exponent, mantissa) = (Int(code >> 3 & 15), Float(code & 7))
+  let magnitude =
+    exponent == 0 ? mantissa * 0x1p-9 : Float(sign: .plus, exponent: exponent - 10, significand: 8 + mantissa)
+  return code & 0x80 == 0 ? magnitude : -magnitude
+}
+
+/// The nearest OCP FP4 E2M1, of two the one with the even code, saturating at 6. No NaN.
+func e2m1FromFloat(_ value: Float) -> UInt8 {
+  let sign: UInt8 = value.sign == .minus ? 8 : 0
+  let magnitude = Double(min(value.magnitude, 6))
+  var nearest = 0
+  for (code, candidate) in e2m1Magnitudes.enumerated() {
+    let distance = abs(Double(candidate) - magnitude)
+    let shortest = abs(Double(e2m1Magnitudes[nearest]) - magnitude)
+    if distance < shortest || (distance == shortest && code % 2 == 0) { nearest = code }
+  }
+  return sign | UInt8(nearest)
+}
+
 /// Blocks of channels that share a scale.
 let oracleChannelsPerScale = 128
 
 /// One BF16 row as E4M3, with its scales as they lie in memory.
-func quantizedRow(_ source: UnsafeRawBufferPointer, format: ScaleFormat) -> (values: [UInt8], scales: [UInt8]) {
+func quantizedRow(
+  _ source: UnsafeRawBufferPointer, format: ScaleFormat, globalScale: Float
+) -> (values: [UInt8], scales: [UInt8]) {
+  if format == .nvfp4 { return nvfp4Row(source, globalScale: globalScale) }
   let channelCount = source.count / 2
   var values = [UInt8](repeating: 0, count: channelCount)
   var scales: [UInt8] = []
@@ -66,6 +99,7 @@ func quantizedRow(_ source: UnsafeRawBufferPointer, format: ScaleFormat) -> (val
       let biasedExponent = biasedExponentRoundedUp(scale)
       withUnsafeBytes(of: powerOfTwo(Int(biasedExponent))) { scales.append(contentsOf: $0) }
       inverse = powerOfTwo(254 - Int(biasedExponent))
+    case .nvfp4: preconditionFailure("no FP8")
     }
     for channel in first..<end {
       let value = floatFromBF16(source.loadUnaligned(fromByteOffset: 2 * channel, as: UInt16.self))
@@ -75,6 +109,29 @@ func quantizedRow(_ source: UnsafeRawBufferPointer, format: ScaleFormat) -> (val
   if format == .ue8m0 {
     while scales.count % 4 != 0 { scales.append(0) }
   }
+  return (values, scales)
+}
+
+/// One BF16 row as NVFP4, with its scales.
+private func nvfp4Row(_ source: UnsafeRawBufferPointer, globalScale: Float) -> (values: [UInt8], scales: [UInt8]) {
+  let channels = (0..<source.count / 2).map {
+    floatFromBF16(source.loadUnaligned(fromByteOffset: 2 * $0, as: UInt16.self))
+  }
+  var codes: [UInt8] = []
+  var scales: [UInt8] = []
+  for first in stride(from: 0, to: channels.count, by: 16) {
+    let block = channels[first..<first + 16]
+    if block.contains(where: { !$0.isFinite }) {
+      scales.append(0x7f)
+      codes += block.map { $0.sign == .minus ? 0xf : 7 }
+      continue
+    }
+    let scale = e4m3FromFloat(block.map(\.magnitude).max()! / 6 * globalScale)
+    scales.append(scale)
+    let factor = scale == 0 ? 0 : globalScale / floatFromE4M3(scale)
+    codes += block.map { e2m1FromFloat($0 * factor) }
+  }
+  let values = stride(from: 0, to: codes.count, by: 2).map { codes[$0] | codes[$0 + 1] << 4 }
   return (values, scales)
 }
 

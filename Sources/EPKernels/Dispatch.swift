@@ -10,6 +10,8 @@
   /// Bytes from four bytes of a row's scales to the next four: 4, or, where a group's scales lie in columns, those of a
   /// column.
   public var scaleStride: Int32
+  /// As `ScatterJob.globalScale`.
+  public var globalScale: Float
   /// Bytes of one row of the caller's tensor.
   public var sourceRowByteCount: Int32
   /// The caller's tensors for the columns `Columns.rows` to `Columns.origins - 1`; null where there is none.
@@ -25,7 +27,7 @@
   @inlinable public init(
     view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, routing: RoutingView,
     columns: Columns,
-    transform: RowTransform, scaleStride: Int32, sourceRowByteCount: Int32,
+    transform: RowTransform, scaleStride: Int32, globalScale: Float, sourceRowByteCount: Int32,
     sources: (Address, Address, Address, Address, Address),
     expertAlignment: Int32, zeroesPadding: Int32, expertStatistics: Address, isCached: Bool
   ) {
@@ -37,6 +39,7 @@
     self.columns = columns
     self.transform = transform
     self.scaleStride = scaleStride
+    self.globalScale = globalScale
     self.sourceRowByteCount = sourceRowByteCount
     self.sources = sources
     self.expertAlignment = expertAlignment
@@ -234,7 +237,7 @@
   let job = ScatterJob(
     source: arguments.source(ofColumn: Columns.rows), rowCount: handle.layout.chunks.tokenCount,
     rowByteCount: arguments.sourceRowByteCount, slotCount: handle.layout.slotCount, transform: arguments.transform,
-    scaleStride: arguments.scaleStride,
+    scaleStride: arguments.scaleStride, globalScale: arguments.globalScale,
     writtenByteCount: handle.at(handle.layout.sentRows).load(Int64.self, at: 0) &* rowWidth, counter: operation.counter)
   let expertCount = arguments.columns[Columns.indices] / max(1, arguments.routing.indexByteCount)
   machine.scatterRows(

@@ -18,6 +18,18 @@
   case quantizeUE8M0Scales = 2
   /// The same scales as `quantizeUE8M0Scales`, as Floats; a NaN where its exponent would be 255.
   case quantizePowerOfTwoScales = 3
+  /// BF16 to NVFP4: E2M1, two to a byte, with one E4M3 scale per 16 channels, and one Float for the whole tensor.
+  case quantizeNVFP4 = 4
+
+  @inlinable public var hasPowerOfTwoScales: Bool {
+    self == .quantizeUE8M0Scales || self == .quantizePowerOfTwoScales
+  }
+
+  /// Bytes of a sent row that become one byte of a received one: 2 to the power of this.
+  @inlinable public var narrowing: Int32 { self == .copy ? 0 : self == .quantizeNVFP4 ? 2 : 1 }
+
+  /// Channels whose scales are stored at a time: those of one, or of NVFP4's four.
+  @inlinable public var scaleStep: Int32 { self == .quantizeNVFP4 ? nvfp4Step : channelsPerScale }
 }
 
 /// How received rows are ordered.
@@ -30,6 +42,9 @@
 
 /// Channels that share one FP8 scale.
 @inlinable public var channelsPerScale: Int32 { 128 }
+
+/// Channels whose NVFP4 scales, one for 16, are four bytes.
+@inlinable public var nvfp4Step: Int32 { 64 }
 
 /// Where rows that were received lie beside their metadata: the columns of a received block, in the order in which they
 /// lie there.

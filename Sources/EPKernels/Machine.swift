@@ -208,6 +208,8 @@ extension Machine {
   public var transform: RowTransform
   /// Bytes from four bytes of a row's scales to the next four.
   public var scaleStride: Int32
+  /// Of NVFP4 rows: a channel is its element times its block's scale, divided by this.
+  public var globalScale: Float
   /// Bytes that all workers of this rank together will write: lets a machine choose between cached and streaming
   /// stores.
   public var writtenByteCount: Int64
@@ -217,7 +219,7 @@ extension Machine {
 
   @inlinable public init(
     source: Address, rowCount: Int32, rowByteCount: Int32, slotCount: Int32, transform: RowTransform,
-    scaleStride: Int32 = 4, writtenByteCount: Int64, counter: Address = .null
+    scaleStride: Int32 = 4, globalScale: Float = 1, writtenByteCount: Int64, counter: Address = .null
   ) {
     self.source = source
     self.rowCount = rowCount
@@ -225,6 +227,7 @@ extension Machine {
     self.slotCount = slotCount
     self.transform = transform
     self.scaleStride = scaleStride
+    self.globalScale = globalScale
     self.writtenByteCount = writtenByteCount
     self.counter = counter
   }

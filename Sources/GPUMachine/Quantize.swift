@@ -12,14 +12,7 @@ struct BlockScale {
   ///   - laneCount: lanes that have the block, a power of two.
   @inline(__always)
   init(largest: UInt32, laneCount: UInt32, isPowerOfTwo: Bool) {
-    var pair = largest
-    var mask = laneCount &>> 1
-    while mask > 0 {
-      pair = ptx_max_pair(pair, ptx_shuffle_xor(pair, mask))
-      mask = mask &>> 1
-    }
-    // As BF16 bits: NaN above infinity above all else.
-    let top = max(pair & 0xffff, pair &>> 16)
+    let top = Self.top(largest, laneCount: laneCount)
     let isSpecial = top >= 0x7f80
     let isNaN = top > 0x7f80
     let found = Float(bitPattern: top &<< 16)
@@ -37,6 +30,18 @@ struct BlockScale {
     }
   }
 
+  /// The largest magnitude of a block as BF16 bits: NaN above infinity above all else.
+  @inline(__always)
+  static func top(_ largest: UInt32, laneCount: UInt32) -> UInt32 {
+    var pair = largest
+    var mask = laneCount &>> 1
+    while mask > 0 {
+      pair = ptx_max_pair(pair, ptx_shuffle_xor(pair, mask))
+      mask = mask &>> 1
+    }
+    return max(pair & 0xffff, pair &>> 16)
+  }
+
   /// The greater of each two magnitudes, of the channels at even places and of those at odd ones.
   @inline(__always)
   static func largest(_ vector: Vector) -> UInt32 {
@@ -51,6 +56,83 @@ struct BlockScale {
     let factor = SIMD4<Float>(repeating: factor)
     return (encode(low * factor), encode(high * factor))
   }
+}
+
+/// Quotients of a global scale, made once, since a division takes many instructions and registers: of 8 to 15, which are the
+/// significands of E4M3. Lane `l` has that of 8 and the lowest bits of `l`.
+struct GlobalScale {
+  fileprivate let value: Float
+  private let quotient: Float
+
+  @inline(__always)
+  init(_ value: Float, lane: Int32) {
+    self.value = value
+    quotient = value / Float(8 &+ (lane & 7))
+  }
+
+  /// The scale divided by what a code that is not zero stands for: of scales that dispatches allow, the power of two that
+  /// the quotient is multiplied by loses nothing.
+  @inline(__always)
+  fileprivate func divided(byCode code: UInt32) -> Float {
+    // A Float with the code's exponent and digits, and the difference of the exponents' zeros made up for.
+    let divisor = (Float(bitPattern: code &<< 20) * 0x1p120).bitPattern
+    let quotient = Float(bitPattern: ptx_shuffle(self.quotient.bitPattern, divisor &>> 20 & 7))
+    return quotient * Float(bitPattern: (257 &- divisor &>> 23) &<< 23)
+  }
+}
+
+/// How a block of 16 BF16 channels becomes NVFP4; see `swiftep_quantize_nvfp4`.
+struct NVFP4Block {
+  /// An E4M3 code.
+  let scale: UInt32
+  /// What magnitudes are multiplied by.
+  private let factor: Float
+
+  /// - Parameters: as `BlockScale`'s.
+  @inline(__always)
+  init(largest: UInt32, laneCount: UInt32, _ globalScale: GlobalScale) {
+    let top = BlockScale.top(largest, laneCount: laneCount)
+    let isSpecial = top >= 0x7f80
+    // Rounded as a division is: of eight bits, the sixth is never so near to the middle between two Floats.
+    let sixth = Float(Double(Float(bitPattern: top &<< 16)) * (1.0 / 6))
+    let code = encode(Float(bitPattern: min((sixth * globalScale.value).bitPattern, 0x43e0_0000)))
+    let found = globalScale.divided(byCode: code)
+    factor = isSpecial ? .nan : code == 0 ? 0 : found
+    scale = isSpecial ? 0x7f : code
+  }
+
+  /// The codes of eight channels.
+  @inline(__always)
+  func codes(_ vector: Vector) -> UInt32 {
+    pair(vector.x) | pair(vector.y) &<< 8 | pair(vector.z) &<< 16 | pair(vector.w) &<< 24
+  }
+
+  @inline(__always)
+  private func pair(_ channels: UInt32) -> UInt32 {
+    let low = magnitude(Float(bitPattern: (channels & 0x7fff) &<< 16))
+    let high = magnitude(Float(bitPattern: channels & 0x7fff_0000))
+    return low | high &<< 4 | (channels &>> 12) & 8 | (channels &>> 24) & 0x80
+  }
+
+  /// The E2M1 nearest to a positive value times the factor; 6 where there is no nearer one, and for NaN.
+  @inline(__always)
+  private func magnitude(_ value: Float) -> UInt32 {
+    let bits = min((value * factor).bitPattern, 0x40c0_0000)
+    let large = (bits &+ 0x1f_ffff &+ ((bits &>> 22) & 1)) &>> 22 &- 252
+    // The sum rounds to halves.
+    let small = (Float(bitPattern: bits) + 0x1p22).bitPattern &- 0x4a80_0000
+    return bits < 0x4000_0000 ? small : large
+  }
+}
+
+/// The E4M3 code of a value of at most 448.
+@inline(__always)
+private func encode(_ value: Float) -> UInt32 {
+  #if BULK_COPIES
+    ptx_e4m3x2(value, 0) & 0xff
+  #else
+    code(value)
+  #endif
 }
 
 /// Four E4M3 codes, the first in the lowest byte.

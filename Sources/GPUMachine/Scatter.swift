@@ -7,6 +7,7 @@ extension GPUMachine {
     write: (Label, Int32) -> Void
   ) {
     let quantizes = job.transform != .copy
+    let globalScale = GlobalScale(job.globalScale, lane: lane)
     let pieces = Pieces(
       rowCount: job.rowCount, rowByteCount: job.rowByteCount, pieceByteCountMax: 4096,
       granule: quantizes ? 2 &* channelsPerScale : 16)
@@ -30,8 +31,8 @@ extension GPUMachine {
       #if BULK_COPIES
         let content = PieceContent(stage: stages.offset(of: use))
         stages.wait(for: use)
-        if quantizes { quantize(content, job, &targets, pieces, piece, route) }
-        let shift: Int32 = quantizes ? 1 : 0
+        if quantizes { quantize(content, job, globalScale, &targets, pieces, piece, route) }
+        let shift = job.transform.narrowing
         let byteCount = UInt32(bitPattern: pieces.byteCount(of: piece) &>> shift)
         let offset = Int64(piece.offset &>> shift)
         targets.forEach(self, piece.row, route) { target in
@@ -51,7 +52,7 @@ extension GPUMachine {
       #else
         let content = PieceContent(source: source(of: job, piece))
         if quantizes {
-          quantize(content, job, &targets, pieces, piece, route)
+          quantize(content, job, globalScale, &targets, pieces, piece, route)
         } else {
           copy(content, pieces, piece, &targets, route)
         }
@@ -105,18 +106,55 @@ extension GPUMachine {
     }
   #endif
 
-  /// Quantizes a piece, at most 16 blocks of 128 channels, and writes its scales; the codes too, unless they are to be
-  /// copied in bulk: then they lie where the channels lay.
+  /// Quantizes a piece, at most 2048 channels, and writes its scales; the codes too, unless they are to be copied in bulk:
+  /// then they lie where the channels lay.
   @inline(__always)
   private func quantize(
-    _ content: PieceContent, _ job: ScatterJob, _ targets: inout Targets, _ pieces: Pieces, _ piece: Piece,
-    _ route: (Int32, Int32) -> RowTarget
+    _ content: PieceContent, _ job: ScatterJob, _ globalScale: GlobalScale, _ targets: inout Targets,
+    _ pieces: Pieces, _ piece: Piece, _ route: (Int32, Int32) -> RowTarget
   ) {
     let byteCount = pieces.byteCount(of: piece)
-    let isPowerOfTwo = job.transform != .quantizeFloatScales
+    let isPowerOfTwo = job.transform.hasPowerOfTwoScales
     let isPacked = job.transform == .quantizeUE8M0Scales
     let row = piece.row
-    // Lane `b` keeps the scale of block `b`.
+    // Lane `b` keeps the scale of block `b`, or the scales of four.
+    var scale =
+      job.transform == .quantizeNVFP4
+      ? quantizeNVFP4(content, globalScale, &targets, byteCount, piece, route)
+      : quantizeFP8(content, isPowerOfTwo, &targets, byteCount, piece, route)
+    // A block has 2 to the power of this in bytes, or four have.
+    let shift: Int32 = job.transform == .quantizeNVFP4 ? 7 : 8
+    let firstBlock = piece.offset &>> shift
+    let blockCount = (byteCount &+ (1 &<< shift) &- 1) &>> shift
+    // UE8M0 scales are packed by four: the bytes behind the last are zero.
+    let isLast = piece.offset &+ byteCount == pieces.rowByteCount
+    let packedCount = isPacked && isLast ? (firstBlock &+ blockCount &+ 3) / 4 &* 4 &- firstBlock : blockCount
+    if lane >= blockCount { scale = 0 }
+    if isPowerOfTwo && !isPacked { scale = scale == 255 ? 0x7fc0_0000 : scale &<< 23 }
+    let block = firstBlock &+ lane
+    targets.forEach(self, row, route) { target in
+      if lane < packedCount {
+        if isPacked {
+          target.scales.advanced(byBytes: Int64(block &>> 2) &* Int64(job.scaleStride))
+            .store(UInt8(truncatingIfNeeded: scale), at: block & 3)
+        } else {
+          target.scales.advanced(byBytes: Int64(block) &* Int64(job.scaleStride)).store(scale, at: 0)
+        }
+      }
+    }
+    #if BULK_COPIES
+      // The codes were written by ordinary stores, and are read by bulk copies.
+      ptx_fence_proxy_shared()
+      ptx_warp_barrier()
+    #endif
+  }
+
+  /// In blocks of 128 channels. Lane `b` returns the scale of block `b`.
+  @inline(__always)
+  private func quantizeFP8(
+    _ content: PieceContent, _ isPowerOfTwo: Bool, _ targets: inout Targets, _ byteCount: Int32, _ piece: Piece,
+    _ route: (Int32, Int32) -> RowTarget
+  ) -> UInt32 {
     var scale: UInt32 = 0
     var round: Int32 = 0
     #if BULK_COPIES
@@ -152,36 +190,60 @@ extension GPUMachine {
         let found = ptx_shuffle(block.scale, UInt32(bitPattern: (lane & 1) &<< 4))
         if lane &>> 1 == round { scale = found }
         let codes = block.codes(vector)
-        targets.forEach(self, row, route) { target in
+        targets.forEach(self, piece.row, route) { target in
           let place = target.row.advanced(byBytes: Int64((piece.offset &+ first) &>> 1))
           if first < byteCount { place.store(SIMD2(codes.0, codes.1), at: 0) }
         }
         round = round &+ 1
       }
     #endif
-    let firstBlock = piece.offset / 256
-    let blockCount = (byteCount &+ 255) / 256
-    // UE8M0 scales are packed by four: the bytes behind the last are zero.
-    let isLast = piece.offset &+ byteCount == pieces.rowByteCount
-    let packedCount = isPacked && isLast ? (firstBlock &+ blockCount &+ 3) / 4 &* 4 &- firstBlock : blockCount
-    if lane >= blockCount { scale = 0 }
-    if isPowerOfTwo && !isPacked { scale = scale == 255 ? 0x7fc0_0000 : scale &<< 23 }
-    let block = firstBlock &+ lane
-    targets.forEach(self, row, route) { target in
-      if lane < packedCount {
-        if isPacked {
-          target.scales.advanced(byBytes: Int64(block &>> 2) &* Int64(job.scaleStride))
-            .store(UInt8(truncatingIfNeeded: scale), at: block & 3)
-        } else {
-          target.scales.advanced(byBytes: Int64(block) &* Int64(job.scaleStride)).store(scale, at: 0)
-        }
-      }
-    }
+    return scale
+  }
+
+  /// In blocks of 16 channels. Lane `b` returns the scales of four blocks, from `4 * b` on.
+  @inline(__always)
+  private func quantizeNVFP4(
+    _ content: PieceContent, _ globalScale: GlobalScale, _ targets: inout Targets, _ byteCount: Int32, _ piece: Piece,
+    _ route: (Int32, Int32) -> RowTarget
+  ) -> UInt32 {
+    var scales: UInt32 = 0
+    var round: Int32 = 0
     #if BULK_COPIES
-      // The codes were written by ordinary stores, and are read by bulk copies.
-      ptx_fence_proxy_shared()
-      ptx_warp_barrier()
+      while round &* 1024 < byteCount {
+        // A lane has a block of two vectors. Neighbours read from other banks.
+        let place = (round &* 1024 &+ lane &* 32) ^ ((lane & 4) &<< 2)
+        let a = content.vector(at: place, below: byteCount)
+        let b = content.vector(at: place ^ 16, below: byteCount)
+        let block = NVFP4Block(
+          largest: ptx_max_pair(BlockScale.largest(a), BlockScale.largest(b)), laneCount: 1, globalScale)
+        let two = block.scale | ptx_shuffle_xor(block.scale, 1) &<< 8
+        let four = two | ptx_shuffle_xor(two, 2) &<< 16
+        let found = ptx_shuffle(four, UInt32(bitPattern: (lane & 7) &<< 2))
+        if lane &>> 3 == round { scales = found }
+        // All have read before any writes: codes lie where channels lay that have been read.
+        ptx_warp_barrier()
+        content.store(block.codes(a), at: place &>> 2)
+        content.store(block.codes(b), at: (place ^ 16) &>> 2)
+        round = round &+ 1
+      }
+    #else
+      while round &* 512 < byteCount {
+        let first = round &* 512 &+ lane &* 16
+        let vector = content.vector(at: first, below: byteCount)
+        let block = NVFP4Block(largest: BlockScale.largest(vector), laneCount: 2, globalScale)
+        // Two lanes have a block.
+        let two = block.scale | ptx_shuffle_xor(block.scale, 2) &<< 8
+        let four = two | ptx_shuffle_xor(two, 4) &<< 16
+        let found = ptx_shuffle(four, UInt32(bitPattern: (lane & 3) &<< 3))
+        if lane &>> 2 == round { scales = found }
+        let codes = block.codes(vector)
+        targets.forEach(self, piece.row, route) { target in
+          if first < byteCount { target.row.store(codes, at: (piece.offset &+ first) &>> 4) }
+        }
+        round = round &+ 1
+      }
     #endif
+    return scales
   }
 }
 
@@ -200,6 +262,11 @@ struct PieceContent {
       let words = Shared.word(stage &+ byteOffset)
       words[0] = Int32(bitPattern: codes.0)
       words[1] = Int32(bitPattern: codes.1)
+    }
+
+    @inline(__always)
+    func store(_ codes: UInt32, at byteOffset: Int32) {
+      Shared.word(stage &+ byteOffset)[0] = Int32(bitPattern: codes)
     }
   #else
     let source: Address

@@ -73,7 +73,7 @@ extension HostMachine {
   private static var quantizedChannelCount: Int { 4096 }
 
   private func quantizeRows(_ job: ScatterJob, streams: Bool, route: (Int32, Int32) -> RowTarget) {
-    let isPowerOfTwo = job.transform != .quantizeFloatScales
+    let step = Int(job.transform.scaleStep)
     let pieces = Pieces(
       rowCount: job.rowCount, rowSize: job.rowByteCount / 2, granule: channelsPerScale, workerCount: workerCount)
     let bufferSize = Self.quantizedChannelCount
@@ -84,16 +84,17 @@ extension HostMachine {
         for first in stride(from: Int(channels.lowerBound), to: Int(channels.upperBound), by: bufferSize) {
           let count = min(bufferSize, Int(channels.upperBound) - first)
           let source = job.source.hostPointer + Int(row) * Int(job.rowByteCount) + 2 * first
-          swiftep_quantize_e4m3(values, scales, source.assumingMemoryBound(to: UInt16.self), count, isPowerOfTwo)
-          let blockCount = (count + Int(channelsPerScale) - 1) / Int(channelsPerScale)
-          let firstBlock = first / Int(channelsPerScale)
+          quantize(source.assumingMemoryBound(to: UInt16.self), count, job, to: values, scales)
           for target in targets {
-            for index in 0..<blockCount { storeScale(index, of: scales, job, at: firstBlock + index, target.scales!) }
+            for index in 0..<(count + step - 1) / step {
+              storeScale(index, of: scales, job, at: first / step + index, target.scales!)
+            }
           }
           // Shifted for the scatter, then back, since a row may take several rounds.
-          for index in targets.indices { targets[index].row += first }
-          scatter(values, byteCount: count, to: targets, streams: streams)
-          for index in targets.indices { targets[index].row -= first }
+          let offset = (2 * first) >> Int(job.transform.narrowing)
+          for index in targets.indices { targets[index].row += offset }
+          scatter(values, byteCount: (2 * count) >> Int(job.transform.narrowing), to: targets, streams: streams)
+          for index in targets.indices { targets[index].row -= offset }
         }
         if job.transform == .quantizeUE8M0Scales && channels.upperBound == job.rowByteCount / 2 {
           padPackedScales(job, targets)
@@ -102,8 +103,21 @@ extension HostMachine {
     }
   }
 
-  /// Stores the scale of a row's block, which is among `scales` the one number `index`: Floats, or exponents of powers of
-  /// two.
+  private func quantize(
+    _ channels: UnsafePointer<UInt16>, _ count: Int, _ job: ScatterJob, to values: UnsafeMutableRawPointer,
+    _ scales: UnsafeMutableRawPointer
+  ) {
+    let values = values.assumingMemoryBound(to: UInt8.self)
+    if job.transform == .quantizeNVFP4 {
+      let scales = scales.assumingMemoryBound(to: UInt8.self)
+      swiftep_quantize_nvfp4(values, scales, channels, count, job.globalScale)
+    } else {
+      swiftep_quantize_e4m3(values, scales, channels, count, job.transform.hasPowerOfTwoScales)
+    }
+  }
+
+  /// Stores the scale of a row's block, which is among `scales` the one number `index`: Floats, exponents of powers of
+  /// two, or four bytes at a time.
   private func storeScale(
     _ index: Int, of scales: UnsafeMutableRawPointer, _ job: ScatterJob, at block: Int,
     _ target: UnsafeMutableRawPointer
@@ -113,7 +127,7 @@ extension HostMachine {
       return
     }
     var bits: UInt32
-    if job.transform == .quantizeFloatScales {
+    if !job.transform.hasPowerOfTwoScales {
       bits = scales.load(fromByteOffset: 4 * index, as: UInt32.self)
     } else {
       bits = UInt32(scales.load(fromByteOffset: index, as: UInt8.self))

@@ -34,12 +34,14 @@ package struct ArgumentFault: Error, Equatable {
     case steps
     /// What cannot be where ranks can be masked.
     case masks
+    /// `found` are a Float's bits. 1: one that NVFP4 can have, 0: of no effect.
+    case globalScale
   }
 
   package enum Name: Int64 {
     case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
     case rows, topKWeights, rowWeights, biases, output
-    case stream, handleTokens, expertStatistics, waitStatistics, scaleOrder, after
+    case stream, handleTokens, expertStatistics, waitStatistics, scaleOrder, after, globalScale
   }
 
   package let kind: Kind
@@ -94,6 +96,11 @@ package struct ArgumentFault: Error, Equatable {
     case .rowCount: texts = ("one of at most \(expected) rows", "one of \(found)")
     case .steps: texts = ("rows in the arena, where others are combined in steps", "others")
     case .masks: texts = ("bySource or grouped where ranks can be masked", "byExpert")
+    case .globalScale:
+      texts = (
+        expected == 1 ? "2^-118 to 2^118" : "1 but for rows that become NVFP4",
+        "\(Float(bitPattern: UInt32(truncatingIfNeeded: found)))"
+      )
     case .order: texts = ("rowMajor but for grouped rows that are quantized on the way", "columnMajor")
     case .layout:
       let name = { (code: Int64) in RowLayout(code: code).map { "\($0)" } ?? "\(code)" }

@@ -328,8 +328,7 @@ extension HeaderField {
     switch self {
     case .operation: Operation(rawValue: value).map { "\($0)" } ?? "\(value)"
     case .format: DType(rawValue: Int(value)).map { "\($0)" } ?? "\(value)"
-    case .transform:
-      (RowTransform(rawValue: Int32(value & 0xff)).map { "\($0)" } ?? "\(value)") + (value > 0xff ? " in columns" : "")
+    case .transform: transformDescription(value)
     case .isWeighted: value == 0 ? "none" : "weights"
     case .layout: RowLayout(code: value).map { "\($0)" } ?? "\(value)"
     case .sizing: value == 0 ? "exact" : "worstCase"
@@ -337,6 +336,14 @@ extension HeaderField {
     case .tokensPerStep: value == 0 ? "not in steps" : "in steps of \(value) tokens"
     default: "\(value)"
     }
+  }
+
+  /// Of `DispatchOptions.transformCode`.
+  private func transformDescription(_ code: Int64) -> String {
+    let transform = RowTransform(rawValue: Int32(code & 0xff))
+    let globalScale = Float(bitPattern: UInt32(truncatingIfNeeded: code >> 32))
+    return (transform.map { "\($0)" } ?? "\(code)") + (code >> 8 & 1 == 1 ? " in columns" : "")
+      + (transform == .quantizeNVFP4 ? " with global scale \(globalScale)" : "")
   }
 
   /// Of a tensor's `rowCode`.

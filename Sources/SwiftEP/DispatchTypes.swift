@@ -42,8 +42,12 @@ public struct DispatchOptions: Sendable {
   public var zeroesPadding = false
   /// Grouped rows, and those of buffers whose ranks can be masked, are of worst-case size in any case.
   public var sizing: Sizing = .exact
-  /// BF16 rows arrive as FP8 E4M3 with scales in this format.
+  /// BF16 rows arrive as FP8 E4M3 with scales in this format, or as NVFP4.
   public var quantization: ScaleFormat?
+  /// Of NVFP4 rows: by what the scales of all rows have been multiplied (see `ScaleFormat.nvfp4`), 2^-118 to 2^118, the
+  /// same on all ranks; 1 for others. Usually 448 * 6 / amax of what is sent, so that the largest scale is 448. A graph
+  /// keeps it.
+  public var globalScale: Float = 1
   /// Of grouped rows that are quantized on the way.
   public var scaleOrder: ScaleOrder = .rowMajor
   /// Workers to use; nil: all that the buffer has.
@@ -133,9 +137,9 @@ public final class DispatchHandle: Sendable {
 ///
 /// Where `[rows, …]` is written, grouped tensors have `[local experts, rows of a group, …]`.
 public struct DispatchResult: Sendable {
-  /// `[rows, hidden]`.
+  /// `[rows, hidden]`; NVFP4: `[rows, hidden / 2]`.
   public let rows: Tensor
-  /// Of FP8 rows; see `ScaleFormat`, and `ScaleOrder` for grouped ones.
+  /// Of FP8 and NVFP4 rows; see `ScaleFormat`, and `ScaleOrder` for grouped ones.
   public let scales: Tensor?
   /// `[rows, …]`, as the sender's.
   public let sidecars: [Tensor]

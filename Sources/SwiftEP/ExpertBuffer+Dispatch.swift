@@ -139,7 +139,9 @@ private struct DispatchCall {
 
   private var hidden: Int { x.rowByteCount / x.dtype.byteCount }
 
-  private var outputDType: DType { options.quantization == nil ? x.dtype : .fp8E4M3 }
+  private var outputDType: DType { options.quantization?.rowDType ?? x.dtype }
+
+  private var outputElementCount: Int { hidden / outputDType.channelsPerElement }
 
   private var topK: (indices: Tensor, weights: Tensor?)? {
     if case .topK(let indices, let weights) = routing { return (indices, weights) }
@@ -154,7 +156,7 @@ private struct DispatchCall {
   /// What a received row consists of.
   private var columns: Columns {
     Columns(
-      rowByteCount: hidden * outputDType.byteCount,
+      rowByteCount: outputElementCount * outputDType.byteCount,
       scaleByteCount: options.quantization?.byteCount(hidden: hidden) ?? scales?.rowByteCount ?? 0,
       sidecarByteCounts: sidecars.map(\.rowByteCount), slotCount: slotCount,
       indexByteCount: topK?.indices.dtype.byteCount ?? 4, isWeighted: topK?.weights != nil)
@@ -167,9 +169,10 @@ private struct DispatchCall {
     try core.check(.x, x)
     try x.check(.x, shape: [nil, nil])
     try x.check(.x, dtype: options.quantization == nil ? [.bf16, .fp16, .fp32, .fp8E4M3, .uint8] : [.bf16])
-    // Quantized rows have half the bytes, and those too must be a multiple of 16.
-    try x.check(.x, rowByteCountMultipleOf: options.quantization == nil ? 16 : 32)
+    // Quantized rows have fewer bytes, and those too must be a multiple of 16.
+    try x.check(.x, rowByteCountMultipleOf: options.quantization.map { 2 * $0.channelStep } ?? 16)
     try checkScales()
+    try checkGlobalScale()
     if hasScaleColumns && (layout != .grouped || options.quantization == nil) {
       throw ArgumentFault(.order, .scaleOrder, expected: 0, found: 1)
     }
@@ -213,6 +216,14 @@ private struct DispatchCall {
     try scales.check(.scales, dtype: [.fp32, .int32])
     let format: ScaleFormat = scales.dtype == .fp32 ? .float : .ue8m0
     try scales.check(.scales, shape: [tokenCount, format.byteCount(hidden: hidden) / 4])
+  }
+
+  private func checkGlobalScale() throws(ArgumentFault) {
+    let globalScale = options.globalScale
+    let isUsed = options.quantization == .nvfp4
+    if isUsed ? (0x1p-118...0x1p118).contains(globalScale) : globalScale == 1 { return }
+    throw ArgumentFault(
+      .globalScale, .globalScale, expected: isUsed ? 1 : 0, found: Int(globalScale.bitPattern))
   }
 
   private func checkRouting() throws(ArgumentFault) {
@@ -286,7 +297,7 @@ private struct DispatchCall {
     var header = ExchangeHeader()
     header.operation = operation.rawValue
     header.format = Int64(x.dtype.rawValue)
-    header.transform = Int64(options.transform.rawValue) | (hasScaleColumns ? 1 << 8 : 0)
+    header.transform = options.transformCode
     header.elementsPerRow = Int64(hidden)
     header.topK = Int64(topKCount)
     header.indexByteCount = Int64(topK?.indices.dtype.byteCount ?? 0)
@@ -307,7 +318,8 @@ private struct DispatchCall {
         indexByteCount: Int32(topK?.indices.dtype.byteCount ?? 0), weights: topK?.weights?.address ?? .null,
         table: table),
       columns: columns, transform: options.transform,
-      scaleStride: hasScaleColumns ? 4 * handle.layout.groupCapacity : 4, sourceRowByteCount: Int32(x.rowByteCount),
+      scaleStride: hasScaleColumns ? 4 * handle.layout.groupCapacity : 4, globalScale: options.globalScale,
+      sourceRowByteCount: Int32(x.rowByteCount),
       sources: (x.address, scales?.address ?? .null, sources[0], sources[1], sources[2]),
       expertAlignment: Int32(expertAlignment), zeroesPadding: options.zeroesPadding ? 1 : 0,
       expertStatistics: options.expertStatistics?.address ?? .null, isCached: cachedHandle != nil)
@@ -352,12 +364,15 @@ private struct DispatchCall {
     var scaleTensor: Tensor?
     if columns[Columns.scales] > 0 {
       let dtype = scales?.dtype ?? options.quantization!.dtype
-      let scaleCount = Int(columns[Columns.scales]) / 4
-      scaleTensor = tensor(Columns.scales, dtype, [scaleCount])
-      if hasScaleColumns { scaleTensor = scaleTensor?.reshaped([handle.rowShape[0], scaleCount, handle.rowShape[1]]) }
+      let byteCount = Int(columns[Columns.scales])
+      scaleTensor = tensor(Columns.scales, dtype, [byteCount / dtype.byteCount])
+      if hasScaleColumns {
+        let scales = dtype.byteCount == 4 ? [] : [4 / dtype.byteCount]
+        scaleTensor = scaleTensor?.reshaped([handle.rowShape[0], byteCount / 4, handle.rowShape[1]] + scales)
+      }
     }
     return DispatchResult(
-      rows: tensor(Columns.rows, outputDType, [hidden]), scales: scaleTensor,
+      rows: tensor(Columns.rows, outputDType, [outputElementCount]), scales: scaleTensor,
       sidecars: sidecars.enumerated().map { index, sidecar in
         tensor(Columns.sidecars + Int32(index), sidecar.dtype, Array(sidecar.shape.dropFirst()))
       },
@@ -375,6 +390,13 @@ extension DispatchOptions {
     case .float: .quantizeFloatScales
     case .ue8m0: .quantizeUE8M0Scales
     case .powerOfTwo: .quantizePowerOfTwoScales
+    case .nvfp4: .quantizeNVFP4
     }
+  }
+
+  /// As it travels in headers: the transform, the order of scales, and the global scale's bits where there is one.
+  fileprivate var transformCode: Int64 {
+    Int64(transform.rawValue) | (scaleOrder == .columnMajor ? 1 << 8 : 0)
+      | (quantization == .nvfp4 ? Int64(globalScale.bitPattern) << 32 : 0)
   }
 }

@@ -5,7 +5,7 @@ public struct JobShape: Equatable, Sendable {
   public var rankCount: Int
   /// The most tokens that a rank passes to one dispatch. More are possible with exact sizing; the arena grows then.
   public var tokensPerRankMax: Int
-  /// Elements of a row.
+  /// Channels of a row.
   public var hidden: Int
   /// Experts of one token, at most; 0 when routing is by table alone.
   public var topK: Int
@@ -15,7 +15,7 @@ public struct JobShape: Equatable, Sendable {
   public var expertOwners: [Int]?
   /// The element type of rows as they arrive.
   public var dtype: DType
-  /// Scales that arrive with FP8 rows.
+  /// Scales that arrive with FP8 or NVFP4 rows.
   public var scales: ScaleFormat?
   /// Bytes per token of each sidecar array.
   public var sidecarByteCounts: [Int]
@@ -73,7 +73,8 @@ public enum RowLayout: String, CaseIterable, Codable, Sendable {
   }
 }
 
-/// How the scales of FP8 rows are stored, one for each 128 channels (the last block of a row may be shorter).
+/// How the scales of FP8 rows are stored, one for each 128 channels (the last block of a row may be shorter); or that rows are
+/// NVFP4.
 public enum ScaleFormat: String, CaseIterable, Codable, Sendable {
   /// Float `[rows, ceil(hidden / 128)]`.
   case float
@@ -82,14 +83,32 @@ public enum ScaleFormat: String, CaseIterable, Codable, Sendable {
   case ue8m0
   /// As `float`; where rows are quantized on the way, each is rounded up to a power of two.
   case powerOfTwo
+  /// Those of NVFP4, which rows become on the way: E2M1 (`DType.fp4E2M1x2`), in blocks of 16 channels with an E4M3 scale each,
+  /// fp8E4M3 `[rows, hidden / 16]`; `hidden` is a multiple of 64. A channel is its element times its block's scale, divided
+  /// by the global scale g (`DispatchOptions.globalScale`); see NVIDIA, "Introducing NVFP4 for Efficient and Accurate
+  /// Low-Precision Inference".
+  ///
+  /// A block's scale is amax / 6 * g, its elements are x * (g / scale), in Float, each then rounded to nearest even; what is
+  /// greater than 448, or 6, becomes that. Elements keep their channels' signs, zeros too. Where the scale is 0, all elements
+  /// are. A block with an infinity or NaN has the scale NaN and elements of 6.
+  case nvfp4
 
   /// Bytes of one row's scales.
   package func byteCount(hidden: Int) -> Int {
+    if self == .nvfp4 { return hidden / 16 }
     let blockCount = (hidden + Int(channelsPerScale) - 1) / Int(channelsPerScale)
     return self == .ue8m0 ? (blockCount + 3) / 4 * 4 : 4 * blockCount
   }
 
-  package var dtype: DType { self == .ue8m0 ? .int32 : .fp32 }
+  package var dtype: DType { self == .nvfp4 ? .fp8E4M3 : self == .ue8m0 ? .int32 : .fp32 }
+
+  /// Of the rows that they scale.
+  package var rowDType: DType { self == .nvfp4 ? .fp4E2M1x2 : .fp8E4M3 }
+
+  package static func ofRows(_ dtype: DType) -> [ScaleFormat] { allCases.filter { $0.rowDType == dtype } }
+
+  /// What the channels of rows that become such are a multiple of.
+  package var channelStep: Int { self == .nvfp4 ? Int(nvfp4Step) : 16 }
 }
 
 /// How the scales of grouped rows lie in memory.
@@ -97,7 +116,7 @@ public enum ScaleOrder: String, CaseIterable, Codable, Sendable {
   /// `[local experts, rows of a group, scales]`.
   case rowMajor
   /// `[local experts, scales, rows of a group]`, as a grouped GEMM loads them. Its tensor maps (TMA) want rows of a group to
-  /// be a multiple of 4.
+  /// be a multiple of 4. NVFP4's are kept in fours, `[local experts, hidden / 64, rows of a group, 4]`.
   case columnMajor
 }
 
@@ -131,10 +150,12 @@ extension JobShape {
     return tokenCount * min(topK, localExpertCount) + localExpertCount * (expertAlignment - 1)
   }
 
+  private var rowByteCount: Int { hidden * dtype.byteCount / dtype.channelsPerElement }
+
   /// The columns of a dispatch's result, weights included.
   package func columns() -> Columns {
     Columns(
-      rowByteCount: hidden * dtype.byteCount, scaleByteCount: scales?.byteCount(hidden: hidden) ?? 0,
+      rowByteCount: rowByteCount, scaleByteCount: scales?.byteCount(hidden: hidden) ?? 0,
       sidecarByteCounts: sidecarByteCounts, slotCount: layout == .bySource ? topK : min(1, topK),
       indexByteCount: indexByteCount, isWeighted: true)
   }
@@ -147,16 +168,22 @@ extension JobShape {
     try require(tokensPerRankMax <= 1 << 24, "tokensPerRankMax", "at most 16777216", tokensPerRankMax)
     try require(hidden >= 1, "hidden", "at least 1", hidden)
     try require(hidden <= 1 << 28, "hidden", "at most 268435456", hidden)
+    let channelStep = ScaleFormat.nvfp4.channelStep
     try require(
-      hidden * dtype.byteCount % 16 == 0, "hidden", "rows of a multiple of 16 bytes",
-      "\(hidden) x \(dtype) = \(hidden * dtype.byteCount) bytes")
-    try require(dtype != .int32 && dtype != .int64, "dtype", "bf16, fp16, fp32, fp8E4M3 or uint8", dtype)
+      dtype != .fp4E2M1x2 || hidden % channelStep == 0, "hidden", "a multiple of \(channelStep) with NVFP4 rows", hidden
+    )
+    try require(
+      rowByteCount % 16 == 0, "hidden", "rows of a multiple of 16 bytes", "\(hidden) x \(dtype) = \(rowByteCount) bytes"
+    )
+    try require(dtype != .int32 && dtype != .int64, "dtype", "bf16, fp16, fp32, fp8E4M3, fp4E2M1x2 or uint8", dtype)
     try require(expertCount >= 0, "expertCount", "at least 0", expertCount)
     try require(expertCount <= 1 << 20, "expertCount", "at most 1048576", expertCount)
     try require((0...topKMax).contains(topK), "topK", "0 to \(topKMax)", topK)
     try require(topK <= expertCount, "topK", "at most expertCount (\(expertCount))", topK)
+    let formats = ScaleFormat.ofRows(dtype).map { "\($0) or " }.joined()
     try require(
-      scales == nil || dtype == .fp8E4M3, "scales", "none with rows of \(dtype)", scales.map { "\($0)" } ?? "none")
+      scales == nil || scales?.rowDType == dtype, "scales", "\(formats)none with rows of \(dtype)",
+      scales.map { "\($0)" } ?? "none")
     try require(sidecarByteCounts.count <= Columns.sidecarCountMax, "sidecarByteCounts", "at most 3", sidecarByteCounts)
     for byteCount in sidecarByteCounts {
       try require(byteCount > 0 && byteCount % 4 == 0, "sidecarByteCounts", "positive multiples of 4", byteCount)

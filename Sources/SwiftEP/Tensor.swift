@@ -7,17 +7,23 @@ public enum DType: Int, CaseIterable, Codable, Sendable {
   case bf16, fp16, fp32
   /// OCP FP8 E4M3: no infinities, the largest finite value is 448.
   case fp8E4M3
+  /// Two OCP FP4 E2M1 (OCP Microscaling Formats, MX v1.0) in a byte, the even channel in the low four bits: one element is
+  /// two channels, `[rows, hidden / 2]`. Magnitudes are 0, 0.5, 1, 1.5, 2, 3, 4 and 6.
+  case fp4E2M1x2
   case uint8, int32, int64
 
   /// Bytes of one element.
   public var byteCount: Int {
     switch self {
-    case .fp8E4M3, .uint8: 1
+    case .fp8E4M3, .fp4E2M1x2, .uint8: 1
     case .bf16, .fp16: 2
     case .fp32, .int32: 4
     case .int64: 8
     }
   }
+
+  /// Channels that one element holds.
+  public var channelsPerElement: Int { self == .fp4E2M1x2 ? 2 : 1 }
 }
 
 /// A dense row-major array, in host memory or a GPU's: a reference to storage, as in other frameworks. Copying a tensor

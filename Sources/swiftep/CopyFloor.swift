@@ -85,7 +85,8 @@ extension CopyFloor {
   /// What a dispatch reads and writes at each rank: its tokens once, what it receives once.
   static func dispatchSizes(_ job: JobSpec, _ workload: Workload) -> [Sizes] {
     let scaleByteCount = job.rowType.quantization?.byteCount(hidden: job.hidden) ?? 0
-    let receivedRowByteCount = job.hidden * job.rowType.dispatchedDType.byteCount + scaleByteCount
+    let dtype = job.rowType.dispatchedDType
+    let receivedRowByteCount = job.hidden * dtype.byteCount / dtype.channelsPerElement + scaleByteCount
     return zip(workload.tokens, workload.receivedRowCounts).map { tokens, rowCount in
       Sizes(readByteCount: tokens.x.byteCount, writtenByteCount: rowCount * receivedRowByteCount)
     }

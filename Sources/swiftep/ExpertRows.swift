@@ -1,13 +1,22 @@
+import Conformance
 import SwiftEP
 
-/// Stands for experts whose output is BF16 while their input is not: FP8 rows times their scales, bytes as numbers.
+/// Stands for experts whose output is BF16 while their input is not: FP8 or NVFP4 rows times their scales, bytes as numbers.
 ///
 /// - Parameter rows: BF16 `[rows, hidden]`, written.
 func writeExpertRows(of dispatched: DispatchResult, to rows: Tensor) {
-  let table = (0...255).map { dispatched.scales == nil ? Float($0) / 128 - 1 : e4m3Value(UInt8($0)) }
+  let dtype = dispatched.rows.dtype
+  let table = (0...UInt8.max).map { code in
+    switch dtype {
+    case .fp4E2M1x2: floatFromE2M1(code & 15)
+    case .fp8E4M3: floatFromE4M3(code)
+    default: Float(code) / 128 - 1
+    }
+  }
+  let (channelsPerElement, channelsPerScale) = (dtype.channelsPerElement, dtype == .fp4E2M1x2 ? 16 : 128)
   let hidden = rows.shape.last!
   let rowCount = rows.elementCount / hidden
-  let scales = try! dispatched.scales?.elements(Float.self)
+  let scales = dispatched.scales?.floats
   let scalesPerRow = dispatched.scales?.shape.last ?? 0
   dispatched.rows.withUnsafeBytes { source in
     rows.withUnsafeMutableBytes { bytes in
@@ -15,21 +24,20 @@ func writeExpertRows(of dispatched: DispatchResult, to rows: Tensor) {
       for row in 0..<rowCount {
         for channel in 0..<hidden {
           let cell = row * hidden + channel
-          let scale = scales.map { $0[row * scalesPerRow + channel / 128] } ?? 1
-          target[cell] = bf16Bits(table[Int(source[cell])] * scale)
+          let code = source[cell / channelsPerElement] >> UInt8(cell % channelsPerElement * 4)
+          let scale = scales.map { $0[row * scalesPerRow + channel / channelsPerScale] } ?? 1
+          target[cell] = bf16Bits(table[Int(code)] * scale)
         }
       }
     }
   }
 }
 
-/// OCP E4M3.
-func e4m3Value(_ bits: UInt8) -> Float {
-  if bits & 0x7f == 0x7f { return .nan }
-  let (exponent, mantissa) = (Int(bits >> 3 & 15), Float(bits & 7))
-  let magnitude =
-    exponent == 0 ? mantissa * 0x1p-9 : Float(sign: .plus, exponent: exponent - 10, significand: 8 + mantissa)
-  return bits & 0x80 == 0 ? magnitude : -magnitude
+extension Tensor {
+  /// Of scales, Floats or E4M3.
+  fileprivate var floats: [Float] {
+    dtype == .fp8E4M3 ? try! elements(UInt8.self).map(floatFromE4M3) : try! elements(Float.self)
+  }
 }
 
 /// A finite value rounded to nearest, ties to even.

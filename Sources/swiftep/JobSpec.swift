@@ -4,14 +4,14 @@ import SwiftEP
 enum RowType: String, CaseIterable, Sendable {
   case bf16, fp16, fp32
   /// BF16 rows that are quantized on the way; what comes back is BF16.
-  case fp8
+  case fp8, nvfp4
   /// Opaque bytes; what comes back is BF16.
   case uint8
 
   /// Of the rows that are given to dispatch.
   var inputDType: DType {
     switch self {
-    case .bf16, .fp8: .bf16
+    case .bf16, .fp8, .nvfp4: .bf16
     case .fp16: .fp16
     case .fp32: .fp32
     case .uint8: .uint8
@@ -19,12 +19,12 @@ enum RowType: String, CaseIterable, Sendable {
   }
 
   /// Of the rows as they arrive.
-  var dispatchedDType: DType { self == .fp8 ? .fp8E4M3 : inputDType }
+  var dispatchedDType: DType { quantization?.rowDType ?? inputDType }
 
   /// Of the rows that combine sums.
   var combinedDType: DType { self == .uint8 ? .bf16 : inputDType }
 
-  var quantization: ScaleFormat? { self == .fp8 ? .float : nil }
+  var quantization: ScaleFormat? { self == .fp8 ? .float : self == .nvfp4 ? .nvfp4 : nil }
 
   /// Whether combine sums the very rows that arrived.
   var combinesInPlace: Bool { dispatchedDType == combinedDType }
@@ -50,7 +50,7 @@ struct JobSpec: Equatable, Sendable {
     Flag("experts", "N", "experts of all ranks (default 256)"),
     Flag(
       "dtype", "TYPE",
-      "bf16, fp16, fp32, uint8 (opaque), or fp8: BF16 rows, quantized on\nthe way; combine sums BF16 (default bf16)"
+      "bf16, fp16, fp32, uint8 (opaque), or fp8, nvfp4: BF16 rows, quantized\non the way; combine sums BF16 (default bf16)"
     ),
     Flag(
       "layout", "LAYOUT",

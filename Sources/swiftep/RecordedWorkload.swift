@@ -29,7 +29,7 @@ struct RecordedInput {
     guard var rowType = rowTypes[file.element] else {
       throw UsageError(subject, expected: "dtype f2, f4, u2 (BF16) or u1", found: file.element)
     }
-    if rowType == .bf16 && job.rowType == .fp8 { rowType = .fp8 }
+    if rowType == .bf16 && job.rowType.inputDType == .bf16 { rowType = job.rowType }
     if arguments.has("dtype") && rowType != job.rowType {
       throw UsageError(subject, expected: "rows for --dtype \(job.rowType.rawValue)", found: file.element)
     }

@@ -54,6 +54,11 @@ extension ConformanceTests {
         $0.x = try! Tensor(zeros: [16, 8], .bf16)
         $1.quantization = .float
       }
+      let rows = invalid("x", "rows of a positive multiple of 128 bytes, at most 2^30", "192 bytes")
+      try expectSameError(smallJob(), rows) {
+        $0.x = try! Tensor(zeros: [16, 96], .bf16)
+        $1.quantization = .nvfp4
+      }
       try expectSameError(smallJob(), invalid("indices.shape[0]", "16", "15")) { tokens, _ in
         tokens.routing = .topK(indices: try! Tensor(zeros: [15, 2], .int64))
       }
@@ -91,6 +96,14 @@ extension ConformanceTests {
         $0.x = try! Tensor(zeros: [16, 64], .fp16)
         $1.quantization = .ue8m0
       }
+      try expectSameError(smallJob(), invalid("x", "bf16", "fp32")) {
+        $0.x = try! Tensor(zeros: [16, 64], .fp32)
+        $1.quantization = .nvfp4
+      }
+      let dtypes = "bf16 or fp16 or fp32 or fp8E4M3 or uint8"
+      try expectSameError(smallJob(), invalid("x", dtypes, "fp4E2M1x2")) { tokens, _ in
+        tokens.x = try! Tensor(zeros: [16, 64], .fp4E2M1x2)
+      }
       try expectSameError(smallJob(), invalid("indices", "int32 or int64", "fp32")) { tokens, _ in
         tokens.routing = .topK(indices: try! Tensor(zeros: [16, 2], .fp32))
       }
@@ -124,6 +137,19 @@ extension ConformanceTests {
           tokens.routing = .topK(
             indices: try! Tensor(zeros: [17, 2], .int64), weights: try! Tensor(zeros: [17, 2], .fp32))
         }
+      }
+    }
+
+    @Test(arguments: [0, -1, .nan, .infinity, -.infinity, 0x1p-119, 0x1p119] as [Float])
+    func globalScales(_ scale: Float) throws {
+      let job = smallJob().with { $0.quantization = .nvfp4 }
+      try expectSameError(job, invalid("globalScale", "2^-118 to 2^118", "\(scale)")) { $1.globalScale = scale }
+    }
+
+    @Test func globalScaleOfNothing() throws {
+      for quantization in [ScaleFormat?.none] + ScaleFormat.ofRows(.fp8E4M3) {
+        let error = invalid("globalScale", "1 but for rows that become NVFP4", "2.0")
+        try expectSameError(smallJob().with { $0.quantization = quantization }, error) { $1.globalScale = 2 }
       }
     }
 
@@ -235,6 +261,10 @@ extension ConformanceTests {
         smallJob().with { ($0.layout, $0.quantization) = (.grouped, .float) },
         disagree("quantization", "quantizeFloatScales", "quantizeFloatScales in columns")
       ) { $1.scaleOrder = .columnMajor }
+      try expectSameError(
+        smallJob().with { ($0.quantization, $0.globalScale) = (.nvfp4, 1344) },
+        disagree("quantization", "quantizeNVFP4 with global scale 1344.0", "quantizeNVFP4 with global scale 1343.0")
+      ) { $1.globalScale = 1343 }
       try expectSameError(smallJob(), disagree("sizing", "exact", "worstCase")) { $1.sizing = .worstCase }
       try expectSameError(smallJob(), disagree("expertAlignment", "1", "4")) { $1.expertAlignment = 4 }
       try expectSameError(smallJob(), disagree("a row of sidecar 0", "none", "8 bytes of uint8")) { tokens, _ in

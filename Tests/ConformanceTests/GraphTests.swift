@@ -32,6 +32,25 @@ extension ConformanceTests {
       try checkReplays(job.with { $0.receivesLater = true }, count: 200, on: fabric)
     }
 
+    /// With a global scale that the graph keeps.
+    @Test(arguments: RowLayout.allCases)
+    func nvfp4(_ layout: RowLayout) throws {
+      let job = Self.job.with { ($0.layout, $0.quantization, $0.globalScale) = (layout, .nvfp4, 1344) }
+      try fabric.test(plan: job.makePlan(), workers: 2, timeout: .seconds(30)) { buffer in
+        let inputs = try GraphInputs(job.makeTokens(rank: buffer.rank), on: buffer.buffer)
+        let (graph, result) = try buffer.record { () throws(EPError) in
+          try buffer.buffer.dispatch(inputs.x, to: inputs.routing, options: job.dispatchOptions)
+        }
+        for step in (0..<3).map({ job.reseeded($0) }) {
+          inputs.set(step.makeTokens(rank: buffer.rank))
+          try graph.launch().wait()
+          let expected = step.makeOracle().dispatched(to: buffer.rank)
+          let text = difference(result, from: expected, comparingPaddingRows: false)
+          try require(text == nil, text ?? "")
+        }
+      }
+    }
+
     /// Several graphs and plain calls take turns on one buffer; launches are queued without waiting.
     @Test func graphsShareABuffer() throws {
       let job = Self.job

@@ -23,7 +23,7 @@ extension ConformanceTests {
         })
     }
 
-    @Test(arguments: ScaleFormat.allCases, [16, 128, 144, 640, 2880])
+    @Test(arguments: ScaleFormat.ofRows(.fp8E4M3), [16, 128, 144, 640, 2880])
     func quantization(_ format: ScaleFormat, hidden: Int) throws {
       for layout in RowLayout.allCases {
         try run(
@@ -34,7 +34,28 @@ extension ConformanceTests {
       }
     }
 
-    @Test(arguments: ScaleFormat.allCases, [16, 640, 2880])
+    /// With scales that saturate, are as precise as they can be, or are zero.
+    @Test(arguments: [Float(0x1p118), 1344, 1, 1e-3, 0x1p-118], [64, 192, 2880])
+    func nvfp4(globalScale: Float, hidden: Int) throws {
+      for layout in RowLayout.allCases {
+        try run(
+          smallJob().with {
+            ($0.quantization, $0.globalScale, $0.hidden, $0.layout) = (.nvfp4, globalScale, hidden, layout)
+            ($0.workers, $0.expertAlignment, $0.zeroesPadding) = (2, 4, true)
+          })
+      }
+    }
+
+    @Test(arguments: RowLayout.allCases, [false, true])
+    func nvfp4OfTheWorstCase(_ layout: RowLayout, receivesLater: Bool) throws {
+      try run(
+        smallJob().with {
+          ($0.quantization, $0.globalScale, $0.layout, $0.cachedRepeats) = (.nvfp4, 700, layout, 3)
+          ($0.sizing, $0.receivesLater) = (.worstCase, receivesLater)
+        })
+    }
+
+    @Test(arguments: ScaleFormat.allCases, [64, 640, 2880])
     func scalesInColumns(_ format: ScaleFormat, hidden: Int) throws {
       try run(
         smallJob().with {
@@ -48,7 +69,7 @@ extension ConformanceTests {
         })
     }
 
-    @Test(arguments: ScaleFormat.allCases, [16, 528, 2880])
+    @Test(arguments: ScaleFormat.ofRows(.fp8E4M3), [16, 528, 2880])
     func quantizedInput(_ format: ScaleFormat, hidden: Int) throws {
       try run(smallJob().with { ($0.dtype, $0.scales, $0.hidden) = (.fp8E4M3, format, hidden) })
     }

@@ -23,6 +23,9 @@ struct WrongShape: Sendable, CustomTestStringConvertible {
     WrongShape(argument: "hidden", found: "0") { $0.hidden = 0 },
     WrongShape(argument: "hidden", found: "\(Int.max)") { $0.hidden = .max },
     WrongShape(argument: "hidden", found: "10 x bf16 = 20 bytes") { $0.hidden = 10 },
+    WrongShape(argument: "hidden", found: "96") { ($0.dtype, $0.scales, $0.hidden) = (.fp4E2M1x2, .nvfp4, 96) },
+    WrongShape(argument: "scales", found: "nvfp4") { ($0.dtype, $0.scales) = (.fp8E4M3, .nvfp4) },
+    WrongShape(argument: "scales", found: "powerOfTwo") { ($0.dtype, $0.scales) = (.fp4E2M1x2, .powerOfTwo) },
     WrongShape(argument: "dtype", found: "int32") { ($0.dtype, $0.hidden) = (.int32, 16) },
     WrongShape(argument: "topK", found: "-1") { $0.topK = -1 },
     WrongShape(argument: "topK", found: "33") { ($0.topK, $0.expertCount) = (33, 64) },
@@ -72,6 +75,17 @@ extension ConformanceTests {
       ) { _ = try ExpertBuffer.Plan(smallJob().with { $0.layout = .grouped }.shape, receivedTokensMax: 7) }
     }
 
+    /// Half a byte a channel, and a byte for sixteen.
+    @Test func nvfp4() throws {
+      let byteCount = { (quantization: ScaleFormat?) in
+        let job = Job(rankCount: 1, tokenCount: 4096, hidden: 7168, topK: 2, expertCount: 2)
+        let plan = try ExpertBuffer.Plan(job.with { $0.quantization = quantization }.shape)
+        return plan.parts.first { $0.name == "dispatch results" }!.byteCount
+      }
+      let (rows, scales) = (4096 * 7168 / 2, 4096 * 7168 / 16)
+      #expect(try byteCount(nil) - byteCount(.nvfp4) == Int64(4096 * 7168 * 2 - rows - scales))
+    }
+
     @Test func hugeLimitsAreLimits() throws {
       let shape = smallJob().with { $0.layout = .byExpert }.shape
       let all = try ExpertBuffer.Plan(shape)
@@ -79,9 +93,11 @@ extension ConformanceTests {
     }
 
     /// A full buffer is given its memory once: whatever it dispatches, the arena does not grow.
-    @Test(arguments: RowLayout.allCases)
-    func aFullPlanNeverGrows(_ layout: RowLayout) throws {
-      let job = smallJob().with { ($0.layout, $0.expertAlignment, $0.sizing) = (layout, 8, .worstCase) }
+    @Test(arguments: RowLayout.allCases, [ScaleFormat?.none, .float, .nvfp4])
+    func aFullPlanNeverGrows(_ layout: RowLayout, _ quantization: ScaleFormat?) throws {
+      let job = smallJob().with {
+        ($0.layout, $0.expertAlignment, $0.sizing, $0.quantization) = (layout, 8, .worstCase, quantization)
+      }
       let plan = try ExpertBuffer.Plan(job.shape)
       let sizes = try onEachRank(plan) { buffer in
         try job.checkDispatch(on: buffer)

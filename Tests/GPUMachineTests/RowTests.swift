@@ -6,11 +6,14 @@ import Testing
 @Suite struct RowTests {
   /// Rows go where they should, with their labels; quantized as on a CPU, to the bit.
   @Test(
-    arguments: [RowTransform.copy, .quantizeFloatScales, .quantizeUE8M0Scales, .quantizePowerOfTwoScales], [1, 3])
+    arguments: [
+      RowTransform.copy, .quantizeFloatScales, .quantizeUE8M0Scales, .quantizePowerOfTwoScales, .quantizeNVFP4,
+    ], [1, 3])
   func scatters(_ transform: RowTransform, blockCount: Int) {
-    for (rowCount, channelCount, slotCount) in [
+    for (rowCount, someCount, slotCount) in [
       (1, 16, 1), (3, 144, 2), (40, 272, 3), (5, 2880, 33), (9, 7168, 2), (200, 272, 2),
     ] {
+      let channelCount = transform == .quantizeNVFP4 ? (someCount + 63) / 64 * 64 : someCount
       var random = Random(UInt64(channelCount))
       var work = ScatterWork(rowCount, channelCount, slotCount, transform, &random)
       for isCounted in [false, true] {
@@ -24,6 +27,24 @@ import Testing
       #expect(fault == nil)
       #expect(found == work.expected, "\(rowCount) rows of \(channelCount) channels, scales in columns")
     }
+  }
+
+  @Test(arguments: nvfp4GlobalScales)
+  func quantizesNVFP4(globalScale: Float) {
+    let channelCount = nvfp4Patterns.count / 64 * 64
+    let source = Memory(Array(nvfp4Patterns.suffix(channelCount)))
+    let rows = Memory(byteCount: channelCount / 2)
+    let scales = Memory(byteCount: channelCount / 16)
+    let job = ScatterJob(
+      source: source.address, rowCount: 1, rowByteCount: Int32(2 * channelCount), slotCount: 1,
+      transform: .quantizeNVFP4, globalScale: globalScale, writtenByteCount: 1)
+    let fault = emulate(blockCount: 1) { machine in
+      machine.scatterRows(job) { _, _ in RowTarget(row: rows.address, scales: scales.address) }
+    }
+    let expected = nvfp4(Array(nvfp4Patterns.suffix(channelCount)), globalScale: globalScale)
+    #expect(fault == nil)
+    #expect(rows.bytes == expected.values)
+    #expect(scales.bytes == expected.scales)
   }
 
   /// In the order of slots, then biases, rounded once.
@@ -61,9 +82,16 @@ private struct ScatterWork {
   var hasScaleColumns = false
 
   static let labelCount = 3
-  var targetByteCount: Int { transform == .copy ? 2 * channelCount : channelCount }
+  static let globalScale: Float = 1.7
+  var targetByteCount: Int { 2 * channelCount >> Int(transform.narrowing) }
   var blockCount: Int { (channelCount + 127) / 128 }
-  var scalesByteCount: Int { transform == .quantizeUE8M0Scales ? (blockCount + 3) / 4 * 4 : 4 * blockCount }
+  var scalesByteCount: Int {
+    switch transform {
+    case .quantizeNVFP4: channelCount / 16
+    case .quantizeUE8M0Scales: (blockCount + 3) / 4 * 4
+    default: 4 * blockCount
+    }
+  }
 
   init(
     _ rowCount: Int, _ channelCount: Int, _ slotCount: Int, _ transform: RowTransform, _ random: inout Random
@@ -97,6 +125,10 @@ private struct ScatterWork {
       let channels = source.base + 2 * row * channelCount
       if transform == .copy {
         values.base.copyMemory(from: channels, byteCount: targetByteCount)
+      } else if transform == .quantizeNVFP4 {
+        swiftep_quantize_nvfp4(
+          values.base.assumingMemoryBound(to: UInt8.self), scales.base.assumingMemoryBound(to: UInt8.self),
+          channels.assumingMemoryBound(to: UInt16.self), channelCount, Self.globalScale)
       } else {
         scales.base.initializeMemory(as: UInt8.self, repeating: 0, count: scalesByteCount)
         swiftep_quantize_e4m3(
@@ -141,7 +173,8 @@ private struct ScatterWork {
     let job = ScatterJob(
       source: source.address, rowCount: Int32(rowCount), rowByteCount: Int32(2 * channelCount),
       slotCount: Int32(slotCount), transform: transform,
-      scaleStride: Int32(hasScaleColumns ? 4 * rowCount * slotCount : 4), writtenByteCount: 1,
+      scaleStride: Int32(hasScaleColumns ? 4 * rowCount * slotCount : 4), globalScale: Self.globalScale,
+      writtenByteCount: 1,
       counter: isCounted ? counter.address : .null)
     let fault = emulate(blockCount: blockCount) { machine in
       machine.scatterRows(

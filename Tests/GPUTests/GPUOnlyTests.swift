@@ -18,7 +18,7 @@ extension ConformanceTests {
     private static func ranks(gpuCount: Int) -> ThreadFabric { ThreadFabric(Array(fabric.machines[..<gpuCount])) }
 
     /// Bit for bit what threads of the host return.
-    @Test(arguments: [RowLayout.bySource, .byExpert], [ScaleFormat?.none, .float, .ue8m0, .powerOfTwo])
+    @Test(arguments: [RowLayout.bySource, .byExpert], [ScaleFormat?.none, .float, .ue8m0, .powerOfTwo, .nvfp4])
     func bytesAreThoseOfCPUs(_ layout: RowLayout, _ quantization: ScaleFormat?) throws {
       let job = Self.job.with {
         ($0.layout, $0.quantization) = (layout, quantization)

@@ -101,7 +101,7 @@ import Testing
       operation: rank.operation,
       routing: RoutingView(
         tokenCount: 0, topK: 2, indices: .null, indexByteCount: 8, weights: .null, table: .null),
-      columns: Columns(), transform: .copy, scaleStride: 4, sourceRowByteCount: 16,
+      columns: Columns(), transform: .copy, scaleStride: 4, globalScale: 1, sourceRowByteCount: 16,
       sources: (.null, .null, .null, .null, .null),
       expertAlignment: 1, zeroesPadding: 0, expertStatistics: .null, isCached: false)
     checkOrigins(HostMachine.host, arguments, first: 0, count: 3)

@@ -179,6 +179,39 @@ private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
     #expect(values.isIntact && scales.isIntact)
   }
 
+  @Test(arguments: nvfp4GlobalScales)
+  func quantizesNVFP4(globalScale: Float) {
+    for channelCount in [nvfp4Patterns.count / 64 * 64, 64, 192] {
+      let source = Array(nvfp4Patterns.suffix(channelCount))
+      let values = Guarding(byteCount: channelCount / 2)
+      let scales = Guarding(byteCount: channelCount / 16)
+      source.withUnsafeBufferPointer {
+        swiftep_quantize_nvfp4(
+          values.base.assumingMemoryBound(to: UInt8.self), scales.base.assumingMemoryBound(to: UInt8.self),
+          $0.baseAddress!, channelCount, globalScale)
+      }
+      let expected = nvfp4(source, globalScale: globalScale)
+      #expect(values.bytes == expected.values)
+      #expect(scales.bytes == expected.scales)
+      #expect(values.isIntact && scales.isIntact)
+    }
+  }
+
+  /// What lies half way between two goes to the even one, and what lies behind that does not.
+  @Test func roundsToE2M1() {
+    // 6 makes the scale one.
+    let channels: [Float] = [
+      6, 1.25, 0, 1.7578125, -0.0, -0.25, 0.75, 5.03125, 2.5, 3.5, 5, 2.515625, 3.484375, -5, 1.75, 0.2578125,
+    ]
+    let block = channels.map { bf16($0) } + [UInt16](repeating: 0, count: 48)
+    let values = Guarding(byteCount: 32)
+    let scales = Guarding(byteCount: 4)
+    swiftep_quantize_nvfp4(
+      values.base.assumingMemoryBound(to: UInt8.self), scales.base.assumingMemoryBound(to: UInt8.self), block, 64, 1)
+    #expect(Array(values.bytes.prefix(8)) == [0x27, 0x40, 0x88, 0x72, 0x64, 0x56, 0xe5, 0x14])
+    #expect(scales.bytes == [0x38, 0, 0, 0])
+  }
+
   // MARK: Whole jobs, cut among workers
 
   @Test(arguments: [Int32(1), 2, 5], [false, true])
@@ -215,36 +248,45 @@ private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
   }
 
   /// However rows are cut, the values are those of the row as a whole; packed scales end in zeros.
-  @Test(arguments: [Int32(1), 2, 5], [RowTransform.quantizeFloatScales, .quantizeUE8M0Scales])
+  @Test(arguments: [Int32(1), 2, 5], [RowTransform.quantizeFloatScales, .quantizeUE8M0Scales, .quantizeNVFP4])
   func scattersQuantized(workerCount: Int32, _ transform: RowTransform) {
     let isPowerOfTwo = transform == .quantizeUE8M0Scales
-    for (rowCount, channelCount) in [(1, 16), (2, 7168), (3, 2880), (1, 20000), (40, 144)] {
+    let isNVFP4 = transform == .quantizeNVFP4
+    for (rowCount, someCount) in [(1, 16), (2, 7168), (3, 2880), (1, 20000), (40, 144)] {
+      let channelCount = isNVFP4 ? (someCount + 63) / 64 * 64 : someCount
       var random = Random(UInt64(channelCount))
       let bytes = random.bytes(2 * rowCount * channelCount)
       let source = Guarding(byteCount: bytes.count)
       source.fill(bytes)
       let blockCount = (channelCount + 127) / 128
-      let scaleByteCount = isPowerOfTwo ? (blockCount + 3) / 4 * 4 : 4 * blockCount
-      let values = Guarding(byteCount: rowCount * channelCount)
+      let scaleByteCount =
+        isNVFP4 ? channelCount / 16 : isPowerOfTwo ? (blockCount + 3) / 4 * 4 : 4 * blockCount
+      let width = isNVFP4 ? channelCount / 2 : channelCount
+      let values = Guarding(byteCount: rowCount * width)
       let scales = Guarding(byteCount: rowCount * scaleByteCount)
       let job = ScatterJob(
         source: Address(source.base), rowCount: Int32(rowCount), rowByteCount: Int32(2 * channelCount), slotCount: 1,
-        transform: transform, writtenByteCount: 1)
+        transform: transform, globalScale: 0.25, writtenByteCount: 1)
       for worker in workers(workerCount, streaming: workerCount == 2) {
         worker.scatterRows(job) { row, _ in
           RowTarget(
-            row: Address(values.base + Int(row) * channelCount),
+            row: Address(values.base + Int(row) * width),
             scales: Address(scales.base + Int(row) * scaleByteCount))
         }
       }
       for row in 0..<rowCount {
-        let whole = Guarding(byteCount: channelCount)
+        let whole = Guarding(byteCount: width)
         let wholeScales = Guarding(byteCount: scaleByteCount)
         wholeScales.fill([UInt8](repeating: 0, count: scaleByteCount))
-        swiftep_quantize_e4m3(
-          whole.base.assumingMemoryBound(to: UInt8.self), wholeScales.base,
-          (source.base + 2 * row * channelCount).assumingMemoryBound(to: UInt16.self), channelCount, isPowerOfTwo)
-        #expect(Array(values.bytes[row * channelCount..<(row + 1) * channelCount]) == whole.bytes)
+        let wholeValues = whole.base.assumingMemoryBound(to: UInt8.self)
+        let channels = (source.base + 2 * row * channelCount).assumingMemoryBound(to: UInt16.self)
+        if isNVFP4 {
+          swiftep_quantize_nvfp4(
+            wholeValues, wholeScales.base.assumingMemoryBound(to: UInt8.self), channels, channelCount, 0.25)
+        } else {
+          swiftep_quantize_e4m3(wholeValues, wholeScales.base, channels, channelCount, isPowerOfTwo)
+        }
+        #expect(Array(values.bytes[row * width..<(row + 1) * width]) == whole.bytes)
         #expect(Array(scales.bytes[row * scaleByteCount..<(row + 1) * scaleByteCount]) == wholeScales.bytes)
       }
       #expect(values.isIntact && scales.isIntact)

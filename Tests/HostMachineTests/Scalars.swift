@@ -32,6 +32,41 @@ func e4m3(_ value: Float) -> UInt8 {
   return sign | UInt8(distances.0 < distances.1 ? above - 1 : above)
 }
 
+func float(e4m3 code: UInt8) -> Float { code == 0x7f ? .nan : e4m3Magnitudes[Int(code)] }
+
+/// The nearest E2M1, the even code of two; saturating.
+func e2m1(_ value: Float) -> UInt8 {
+  // Between each code and the next, the middle; it belongs to the even one.
+  let middles: [Float] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]
+  let code = middles.indices.count { $0 % 2 == 0 ? value.magnitude > middles[$0] : value.magnitude >= middles[$0] }
+  return UInt8(code) | (value.sign == .minus ? 8 : 0)
+}
+
+/// BF16 patterns as NVFP4, in blocks of 16.
+func nvfp4(_ patterns: [UInt16], globalScale: Float) -> (values: [UInt8], scales: [UInt8]) {
+  var (codes, scales): ([UInt8], [UInt8]) = ([], [])
+  for first in stride(from: 0, to: patterns.count, by: 16) {
+    let block = patterns[first..<first + 16].map { float(bf16: $0) }
+    let isFinite = block.allSatisfy { $0.isFinite }
+    let amax = block.reduce(0) { max($0, $1.magnitude) }
+    let scale = isFinite ? e4m3(amax / 6 * globalScale) : 0x7f
+    scales.append(scale)
+    for value in block {
+      let factor = scale == 0 ? 0 : isFinite ? globalScale / float(e4m3: scale) : .infinity
+      codes.append(isFinite ? e2m1(value * factor) : value.sign == .minus ? 0xf : 7)
+    }
+  }
+  return (stride(from: 0, to: codes.count, by: 2).map { codes[$0] | codes[$0 + 1] << 4 }, scales)
+}
+
+/// For each of many patterns a block in which it is the largest, or nearly so, and others go down from it in small steps.
+let nvfp4Patterns: [UInt16] = stride(from: 0, through: 0xffff, by: 13).flatMap { pattern in
+  (0..<16).map { UInt16(truncatingIfNeeded: pattern &- $0 * 37 ^ ($0 % 3) << 15) }
+}
+
+/// From the least to the greatest that dispatches allow, by which scales of most blocks saturate, or all, or are zero.
+let nvfp4GlobalScales: [Float] = [0x1p-118, 1e-30, 1e-3, 1, 1344, 0.7e6, 1e30, 0x1p118]
+
 /// Elements of one format.
 struct Elements {
   let format: RowFormat

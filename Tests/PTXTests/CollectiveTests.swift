@@ -10,8 +10,8 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [101, 4, 14, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [40, 6, 6, 17, 0, 2, 0]),
-    ("swiftep_dispatch", [130, 10, 16, 17, 15, 2, 2]), ("swiftep_combine", [82, 24, 18, 19, 0, 0, 0]),
+    ("swiftep_prepare_dispatch", [101, 4, 14, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [40, 7, 6, 19, 0, 4, 0]),
+    ("swiftep_dispatch", [130, 11, 16, 19, 15, 4, 2]), ("swiftep_combine", [82, 24, 18, 19, 0, 0, 0]),
     ("swiftep_combine_step", [89, 24, 20, 16, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
@@ -20,8 +20,8 @@ import Testing
   }
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [101, 4, 14, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [40, 0, 7, 17, 0, 4, 0]),
-    ("swiftep_dispatch", [130, 4, 17, 17, 15, 4, 2]), ("swiftep_combine", [82, 0, 18, 28, 0, 0, 0]),
+    ("swiftep_prepare_dispatch", [101, 4, 14, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [40, 0, 8, 23, 0, 7, 0]),
+    ("swiftep_dispatch", [130, 4, 18, 23, 15, 7, 2]), ("swiftep_combine", [82, 0, 18, 28, 0, 0, 0]),
     ("swiftep_combine_step", [89, 0, 20, 28, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {

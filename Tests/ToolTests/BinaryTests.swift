@@ -68,7 +68,7 @@ enum Binary {
   }
 
   /// The same from processes, which share no memory but what the library shares.
-  @Test(arguments: ["bf16", "fp8"])
+  @Test(arguments: ["bf16", "fp8", "nvfp4"])
   func processesGetTheSame(_ dtype: String) throws {
     let threads = try bench("--dtype", dtype, "--layout", "expert")
     let processes = try bench("--dtype", dtype, "--layout", "expert", "--processes")
@@ -180,7 +180,8 @@ enum Binary {
     (["bench", "--hidden", "7"], "--hidden: expected rows of a multiple of 16 bytes, found 7 x bf16 = 14 bytes"),
     (["bench", "--hidden", "9223372036854775807"], "--hidden: expected an integer of 1 to"),
     (["bench", "--dtype", "fp8", "--hidden", "24"], "--hidden: expected rows of a multiple of 16 bytes, found 24"),
-    (["bench", "--dtype", "bf8"], "--dtype: expected one of bf16, fp16, fp32, fp8, uint8, found 'bf8'"),
+    (["bench", "--dtype", "nvfp4", "--hidden", "96"], "--hidden: expected a multiple of 64 with NVFP4 rows, found 96"),
+    (["bench", "--dtype", "bf8"], "--dtype: expected one of bf16, fp16, fp32, fp8, nvfp4, uint8, found 'bf8'"),
     (
       ["bench", "--text", "/nonexistent"],
       "--text /nonexistent: expected a regular file that can be read, found no such file"

@@ -76,13 +76,13 @@ import Testing
 
 @Suite struct ExpertRowsTests {
   @Test func e4m3() {
-    #expect(e4m3Value(0x00) == 0)
-    #expect(e4m3Value(0x01) == 0x1p-9)
-    #expect(e4m3Value(0x08) == 0x1p-6)
-    #expect(e4m3Value(0x38) == 1)
-    #expect(e4m3Value(0xbc) == -1.5)
-    #expect(e4m3Value(0x7e) == 448)
-    #expect(e4m3Value(0xff).isNaN)
+    #expect(floatFromE4M3(0x00) == 0)
+    #expect(floatFromE4M3(0x01) == 0x1p-9)
+    #expect(floatFromE4M3(0x08) == 0x1p-6)
+    #expect(floatFromE4M3(0x38) == 1)
+    #expect(floatFromE4M3(0xbc) == -1.5)
+    #expect(floatFromE4M3(0x7e) == 448)
+    #expect(floatFromE4M3(0xff).isNaN)
   }
 
   @Test func bf16() {

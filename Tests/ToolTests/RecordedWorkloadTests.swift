@@ -35,7 +35,7 @@ final class TemporaryFile {
     #expect(workload.weights.flatMap { try! $0.elements(Float.self) } == [0.5, 0.5, 0.5, 0.5, 0, 1, 0.5, 0.5, 1, 0])
   }
 
-  @Test(arguments: [("<u2", RowType.bf16), ("<u2", .fp8), ("<f2", .fp16)])
+  @Test(arguments: [("<u2", RowType.bf16), ("<u2", .fp8), ("<u2", .nvfp4), ("<f2", .fp16)])
   func rowTypes(_ element: String, _ rowType: RowType) throws {
     let rows = try TemporaryFile(npyFile(element, [2, 16], [UInt16](repeating: 0x3f80, count: 32)))
     let (job, input) = try read(["--input", rows.path, "--dtype", rowType.rawValue])

@@ -185,6 +185,13 @@ void swiftep_store_fence(void);
 /// otherwise as a Float.
 void swiftep_quantize_e4m3(uint8_t *values, void *scales, const uint16_t *source, size_t channel_count, bool power_of_two);
 
+/// Quantizes `channel_count` BF16 channels, a multiple of 64, to NVFP4, in blocks of 16 channels. A block's scale is
+/// `amax / 6 * global_scale` as E4M3; an element is `|x| * (global_scale / scale)` as E2M1 with the channel's sign, the even
+/// channel's in the low four bits of a byte. Both are rounded to nearest even and saturate. Where the scale is zero, the
+/// elements are. A block with an infinity or NaN has the scale NaN (0x7f), and elements of 6. The global scale is 2^-118 to
+/// 2^118.
+void swiftep_quantize_nvfp4(uint8_t *values, uint8_t *scales, const uint16_t *source, size_t channel_count, float global_scale);
+
 struct swiftep_reduction {
   int format;
   int row_count;
