@@ -109,7 +109,7 @@ extension RankView {
 /// Memory that all ranks have offered.
 @inlinable func checkOffers<M: Machine>(_ machine: M, view: RankView) {
   machine.forEach(view.rankCount) { rank in
-    if view.isMasked(rank) { return }
+    if view.isAbsent(rank) { return }
     let header = exchangeHeader(view, source: rank)
     _ = view.checkArena(of: rank, header.outputOffset, byteCount: header.outputCapacity)
   }
@@ -117,10 +117,10 @@ extension RankView {
 
 /// The rows of all ranks lie where peers may read them.
 @inlinable func checkRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let view = arguments.view
+  let view = arguments.view.behindExchange
   let weightsByteCount = arguments.weightsOutput.isNull ? 0 : 4 &* Int64(arguments.weightsPerRow)
   machine.forEach(view.rankCount) { rank in
-    if view.isMasked(rank) { return }
+    if view.isAbsent(rank) { return }
     let header = exchangeHeader(view, source: rank)
     let rowCount = Int64(arguments.handle.total(atRank: rank))
     let stagedRowCount = Int64(arguments.steps.stagedRowCount(rankCount: Int(view.rankCount)))

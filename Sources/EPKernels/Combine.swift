@@ -101,15 +101,16 @@
   _ machine: M, _ arguments: CombineArguments, fill: (_ block: Address) -> Void,
   rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
 ) {
-  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  let (handle, operation) = (arguments.handle, arguments.operation)
   operation.resetCounter(machine)
-  let goesOn = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
+  let goesOn = exchange(machine, view: arguments.view, header: arguments.header, operation: operation) { block in
     if arguments.header.fault == 0 {
       identify(handle, in: block)
       fill(block)
     }
   }
   if !goesOn { return }
+  let view = arguments.view.behindExchange
   leaveOutDestinations(machine, view, handle)
   machine.forEach(view.rankCount) { rank in
     let peer = exchangeHeader(view, source: rank)

@@ -38,6 +38,8 @@
   public var timeoutNanoseconds: UInt64
   /// Of the operation's exchange; kernels find it when they begin.
   public var epoch: UInt64 = 0
+  /// Ranks that the operation's exchange is without, one bit each; kernels find them behind it.
+  public var absent: UInt64 = 0
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,

@@ -127,9 +127,9 @@
 @inlinable func agree<M: Machine>(
   _ machine: M, _ arguments: DispatchArguments, isLaidOut: Bool, counting: Bool
 ) {
-  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  let (handle, operation) = (arguments.handle, arguments.operation)
   operation.resetCounter(machine)
-  let goesOn = exchange(machine, view: view, header: arguments.header, operation: operation) { block in
+  let goesOn = exchange(machine, view: arguments.view, header: arguments.header, operation: operation) { block in
     if isLaidOut && !reportFault(machine, in: block, handle: handle, operation: operation) {
       sumChunks(machine, into: block, handle: handle, operation: operation)
     }
@@ -140,6 +140,7 @@
     if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
     return
   }
+  let view = arguments.view.behindExchange
   if !arguments.isCached {
     place(
       machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle, operation: operation)

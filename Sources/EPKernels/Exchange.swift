@@ -25,7 +25,7 @@
   guard let seen else { return false }
   agreeOnMask(machine, view)
   FlightRecorder(view).enter(machine, .place, now: seen)
-  let verdict = compareHeaders(machine, view)
+  let verdict = compareHeaders(machine, view.behindExchange)
   machine.forEach(1) { _ in operation.set(verdict) }
   return verdict.code == StatusCode.ok.rawValue
 }
@@ -137,7 +137,7 @@
     return true
   }
   // Later than the peers' deadline, whenever the one begins to wait for them: who is missing should be told by it.
-  let timeoutCount = view.masksRanks ? UInt64(truncatingIfNeeded: view.rankCount) : 2
+  let timeoutCount = view.masksRanks ? UInt64(truncatingIfNeeded: view.rankCount &+ 1) : 2
   let deadline = begin &+ timeoutCount &* view.timeoutNanoseconds &+ 10_000_000_000
   var heard: UInt64 = 0
   while true {
@@ -268,8 +268,9 @@
 }
 
 @inlinable func exchangeBlock(_ view: RankView, source: Int32) -> Address {
-  view.ownArena.advanced(
-    byBytes: view.control.exchangeOffset(source: view.standIn(for: source), epoch: view.epoch))
+  // This rank's own stands for that of an absent one.
+  let source = view.isAbsent(source) ? view.rank : source
+  return view.ownArena.advanced(byBytes: view.control.exchangeOffset(source: source, epoch: view.epoch))
 }
 
 @inlinable func exchangeHeader(_ view: RankView, source: Int32) -> ExchangeHeader {
@@ -278,9 +279,9 @@
 
 /// Tokens from `source` per rank (`index` = rank) and per expert (`index` = rank count + expert).
 @inlinable func exchangedCount(_ view: RankView, source: Int32, index: Int32) -> Int32 {
-  if view.isMasked(source) { return 0 }
-  return exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount)
+  let count = exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount)
     .load(Int32.self, at: index)
+  return view.isAbsent(source) ? 0 : count
 }
 
 /// Tells every peer that this rank has come to `slot` of its operation.

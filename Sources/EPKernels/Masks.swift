@@ -26,6 +26,15 @@ extension RankView {
 
   @inlinable static func bit(_ rank: Int32) -> UInt64 { 1 &<< UInt64(truncatingIfNeeded: rank) }
 
+  @inlinable func isAbsent(_ rank: Int32) -> Bool { absent & Self.bit(rank) != 0 }
+
+  /// Behind its exchange.
+  @inlinable var behindExchange: RankView {
+    var view = self
+    view.absent = maskedRanks
+    return view
+  }
+
   /// Who signals and is heard in the place of a rank: this rank itself in that of a masked one.
   @inlinable func standIn(for rank: Int32) -> Int32 { isMasked(rank) ? self.rank : rank }
 
@@ -103,7 +112,8 @@ extension RankView {
   var (ranks, common) = (view.mask(.masked), UInt64.max)
   var rank: Int32 = 0
   while rank < view.rankCount {
-    let masked = exchangeBlock(view, source: rank).load(UInt64.self, at: ExchangeHeader.maskedIndex)
+    let block = exchangeBlock(view, source: view.standIn(for: rank))
+    let masked = block.load(UInt64.self, at: ExchangeHeader.maskedIndex)
     ranks |= masked
     common &= masked
     rank = rank &+ 1

@@ -17,7 +17,7 @@
 
 /// Fills the handle's counts of what this rank receives. Run by the worker that has placed it.
 @inlinable func countReceived<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
-  let (view, handle) = (arguments.view, arguments.handle)
+  let (view, handle) = (arguments.view.behindExchange, arguments.handle)
   let layout = handle.layout
   handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0)
   let hasOffsets = layout.layout == .byExpert && layout.sourceCapacity == 0
@@ -62,7 +62,7 @@
     handle.at(handle.layout.firstRows).store(rowsBefore(view.rank), at: rank)
   }
   let sentRows = sum(over: view.rankCount) {
-    view.isMasked($0) ? 0 : exchangedCount(view, source: view.rank, index: $0)
+    view.isAbsent($0) ? 0 : exchangedCount(view, source: view.rank, index: $0)
   }
   handle.at(handle.layout.sentRows).store(Int64(sentRows), at: 0)
   let receivedRows = Int64(countBefore(view, source: view.rankCount, index: view.rank))
@@ -106,7 +106,7 @@
     handle.at(handle.layout.firstRows).store(groupStart &+ before, at: expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
-    if view.isMasked(view.owner(ofExpert: expert)) { return 0 }
+    if view.isAbsent(view.owner(ofExpert: expert)) { return 0 }
     return exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.receivedRows)) { expert in
@@ -170,7 +170,7 @@
       column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
   }
   let tight = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { rank in
-    !view.isMasked(rank)
+    !view.isAbsent(rank)
       && !OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
   }
   let rowCount = handle.total(atRank: view.rank)

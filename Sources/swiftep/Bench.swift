@@ -49,7 +49,7 @@ final class Bench: Sendable {
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
       layout: job.layout, quantization: job.rowType.quantization,
-      groupCapacity: job.shape.groupCapacity)
+      groupCapacity: job.shape.groupCapacity, sourceCapacity: job.sourceCapacity)
     let dispatchSizes = CopyFloor.dispatchSizes(job, workload)
     floorSizes = [dispatchSizes] + (job.rowType.combinesInPlace ? [] : [CopyFloor.combineSizes(job, workload)])
     rankSteps = try SharedStopwatch(partyCount: job.rankCount)

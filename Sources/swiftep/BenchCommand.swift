@@ -187,7 +187,9 @@ struct BenchSettings {
   }
 
   /// Groups of fixed size have room for all tokens.
-  private func receivedTokensMax(_ count: Int) -> Int? { job.layout == .grouped ? nil : count }
+  private func receivedTokensMax(_ count: Int) -> Int? {
+    job.layout == .grouped || job.masking != .none ? nil : count
+  }
 
   private func runOnGPU(_ workload: Workload) throws -> (BenchReport, [FlightRecord]) {
     // Worst-case sizes, though what arrives is known.

@@ -74,7 +74,7 @@ final class GPUBench: Sendable {
     oracle = Oracle(
       expertOwners: contiguousOwners(expertCount: job.expertCount, rankCount: job.rankCount), tokens: workload.tokens,
       layout: job.layout, quantization: job.rowType.quantization,
-      groupCapacity: job.shape.groupCapacity)
+      groupCapacity: job.shape.groupCapacity, sourceCapacity: job.sourceCapacity)
     barrier = try SpinBarrier(partyCount: job.rankCount)
     sums = try SharedRows(
       rowCounts: oracle.rowCounts, hidden: job.hidden, dtype: job.rowType.combinedDType)

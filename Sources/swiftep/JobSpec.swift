@@ -41,6 +41,7 @@ struct JobSpec: Equatable, Sendable {
   var expertCount: Int
   var rowType: RowType
   var layout: RowLayout
+  var masking = ExpertBuffer.Masking.none
 
   static let flags = [
     Flag("ranks", "N", "ranks (default 2)"),
@@ -56,6 +57,10 @@ struct JobSpec: Equatable, Sendable {
       "layout", "LAYOUT",
       "how received rows are ordered: source, expert, or grouped: by expert\nin groups of fixed size (default source)"
     ),
+    Flag(
+      "masking", "KIND",
+      "whether the ranks' buffers can go on without some of them: none,\nmanual or automatic; not by expert (default none)"
+    ),
   ]
 
   init(_ arguments: Arguments) throws(UsageError) {
@@ -66,6 +71,7 @@ struct JobSpec: Equatable, Sendable {
     expertCount = try arguments.integer("experts", in: 1...(1 << 16), default: 256)
     rowType = try arguments.choice("dtype", RowType.self) ?? .bf16
     layout = try arguments.choice("layout", RowLayout.self) ?? .bySource
+    masking = try arguments.choice("masking", ExpertBuffer.Masking.self) ?? .none
   }
 
   var shape: JobShape {
@@ -85,7 +91,7 @@ struct JobSpec: Equatable, Sendable {
     do {
       return try ExpertBuffer.Plan(
         shape, resultCount: resultCount, receivedTokensMax: receivedTokensMax, workers: workers,
-        staging: staging)
+        staging: staging, masking: masking)
     } catch {
       guard case .invalidArgument(_, let argument, let expected, let found) = error else { throw error }
       throw UsageError(Self.flagNames[argument] ?? argument, expected: expected, found: found)
@@ -98,6 +104,9 @@ struct JobSpec: Equatable, Sendable {
     "receivedTokensMax": "--received-tokens-max",
   ]
 
+  /// Rows that each source has room for; 0: as many as it sends.
+  var sourceCapacity: Int { masking == .none ? 0 : tokensPerRank }
+
   /// As in "2 ranks, 4096 tokens each, hidden 7168, top-8 of 256 experts, bf16, by source".
   var summary: String { summary(tokens: "\(tokensPerRank)") }
 
@@ -105,5 +114,6 @@ struct JobSpec: Equatable, Sendable {
     "\(rankCount) \(rankCount == 1 ? "rank" : "ranks"), \(tokens) tokens each, hidden \(hidden), "
       + "top-\(topK) of \(expertCount) experts, \(rowType.rawValue), "
       + (layout == .grouped ? "grouped" : "by \(layout.rawValue)")
+      + (masking == .none ? "" : ", \(masking.rawValue) masks")
   }
 }

@@ -230,6 +230,47 @@ extension ConformanceTests {
       }
     }
 
+    /// A process ends at any moment, in the midst of its calls: whatever the others return was right with it, or without.
+    @Test(.enabled(if: !isOnGPU), arguments: layouts) func aProcessEnds(_ layout: SwiftEP.RowLayout) throws {
+      let job = Self.makeJob(layout)
+      for seed in 0..<10 {
+        _ = try processValues(4, patience: .seconds(60)) { rank, gather in
+          let communicator = try Communicator.processes(
+            rank: rank, rankCount: 4, timeout: .seconds(30), allGather: gather)
+          let buffer = TestBuffer(
+            try ExpertBuffer(communicator, plan: try job.makePlan(), workers: 2, timeout: .seconds(30)))
+          if rank == 2 {
+            let thread = startThread {
+              for step in 0... where (try? Self.checkRound(job, step: step, on: buffer, masked: [])) == nil { return }
+            }
+            try require(thread != nil, "no thread")
+            var random = SplitMix64(seed: UInt64(seed), 1)
+            usleep(UInt32(random.pick(1...60_000)))
+            return true
+          }
+          var masked: Set<Int> = []
+          func check(_ step: Int, _ fault: (Set<Int>) -> String?) throws {
+            guard let text = fault(masked) else { return }
+            try require(masked.isEmpty, "round \(step) without 2: \(text)")
+            masked = [2]
+            let textWithout = fault(masked)
+            try require(textWithout == nil, "round \(step): \(text), and without 2: \(textWithout ?? "")")
+          }
+          for step in 0..<50 {
+            let result = try job.dispatch(on: buffer, step: step)
+            try check(step) { Self.fault(of: result, job, step: step, rank: rank, masked: $0) }
+            let sums = try Self.combine(result, job, step: step, buffer.buffer).tokens
+            try check(step) { Self.fault(of: sums, job, step: step, rank: rank, masked: $0) }
+          }
+          let found = try buffer.maskedRanks
+          try require(found == masked.sorted(), "masked: \(found)")
+          // Not to be missed by one that is slower.
+          usleep(100_000)
+          return true
+        }
+      }
+    }
+
     /// Two that mask each other: at least the later one is told; the third goes on.
     @Test func twoMaskEachOther() throws {
       let job = Self.makeJob(rankCount: 3).with { $0.masking = .manual }
