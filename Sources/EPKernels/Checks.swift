@@ -109,7 +109,7 @@ extension RankView {
 /// Memory that all ranks have offered.
 @inlinable func checkOffers<M: Machine>(_ machine: M, view: RankView) {
   machine.forEach(view.rankCount) { rank in
-    if view.isAbsent(rank) { return }
+    if view.isMasked(rank) { return }
     let header = exchangeHeader(view, source: rank)
     _ = view.checkArena(of: rank, header.outputOffset, byteCount: header.outputCapacity)
   }
@@ -120,7 +120,7 @@ extension RankView {
   let view = arguments.view.behindExchange
   let weightsByteCount = arguments.weightsOutput.isNull ? 0 : 4 &* Int64(arguments.weightsPerRow)
   machine.forEach(view.rankCount) { rank in
-    if view.isAbsent(rank) { return }
+    if view.isMasked(rank) { return }
     let header = exchangeHeader(view, source: rank)
     let rowCount = Int64(arguments.handle.total(atRank: rank))
     let stagedRowCount = Int64(arguments.steps.stagedRowCount(rankCount: Int(view.rankCount)))

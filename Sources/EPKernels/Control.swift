@@ -25,7 +25,8 @@
   public var departures: Address
   /// UInt64: grows after each change of `departures`, and ends waits.
   public var alarm: Address
-  /// UInt64 `[MaskWord]`, one bit a rank, in this rank's own memory; null where none can be masked.
+  /// UInt64 `[MaskWord]`, one bit a rank, with room for blocks of an exchange behind it, in this rank's own memory; null where
+  /// no rank can be masked.
   public var masks: Address = .null
   /// Not zero: a missing rank is masked, and fails no operation. An integer, since kernels keep those in registers.
   public var masksMissing: Int32 = 0
@@ -38,8 +39,8 @@
   public var timeoutNanoseconds: UInt64
   /// Of the operation's exchange; kernels find it when they begin.
   public var epoch: UInt64 = 0
-  /// Ranks that the operation's exchange is without, one bit each; kernels find them behind it.
-  public var absent: UInt64 = 0
+  /// All ranks' blocks of the operation's exchange, as kernels read them behind it.
+  public var blocks: Address = .null
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
@@ -244,6 +245,7 @@
   @inlinable public static var byteCount: Int64 { 256 }
   /// Where `fault` and its details lie, counted in fields.
   @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.tokensPerStep.rawValue &+ 1) }
+  @inlinable static var capacityIndex: Int32 { faultIndex &+ 5 }
   @inlinable static var maskedIndex: Int32 { faultIndex &+ 8 }
 }
 

@@ -268,9 +268,21 @@
 }
 
 @inlinable func exchangeBlock(_ view: RankView, source: Int32) -> Address {
-  // This rank's own stands for that of an absent one.
-  let source = view.isAbsent(source) ? view.rank : source
-  return view.ownArena.advanced(byBytes: view.control.exchangeOffset(source: source, epoch: view.epoch))
+  view.blocks.advanced(byBytes: Int64(source) &* view.control.exchangeBlockByteCount)
+}
+
+/// The same where it has arrived.
+@inlinable func arrivedBlock(_ view: RankView, source: Int32) -> Address {
+  view.ownArena.advanced(byBytes: view.control.exchangeOffset(source: source, epoch: view.epoch))
+}
+
+extension RankView {
+  /// As the view is behind the operation's exchange.
+  @inlinable var behindExchange: RankView {
+    var view = self
+    view.blocks = masksRanks ? maskedBlocks : arrivedBlock(self, source: 0)
+    return view
+  }
 }
 
 @inlinable func exchangeHeader(_ view: RankView, source: Int32) -> ExchangeHeader {
@@ -279,9 +291,8 @@
 
 /// Tokens from `source` per rank (`index` = rank) and per expert (`index` = rank count + expert).
 @inlinable func exchangedCount(_ view: RankView, source: Int32, index: Int32) -> Int32 {
-  let count = exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount)
+  exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount)
     .load(Int32.self, at: index)
-  return view.isAbsent(source) ? 0 : count
 }
 
 /// Tells every peer that this rank has come to `slot` of its operation.

@@ -26,13 +26,13 @@ extension RankView {
 
   @inlinable static func bit(_ rank: Int32) -> UInt64 { 1 &<< UInt64(truncatingIfNeeded: rank) }
 
-  @inlinable func isAbsent(_ rank: Int32) -> Bool { absent & Self.bit(rank) != 0 }
+  /// Where blocks of an exchange lie that were read together with a mask.
+  @inlinable var maskedBlocks: Address { masks.advanced(byBytes: Self.maskedBlocksDistance) }
+  @inlinable static var maskedBlocksDistance: Int64 { 128 }
 
-  /// Behind its exchange.
-  @inlinable var behindExchange: RankView {
-    var view = self
-    view.absent = maskedRanks
-    return view
+  /// Bytes of what `masks` points to.
+  @inlinable public static func masksByteCount(_ control: ControlLayout) -> Int64 {
+    maskedBlocksDistance &+ Int64(control.rankCount) &* control.exchangeBlockByteCount
   }
 
   /// Who signals and is heard in the place of a rank: this rank itself in that of a masked one.
@@ -105,15 +105,15 @@ extension RankView {
   machine.settle()
 }
 
-/// Behind an exchange.
+/// Behind an exchange: its blocks decide whom it is without, and are kept as they are then. The block of a masked rank, which
+/// may be written at any time, is this rank's, with nothing to send or to receive.
 @inlinable func agreeOnMask<M: Machine>(_ machine: M, _ view: RankView) {
   if !view.masksRanks { return }
   // With those that have been missed since.
   var (ranks, common) = (view.mask(.masked), UInt64.max)
   var rank: Int32 = 0
   while rank < view.rankCount {
-    let block = exchangeBlock(view, source: view.standIn(for: rank))
-    let masked = block.load(UInt64.self, at: ExchangeHeader.maskedIndex)
+    let masked = arrivedBlock(view, source: view.standIn(for: rank)).load(UInt64.self, at: ExchangeHeader.maskedIndex)
     ranks |= masked
     common &= masked
     rank = rank &+ 1
@@ -122,6 +122,31 @@ extension RankView {
   view.note(machine, ranks, in: .masked)
   view.note(machine, common, in: .agreed)
   machine.settle()
+  copyBlocks(machine, view)
+}
+
+@inlinable func copyBlocks<M: Machine>(_ machine: M, _ view: RankView) {
+  let byteCount = view.control.exchangeBlockByteCount
+  let lineCount = Int32(truncatingIfNeeded: byteCount / 16)
+  let headerLineCount = Int32(truncatingIfNeeded: ExchangeHeader.byteCount / 16)
+  machine.forEach(view.rankCount &* lineCount) { index in
+    let (source, line) = (index / lineCount, index % lineCount)
+    let block = arrivedBlock(view, source: view.standIn(for: source))
+    let isAbsent = view.isMasked(source) && line >= headerLineCount
+    let words = isAbsent ? SIMD4<UInt32>(repeating: 0) : block.load(SIMD4<UInt32>.self, at: line)
+    view.maskedBlocks.advanced(byBytes: Int64(source) &* byteCount).store(words, at: line)
+  }
+  let own = view.maskedBlocks.advanced(byBytes: Int64(view.rank) &* byteCount &+ ExchangeHeader.byteCount)
+  machine.forEach(view.rankCount) { rank in
+    if !view.isMasked(rank) { return }
+    own.store(Int32(0), at: rank)
+    let block = view.maskedBlocks.advanced(byBytes: Int64(rank) &* byteCount)
+    block.store(Int64.max, at: ExchangeHeader.capacityIndex)
+    block.store(Int64(0), at: ExchangeHeader.capacityIndex &+ 1)
+  }
+  machine.forEach(view.expertCount) { expert in
+    if view.isMasked(view.owner(ofExpert: expert)) { own.store(Int32(0), at: view.rankCount &+ expert) }
+  }
 }
 
 /// While peers are waited for: masks those that others have masked, and `missing` if it is a rank, and tells the others that

@@ -61,9 +61,7 @@
     handle.at(handle.layout.totals).store(rowsBefore(view.rankCount), at: rank)
     handle.at(handle.layout.firstRows).store(rowsBefore(view.rank), at: rank)
   }
-  let sentRows = sum(over: view.rankCount) {
-    view.isAbsent($0) ? 0 : exchangedCount(view, source: view.rank, index: $0)
-  }
+  let sentRows = sum(over: view.rankCount) { exchangedCount(view, source: view.rank, index: $0) }
   handle.at(handle.layout.sentRows).store(Int64(sentRows), at: 0)
   let receivedRows = Int64(countBefore(view, source: view.rankCount, index: view.rank))
   handle.at(handle.layout.receivedRows).store(receivedRows, at: 0)
@@ -106,8 +104,7 @@
     handle.at(handle.layout.firstRows).store(groupStart &+ before, at: expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
-    if view.isAbsent(view.owner(ofExpert: expert)) { return 0 }
-    return exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
+    exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.receivedRows)) { expert in
     if view.owner(ofExpert: expert) != view.rank { return 0 }
@@ -170,8 +167,7 @@
       column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
   }
   let tight = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { rank in
-    !view.isAbsent(rank)
-      && !OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
+    !OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
   }
   let rowCount = handle.total(atRank: view.rank)
   let own = OutputFit(view, columns: columns, rowCount: rowCount, atRank: view.rank)

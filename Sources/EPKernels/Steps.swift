@@ -144,7 +144,7 @@
 
 /// What a source has told of the step's rows here.
 @inlinable func stepRows(_ view: RankView, source: Int32) -> StepRows {
-  exchangeBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount).load(StepRows.self, at: view.rank)
+  arrivedBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount).load(StepRows.self, at: view.rank)
 }
 
 /// Copies the rows of this launch's step, of one source after the other.

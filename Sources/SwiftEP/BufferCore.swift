@@ -12,14 +12,17 @@ struct TableOffsets {
   /// `RankView.failure`, with what is behind it.
   let failure: Int64 = 64
   let masks: Int64 = 64 + OperationStatus.byteCount + RankView.findingsByteCount
-  let arenas: Int64 = 64 + OperationStatus.byteCount + RankView.findingsByteCount + MaskWord.byteCount
+  let arenas: Int64
   let owners: Int64
   let locals: Int64
   let order: Int64
   let firstPlaces: Int64
   let byteCount: Int64
 
-  init(rankCount: Int, expertCount: Int) {
+  /// - Parameter canMask: whether ranks can be masked.
+  init(rankCount: Int, expertCount: Int, canMask: Bool) {
+    let control = ControlLayout(rankCount: Int32(rankCount), expertCount: Int32(expertCount))
+    arenas = masks + (canMask ? RankView.masksByteCount(control) : 0)
     owners = arenas + 16 * Int64(rankCount)
     locals = owners + 4 * Int64(expertCount)
     order = locals + 4 * Int64(expertCount)
@@ -87,7 +90,8 @@ final class BufferCore: Sendable {
     self.plan = plan
     owners = plan.shape.owners
     let expertCount = owners.count
-    let offsets = TableOffsets(rankCount: rankCount, expertCount: expertCount)
+    let offsets = TableOffsets(
+      rankCount: rankCount, expertCount: expertCount, canMask: plan.masking != .none)
     let noticeOffsets = NoticeOffsets(rankCount: rankCount)
     tables = try device.makeLocalMemory(byteCount: offsets.byteCount)
     notices = try device.makeNotices(byteCount: noticeOffsets.byteCount)

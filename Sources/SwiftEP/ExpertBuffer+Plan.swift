@@ -124,7 +124,8 @@ extension ExpertBuffer {
           stepCount: chunkCount == 0 ? steps.stepCount : 0
         ).byteCount
       }
-      let tables = TableOffsets(rankCount: shape.rankCount, expertCount: shape.expertCount)
+      let tables = TableOffsets(
+        rankCount: shape.rankCount, expertCount: shape.expertCount, canMask: masking != .none)
       parts =
         arena + [
           Part(name: "handles", byteCount: Int64(resultCount) * handle.byteCount),
