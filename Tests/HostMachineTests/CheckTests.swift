@@ -22,10 +22,12 @@ import Testing
         tables.store(arenaByteCount, at: 2 + rank)
       }
       let at = { (offset: Int64) in tables.advanced(byBytes: offset) }
-      view = RankView(
-        rank: 1, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: tables, expertOwner: .null,
-        expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: at(1024), hostFailure: .null,
-        departures: .null, alarm: .null, arrivals: at(960), pause: at(968), timeoutNanoseconds: 1)
+      view =
+        RankView(
+          rank: 1, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: tables, expertOwner: .null,
+          expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: at(1024), hostFailure: .null,
+          departures: .null, alarm: .null, arrivals: at(960), pause: at(968), timeoutNanoseconds: 1
+        ).behindExchange
       operation = OperationView(
         block: at(8192), report: at(4096), layout: OperationLayout(rankCount: 2, expertCount: 8, chunkCount: 0),
         part: .whole)
