@@ -45,7 +45,8 @@ let verifyCommand = Command(
         status.show("verify: \(passedCount) jobs")
         if passedCount % 100 == 0 { try? printNow("\(passedCount) jobs passed, the last of seed \(job.seed)") }
       }
-      let passedCount = try verify(seconds: seconds, seed: seed, on: fabric, report: report)
+      let passedCount = try verify(
+        seconds: seconds, seed: seed, allCall: sharesLaunches, on: fabric, report: report)
       status.clear()
       print("\(passedCount) jobs passed")
     } catch let failure as ConformanceFailure {
