@@ -32,7 +32,7 @@ package struct ArgumentFault: Error, Equatable {
     case rowCount
     /// Rows outside the arena, which would be combined in steps.
     case steps
-    /// What cannot be where ranks can be masked.
+    /// What cannot be where ranks can be masked: rows by expert; a handle made before some have returned.
     case masks
     /// `found` are a Float's bits. 1: one that NVFP4 can have, 0: of no effect.
     case globalScale
@@ -95,6 +95,8 @@ package struct ArgumentFault: Error, Equatable {
     case .unreceived: texts = ("one of a call that has been received", "one that is still to be received")
     case .rowCount: texts = ("one of at most \(expected) rows", "one of \(found)")
     case .steps: texts = ("rows in the arena, where others are combined in steps", "others")
+    case .masks where name == .handle:
+      texts = ("one of a dispatch since masked ranks have returned", "one of an earlier dispatch")
     case .masks: texts = ("bySource or grouped where ranks can be masked", "byExpert")
     case .globalScale:
       texts = (

@@ -68,6 +68,8 @@ final class BufferCore: Sendable {
   /// What calls are recorded into, rather than run.
   let recording = Guarded<Recording?>(nil)
   let receives = Guarded(Receives())
+  /// How often masked ranks have returned.
+  let returnCount = Guarded(0)
   /// Of the launches queued so far.
   let lastTicket = Guarded<UInt64>(0)
 

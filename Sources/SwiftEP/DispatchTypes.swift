@@ -93,6 +93,8 @@ public final class DispatchHandle: Sendable {
   /// Rows of the tensors that the dispatch returned: all that arrived, or the worst case.
   public let rowCapacity: Int
   let expertAlignment: Int
+  /// `BufferCore.returnCount`, when it was made.
+  let returnCount: Int
   /// Whether the dispatch has been received.
   let isReceived: Guarded<Bool>
 
@@ -106,6 +108,7 @@ public final class DispatchHandle: Sendable {
     tokenCount = Int(layout.chunks.tokenCount)
     self.rowCapacity = rowCapacity
     self.expertAlignment = expertAlignment
+    returnCount = core.returnCount.withLock { $0 }
     self.isReceived = isReceived
   }
 

@@ -248,7 +248,12 @@ extension BufferCore {
 
   func check(_ handle: DispatchHandle) throws(ArgumentFault) {
     if handle.buffer !== identity { throw ArgumentFault(.foreign, .handle, expected: 0, found: 1) }
+    if !isCurrent(handle) { throw ArgumentFault(.masks, .handle, expected: 0, found: 1) }
+    recording.withLock { $0?.handles.append(handle) }
   }
+
+  /// Whether no ranks have returned since.
+  func isCurrent(_ handle: DispatchHandle) -> Bool { handle.returnCount == returnCount.withLock { $0 } }
 
   func check(_ stream: CUDAStream?) throws(ArgumentFault) {
     if let stream, (try? device.state(of: stream)) == .unknown {

@@ -268,9 +268,11 @@ private struct DispatchCall {
 
   private func makeHandle(_ layout: HandleLayout, _ pending: PendingOperation) throws(EPError) -> DispatchHandle {
     let memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
-    return DispatchHandle(
+    let handle = DispatchHandle(
       core: core, memory: memory, layout: layout, rowCapacity: worstCaseRows, expertAlignment: options.expertAlignment,
       isReceived: pending.isReceived)
+    core.recording.withLock { $0?.madeHandles.append(handle) }
+    return handle
   }
 
   /// Rows of a worst-case output; 0 when sizing is exact.

@@ -28,8 +28,6 @@ extension ExpertBuffer {
   /// absent. Not collective: other ranks mask them in the next operation that begins here, since its exchange tells them. A
   /// masked rank finds out in the operation that it calls next, or waits in: that throws `rankMasked`.
   ///
-  /// Handles stay without the ranks that were masked when they were used, also once those have returned.
-  ///
   /// - Throws: `invalidArgument` where the plan has no masks, or a rank is the caller's own or does not exist; `driver`.
   public func mask(_ ranks: [Int]) throws(EPError) {
     let masks = try core.checkedMasks(ranks)
@@ -43,7 +41,9 @@ extension ExpertBuffer {
   }
 
   /// Takes masked ranks back. Collective for all ranks that are not masked, and those that return, all of which name the same;
-  /// nothing of the buffer's may be under way on any of them.
+  /// nothing of the buffer's may be under way on any of them. Handles of earlier dispatches are of no use any more, since
+  /// some ranks have gone on with them and others not; nor are graphs with such handles, unless the dispatch is in the graph
+  /// (one that a stream of the caller's has captured must not be launched then).
   ///
   /// - Throws: `invalidArgument` as `mask`, or where results are to be received; `rankMissing` (step `regrouping`) where one
   ///   does not take part: the mask stays as it was, and the call can be made again; `driver`, `bufferLost`,
@@ -179,6 +179,7 @@ extension BufferCore {
     try set(epoch: present.map(\.epoch).max()!)
     try forgetFailure()
     try masks.set(masked)
+    returnCount.withLock { $0 += 1 }
   }
 
   private func gather(_ mine: Contribution.Place, phase: Int) throws(EPError) -> [Contribution.Place?] {

@@ -9,10 +9,13 @@ public final class OperationGraph: Sendable {
   private let core: BufferCore
   private let graph: any DeviceGraph
   fileprivate let operations: [PendingOperation]
+  /// Of dispatches outside of it.
+  private let handles: [DispatchHandle]
 
   fileprivate init(_ core: BufferCore, _ recording: Recording, repeatCount: Int) throws(EPError) {
     self.core = core
     operations = recording.operations
+    handles = recording.handles.filter { handle in !recording.madeHandles.contains { $0 === handle } }
     graph = try core.device.makeGraph(Array(repeatElement(recording.launches, count: repeatCount).joined()))
   }
 
@@ -38,6 +41,12 @@ public final class OperationGraph: Sendable {
           rank: core.rank, argument: "body", expected: "no launch of a graph while one is recorded", found: "one")
       }
       try core.checkReceived("launch")
+      if !handles.allSatisfy({ core.isCurrent($0) }) {
+        throw .invalidArgument(
+          rank: core.rank, argument: "launch",
+          expected: "a graph whose handles are of dispatches since masked ranks have returned",
+          found: "one of an earlier dispatch")
+      }
       let ticket = graph.launch(stream: stream)
       for operation in operations { operation.isQueued(as: ticket) }
       return ticket
@@ -112,6 +121,10 @@ extension ExpertBuffer {
 struct Recording: Sendable {
   fileprivate(set) var launches: [RecordedLaunch] = []
   fileprivate(set) var operations: [PendingOperation] = []
+  /// That calls were given.
+  var handles: [DispatchHandle] = []
+  /// Of the dispatches among them.
+  var madeHandles: [DispatchHandle] = []
 }
 
 extension BufferCore {

@@ -132,6 +132,50 @@ extension ConformanceTests {
       }
     }
 
+    /// A handle from before is of no use when a rank has returned, also inside of a graph; the graph's own are.
+    @Test func handlesOfBefore() throws {
+      let job = Self.makeJob().with { $0.isAsynchronous = true }
+      let errors = try onEachRank(of: threadFabric, try job.makePlan()) { buffer in
+        let handle = try job.dispatch(on: buffer).handle
+        let tokens = try job.makeTokens(rank: buffer.rank, step: 0).reachable(from: buffer.buffer)
+        let (cached, _) = try buffer.record { () throws(EPError) in
+          try buffer.buffer.dispatch(tokens.x, to: .cached(handle), options: job.dispatchOptions)
+        }
+        let (whole, result) = try buffer.record { () throws(EPError) in
+          let result = try buffer.buffer.dispatch(tokens.x, to: tokens.routing, options: job.dispatchOptions)
+          _ = try buffer.buffer.dispatch(tokens.x, to: .cached(result.handle), options: job.dispatchOptions)
+          return result
+        }
+        if buffer.rank == 2 {
+          _ = try error { () throws(EPError) in try job.dispatch(on: buffer).event.wait() }
+        } else {
+          try buffer.buffer.mask([2])
+          try job.dispatch(on: buffer).event.wait()
+        }
+        try Self.takeBack([2], buffer)
+        let errors = [
+          try error { () throws(EPError) in _ = try job.dispatch(on: buffer, handle: handle) },
+          try error { () throws(EPError) in try cached.launch() },
+        ]
+        try whole.launch().wait()
+        let text = Self.fault(of: result, job, step: 0, rank: buffer.rank, masked: [])
+        try require(text == nil, "\(text ?? "")")
+        return errors
+      }
+      for (rank, errors) in errors.enumerated() {
+        #expect(
+          errors == [
+            .invalidArgument(
+              rank: 0, argument: "handle", expected: "one of a dispatch since masked ranks have returned",
+              found: "one of an earlier dispatch"),
+            .invalidArgument(
+              rank: rank, argument: "launch",
+              expected: "a graph whose handles are of dispatches since masked ranks have returned",
+              found: "one of an earlier dispatch"),
+          ])
+      }
+    }
+
     /// Tries again until all have come.
     private static func takeBack(_ ranks: [Int], _ buffer: TestBuffer) throws {
       for _ in 0..<50 {
