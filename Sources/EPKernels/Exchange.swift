@@ -202,9 +202,11 @@
       if masker >= 0 {
         (code, missing) = (.masked, Missing(rank: masker, slot: slot, epoch: epoch))
       } else if maskWhileWaiting(
-        machine, view, slot, told: told, missing: view.masksMissing != 0 ? missing.rank : -1)
+        machine, view, slot, told: told, missing: view.masksMissing != 0 && told < 0 ? missing.rank : -1)
       {
         deadline = machine.now &+ view.timeoutNanoseconds
+        // Others may have departed with it.
+        heard = 0
         continue
       }
     }

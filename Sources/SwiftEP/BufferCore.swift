@@ -68,8 +68,6 @@ final class BufferCore: Sendable {
   /// What calls are recorded into, rather than run.
   let recording = Guarded<Recording?>(nil)
   let receives = Guarded(Receives())
-  /// How often masked ranks have returned.
-  let returnCount = Guarded(0)
   /// Of the launches queued so far.
   let lastTicket = Guarded<UInt64>(0)
 
@@ -220,6 +218,9 @@ final class BufferCore: Sendable {
     return view
   }
 
+  /// How often masked ranks have returned.
+  var returnCount: Int { masks?.returnCount ?? 0 }
+
   // MARK: Control words
 
   /// Exchanges that this rank has begun; not while an operation is under way.
@@ -265,7 +266,9 @@ final class BufferCore: Sendable {
   // MARK: Errors
 
   /// What a kernel's status means; nil when it means success.
-  func error(from status: OperationStatus) -> EPError? {
+  ///
+  /// - Parameter count: `returnCount`, when the operation was called.
+  func error(from status: OperationStatus, since count: Int) -> EPError? {
     let rank = Int(status.rank)
     let details = status.details
     switch StatusCode(rawValue: status.code) {
@@ -274,9 +277,13 @@ final class BufferCore: Sendable {
     case .disagreement: return disagreement(rank: rank, details)
     case .timeout, .departed, .checkFailed: return membership.lose(to: status)
     case .overflow: return .outOfMemory(rank: rank, neededByteCount: details.0, availableByteCount: details.1)
-    case .failedBefore where status.earlier.code == StatusCode.masked.rawValue: return error(from: status.earlier)
+    case .failedBefore where status.earlier.code == StatusCode.masked.rawValue:
+      return error(from: status.earlier, since: count)
     case .failedBefore: return .bufferLost(cause: membership.lose(to: status.earlier))
-    case .masked: return masks!.learn(masker: rank)
+    case .masked:
+      // Later, this rank may have returned.
+      if count == returnCount { masks!.learn(masker: rank) }
+      return .rankMasked(rank: self.rank, by: rank)
     case nil: preconditionFailure("unknown status \(status.code)")
     }
   }

@@ -108,7 +108,7 @@ public final class DispatchHandle: Sendable {
     tokenCount = Int(layout.chunks.tokenCount)
     self.rowCapacity = rowCapacity
     self.expertAlignment = expertAlignment
-    returnCount = core.returnCount.withLock { $0 }
+    returnCount = core.returnCount
     self.isReceived = isReceived
   }
 

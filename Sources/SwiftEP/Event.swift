@@ -147,6 +147,8 @@ final class PendingOperation: Sendable {
   private let layout: OperationLayout
   private let part: OperationPart
   private let waitStatistics: Tensor?
+  /// `BufferCore.returnCount`, when it was made.
+  private let returnCount: Int
   /// False from a call that is received later until it is.
   let isReceived = Guarded(true)
   /// The last launch queued so far.
@@ -158,6 +160,7 @@ final class PendingOperation: Sendable {
   ) throws(EPError) {
     self.core = core
     self.waitStatistics = waitStatistics
+    returnCount = core.returnCount
     part = firstHalf ?? (waiting == .stream ? .apart : .whole)
     if firstHalf != nil { isReceived.withLock { $0 = false } }
     layout = OperationLayout(
@@ -175,11 +178,17 @@ final class PendingOperation: Sendable {
   /// The status, once a launch that sets it has finished.
   var status: OperationStatus { view.reported }
 
+  /// What that means; nil when it means success.
+  var error: EPError? { core.error(from: status, since: returnCount) }
+
   /// What the kernels use, to be kept alive until the last of them has finished.
-  func makeResources(_ retained: [any Sendable]) -> OperationResources {
+  ///
+  /// - Parameter isGraphed: whether the operation is part of a graph, and is run later and often.
+  func makeResources(_ retained: [any Sendable], isGraphed: Bool) -> OperationResources {
     OperationResources(
       view: view, memory: [memory, report] + core.viewMemory, arena: core.arena, membership: core.membership,
-      masks: core.masks, retained: retained + [waitStatistics as any Sendable])
+      masks: core.masks, maskedBefore: isGraphed ? 0 : core.masks?.known ?? 0,
+      retained: retained + [waitStatistics as any Sendable])
   }
 
   /// Queues a launch of this operation, or records it.
@@ -225,7 +234,7 @@ final class PendingOperation: Sendable {
   /// Waits, then throws what the operation failed with.
   func finish() throws(EPError) {
     try waitForStatus()
-    if let error = core.error(from: status) { throw error }
+    if let error { throw error }
   }
 }
 
@@ -236,20 +245,23 @@ final class OperationResources: Sendable {
   private let arena: RankArena
   private let membership: Membership
   private let masks: RankMasks?
-  /// Ranks that the operation has offered nothing.
+  /// Ranks that the operation has offered nothing, whenever it has run.
   private let maskedBefore: UInt64
+  /// `BufferCore.returnCount`, when it was called.
+  private let returnCount: Int
   private let retained: Guarded<[any Sendable]>
 
   init(
     view: OperationView, memory: [any TensorStorage], arena: RankArena, membership: Membership, masks: RankMasks?,
-    retained: [any Sendable]
+    maskedBefore: UInt64, retained: [any Sendable]
   ) {
     self.view = view
     self.memory = memory
     self.arena = arena
     self.membership = membership
     self.masks = masks
-    maskedBefore = masks?.known ?? 0
+    self.maskedBefore = maskedBefore
+    returnCount = masks?.returnCount ?? 0
     self.retained = Guarded(retained)
   }
 
@@ -262,7 +274,8 @@ final class OperationResources: Sendable {
       guard let masks else { return }
       let masked = UInt64(bitPattern: status.details.0)
       if masked & ~maskedBefore != 0 { quarantine() }
-      membership.report(missing: masks.learn(masked, missing: UInt64(bitPattern: status.details.1)))
+      let missing = UInt64(bitPattern: status.details.1)
+      membership.report(missing: masks.learn(masked, missing: missing, since: returnCount))
     case .timeout, .departed, .checkFailed:
       quarantine()
       membership.lose(to: status)
@@ -279,8 +292,8 @@ final class OperationResources: Sendable {
   /// The same once more: the end of one half of an operation is not that of the other.
   func again() -> OperationResources {
     OperationResources(
-      view: view, memory: memory, arena: arena, membership: membership, masks: masks, retained: retained.withLock { $0 }
-    )
+      view: view, memory: memory, arena: arena, membership: membership, masks: masks,
+      maskedBefore: maskedBefore, retained: retained.withLock { $0 })
   }
 
   func retain(_ more: any Sendable) { retained.withLock { $0.append(more) } }

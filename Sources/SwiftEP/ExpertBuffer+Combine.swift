@@ -76,7 +76,8 @@ private struct CombineCall {
       core, stepCount: Int(steps.stepCount), waiting: options.waiting,
       waitStatistics: options.waitStatistics, firstHalf: options.receivesLater ? .sendCombine : nil)
     let resources = pending.makeResources(
-      [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas])
+      [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas],
+      isGraphed: try core.isGraphed(options.stream))
     core.queueWaits(options.after, of: .combine, isUrgent: options.isAsynchronous)
 
     var header = makeHeader()
@@ -133,7 +134,7 @@ private struct CombineCall {
     if try core.isGraphed(options.stream) { throw fault.error(rank: core.rank) }
     let pending = try PendingOperation(core, waiting: .workers, firstHalf: .sendCombine)
     let launch = core.faultLaunch(fault, as: .combine, pending)
-    let resources = pending.makeResources([])
+    let resources = pending.makeResources([], isGraphed: false)
     pending.enqueue(
       launch, workerCount: 1, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
     return try makeResult(pending, launch, workerCount: 1, resources, nil)
@@ -253,7 +254,7 @@ extension BufferCore {
   }
 
   /// Whether no ranks have returned since.
-  func isCurrent(_ handle: DispatchHandle) -> Bool { handle.returnCount == returnCount.withLock { $0 } }
+  func isCurrent(_ handle: DispatchHandle) -> Bool { handle.returnCount == returnCount }
 
   func check(_ stream: CUDAStream?) throws(ArgumentFault) {
     if let stream, (try? device.state(of: stream)) == .unknown {
@@ -319,7 +320,8 @@ extension BufferCore {
     if try isGraphed(stream) { throw fault.error(rank: rank) }
     let pending = try PendingOperation(self, waiting: .workers)
     pending.enqueue(
-      faultLaunch(fault, as: operation, pending), workerCount: 1, keeping: pending.makeResources([]), isUrgent: false)
+      faultLaunch(fault, as: operation, pending), workerCount: 1, keeping: pending.makeResources([], isGraphed: false),
+      isUrgent: false)
     try pending.finish()
     preconditionFailure("a fault that no rank reported")
   }

@@ -60,7 +60,8 @@ private struct DispatchCall {
     let handle: DispatchHandle
     if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle(layout, pending) }
     let resources = pending.makeResources(
-      [x, scales as any Sendable, sidecars, routing, options.expertStatistics as any Sendable, handle, core.arenas])
+      [x, scales as any Sendable, sidecars, routing, options.expertStatistics as any Sendable, handle, core.arenas],
+      isGraphed: try core.isGraphed(options.stream))
     core.queueWaits(options.after, of: operation, isUrgent: options.isAsynchronous)
 
     var arguments = makeArguments(handle, pending)
@@ -87,7 +88,7 @@ private struct DispatchCall {
       }
       if block != nil { resources.releaseLast() }
       guard sizing == .exact, status.code == StatusCode.overflow.rawValue else {
-        throw core.error(from: status)!
+        throw pending.error!
       }
       missingByteCount = status.neededByteCount
     }

@@ -46,7 +46,7 @@ extension ExpertBuffer {
   /// (one that a stream of the caller's has captured must not be launched then).
   ///
   /// - Throws: `invalidArgument` as `mask`, or where results are to be received; `rankMissing` (step `regrouping`) where one
-  ///   does not take part: the mask stays as it was, and the call can be made again; `driver`, `bufferLost`,
+  ///   does not take part: the mask stays as it was here, and the call can be made again, by all; `driver`, `bufferLost`,
   ///   `bufferClosed`.
   public func unmask(_ ranks: [Int]) throws(EPError) {
     try core.callLock.withLock { _ throws(EPError) in
@@ -82,6 +82,7 @@ final class RankMasks: Sendable {
     var found: UInt64 = 0
     /// Who has masked this rank.
     var masker: Int?
+    var returnCount = 0
   }
 
   /// - Parameter words: `RankView.masks`, in `memory`.
@@ -91,6 +92,9 @@ final class RankMasks: Sendable {
 
   /// As the host knows it without asking a GPU.
   var known: UInt64 { state.withLock { $0.wanted | $0.found } }
+
+  /// How often masked ranks have returned.
+  var returnCount: Int { state.withLock { $0.returnCount } }
 
   var current: UInt64 {
     get throws(EPError) {
@@ -119,18 +123,18 @@ final class RankMasks: Sendable {
   private func place(of word: MaskWord) -> Address { words.advanced(byBytes: 8 * Int64(word.rawValue)) }
 
   /// What an operation has ended with; returns what is new of those that this rank has found missing.
-  func learn(_ ranks: UInt64, missing: UInt64) -> [Int] {
+  ///
+  /// - Parameter count: `returnCount`, when it was called: later, they may have returned.
+  func learn(_ ranks: UInt64, missing: UInt64, since count: Int) -> [Int] {
     state.withLock { state in
+      if count != state.returnCount { return [] }
       defer { state.found |= ranks }
       return (missing & ~state.found).ranks
     }
   }
 
   /// This rank's operation has ended with the news that it is masked.
-  func learn(masker: Int) -> EPError {
-    state.withLock { $0.masker = $0.masker ?? masker }
-    return .rankMasked(rank: rank, by: masker)
-  }
+  func learn(masker: Int) { state.withLock { $0.masker = $0.masker ?? masker } }
 
   /// Throws where this rank is masked itself.
   func checkTakesPart() throws(EPError) {
@@ -142,7 +146,7 @@ final class RankMasks: Sendable {
     try state.withLock { state throws(EPError) in
       for word in [MaskWord.wanted, .masked, .agreed] { try write(ranks, to: word) }
       try write(0, to: .missed)
-      state = State(wanted: ranks)
+      state = State(wanted: ranks, returnCount: state.returnCount + 1)
     }
   }
 }
@@ -171,6 +175,7 @@ extension BufferCore {
     let present = places.enumerated().compactMap { masked >> UInt64($0) & 1 == 0 ? $1 : nil }
     try forgetSignals()
     mine.attempt = present.reduce(0) { $0 ^ $1.attempt }
+    mine.masked = masked
     for (peer, place) in try gather(mine, phase: 1).enumerated() where masked >> UInt64(peer) & 1 == 0 {
       if place?.attempt != mine.attempt {
         throw .rankMissing(rank: peer, step: .regrouping, because: .silent(timeout))
@@ -179,7 +184,6 @@ extension BufferCore {
     try set(epoch: present.map(\.epoch).max()!)
     try forgetFailure()
     try masks.set(masked)
-    returnCount.withLock { $0 += 1 }
   }
 
   private func gather(_ mine: Contribution.Place, phase: Int) throws(EPError) -> [Contribution.Place?] {

@@ -67,7 +67,7 @@ public final class OperationGraph: Sendable {
     wait(ticket)
     if let failure = core.device.failure { throw failure }
     for operation in operations {
-      if let error = core.error(from: operation.status) { throw error }
+      if let error = operation.error { throw error }
     }
   }
 }

@@ -27,7 +27,8 @@ final class PendingReceive: Sendable {
   func receive() throws(EPError) {
     let core = pending.core
     try core.callLock.withLock { _ throws(EPError) in
-      try core.checkOpen()
+      // What a masked rank has not received, it has to receive before it can return.
+      try core.checkNotLost()
       if try core.isGraphed(stream) != isGraphed {
         throw .invalidArgument(
           rank: core.rank, argument: "receive", expected: "one in the same graph as the call, or both in none",

@@ -220,6 +220,49 @@ extension ConformanceTests {
       }
     }
 
+    /// Two that depart at once are missed at once.
+    @Test func twoDepart() throws {
+      let job = Self.makeJob()
+      _ = try onEachRank(try job.makePlan(), timeout: .seconds(30)) { buffer in
+        try Self.checkRound(job, step: 0, on: buffer, masked: [])
+        if buffer.rank % 2 == 1 { return true }
+        // Both are known to have departed by now.
+        usleep(200_000)
+        let begin = monotonicNow()
+        for step in 1..<4 { try Self.checkRound(job, step: step, on: buffer, masked: [1, 3]) }
+        try require(monotonicNow() - begin < 10_000_000_000, "waited for one of them")
+        return true
+      }
+    }
+
+    /// A masked rank receives what it has sent, and learns so, before it returns; old news of that do not count any more.
+    @Test func masksAndReceiving() throws {
+      let job = Self.makeJob().with { $0.receivesLater = true }
+      let plain = Self.makeJob()
+      let plan = try ExpertBuffer.Plan(job.shape, resultCount: 4, masking: .manual)
+      _ = try onEachRank(plan, timeout: .seconds(30)) { buffer in
+        let sent = try job.dispatch(on: buffer)
+        if buffer.rank == 1 {
+          var options = plain.dispatchOptions
+          (options.sizing, options.isAsynchronous) = (.worstCase, true)
+          let second = try plain.dispatch(on: buffer, step: 1, options: options)
+          while !second.event.isComplete { usleep(1000) }
+          let found = try error { () throws(EPError) in try sent.receive() }
+          guard case .rankMasked(rank: 1, by: _) = found else { throw Mismatch(description: "\(found)") }
+          try Self.takeBack([1], buffer)
+          let old = try error { () throws(EPError) in try second.event.wait() }
+          guard case .rankMasked(rank: 1, by: _) = old else { throw Mismatch(description: "\(old)") }
+        } else {
+          try buffer.buffer.mask([1])
+          try Self.checkRound(plain, step: 1, on: buffer, masked: [1])
+          try sent.receive()
+          try Self.takeBack([1], buffer)
+        }
+        try Self.checkRound(plain, step: 2, on: buffer, masked: [])
+        return true
+      }
+    }
+
     /// A rank that departs between the halves of a dispatch, behind another call that has missed it: what it has sent does not
     /// count, wherever it got to.
     @Test(arguments: layouts) func departedBetweenHalves(_ layout: SwiftEP.RowLayout) throws {
@@ -263,12 +306,11 @@ extension ConformanceTests {
         for run in 0..<8 {
           if run == 3 && buffer.rank == 2 { return true }
           try graph.launch().wait()
-          for masked: Set<Int> in [run < 3 ? [] : [2]] {
-            let text = Self.fault(of: results.0, job, step: 0, rank: buffer.rank, masked: masked)
-            try require(text == nil, "run \(run): \(text ?? "")")
-            let sumText = Self.fault(of: results.1.tokens, job, step: 0, rank: buffer.rank, masked: masked)
-            try require(sumText == nil, "run \(run): \(sumText ?? "")")
-          }
+          let masked: Set<Int> = run < 3 ? [] : [2]
+          let text = Self.fault(of: results.0, job, step: 0, rank: buffer.rank, masked: masked)
+          try require(text == nil, "run \(run): \(text ?? "")")
+          let sumText = Self.fault(of: results.1.tokens, job, step: 0, rank: buffer.rank, masked: masked)
+          try require(sumText == nil, "run \(run): \(sumText ?? "")")
         }
         return true
       }
@@ -307,7 +349,8 @@ extension ConformanceTests {
             try check(step) { Self.fault(of: sums, job, step: step, rank: rank, masked: $0) }
           }
           let found = try buffer.maskedRanks
-          try require(found == masked.sorted(), "masked: \(found)")
+          // It may have been missed behind its last rows.
+          try require(found == masked.sorted() || masked.isEmpty && found == [2], "masked: \(found)")
           // Not to be missed by one that is slower.
           usleep(100_000)
           return true

@@ -212,10 +212,17 @@ final class Mesh: Sendable {
         return nil
       }
       let masked = places.reduce(0) { $0 | ($1?.masked ?? 0) }
-      for (rank, member) in members.enumerated() where places[rank] == nil && masked >> UInt64(rank) & 1 == 0 {
-        missing = rank
-        let departure = state.departures[key]?[member] ?? (state.exited.contains(member) ? .exited : nil)
-        return departure.map { .failure($0.error(rank: rank, step: .regrouping)) }
+      let absent = members.indices.filter { places[$0] == nil && masked >> UInt64($0) & 1 == 0 }
+      let departures = absent.map { rank in
+        state.departures[key]?[members[rank]] ?? (state.exited.contains(members[rank]) ? .exited : nil)
+      }
+      if let first = absent.first {
+        // Those that have departed may yet turn out to be masked.
+        guard let index = departures.firstIndex(of: nil) else {
+          return .failure(departures[0]!.error(rank: first, step: .regrouping))
+        }
+        missing = absent[index]
+        return nil
       }
       state.contributions[GatherKey(buffer: key, step: step)] = nil
       return .success(places)
