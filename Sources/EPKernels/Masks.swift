@@ -92,8 +92,6 @@ extension RankView {
   case missed
   /// Of them, those that an exchange has shown to be masked by all.
   case agreed
-
-  @inlinable public static var byteCount: Int64 { 32 }
 }
 
 /// At the beginning of an operation.

@@ -101,7 +101,7 @@ struct JobSpec: Equatable, Sendable {
   private static let flagNames = [
     "rankCount": "--ranks", "tokensPerRankMax": "--tokens", "hidden": "--hidden", "topK": "--top-k",
     "expertCount": "--experts", "dtype": "--dtype", "layout": "--layout", "resultCount": "--results",
-    "receivedTokensMax": "--received-tokens-max",
+    "receivedTokensMax": "--received-tokens-max", "staging": "--tokens-per-step",
   ]
 
   /// Rows that each source has room for; 0: as many as it sends.
