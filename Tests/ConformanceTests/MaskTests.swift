@@ -247,6 +247,8 @@ extension ConformanceTests {
           (options.sizing, options.isAsynchronous) = (.worstCase, true)
           let second = try plain.dispatch(on: buffer, step: 1, options: options)
           while !second.event.isComplete { usleep(1000) }
+          let third = try error { () throws(EPError) in _ = try plain.dispatch(on: buffer, step: 1) }
+          guard case .rankMasked(rank: 1, by: _) = third else { throw Mismatch(description: "\(third)") }
           let found = try error { () throws(EPError) in try sent.receive() }
           guard case .rankMasked(rank: 1, by: _) = found else { throw Mismatch(description: "\(found)") }
           try Self.takeBack([1], buffer)
