@@ -99,6 +99,25 @@ extension ConformanceTests {
       }
     }
 
+    /// One rank masks another that is silent: the others, which wait for it already, need not wait till its time is over.
+    @Test(arguments: layouts) func silentAndMaskedByOne(_ layout: SwiftEP.RowLayout) throws {
+      let job = Self.makeJob(layout).with { $0.masking = .manual }
+      _ = try onEachRank(try job.makePlan(), timeout: .seconds(5)) { buffer in
+        if buffer.rank == 1 {
+          usleep(2_000_000)
+          return true
+        }
+        if buffer.rank == 3 {
+          usleep(200_000)
+          try buffer.buffer.mask([1])
+        }
+        let begin = monotonicNow()
+        for step in 0..<3 { try Self.checkRound(job, step: step, on: buffer, masked: [1]) }
+        try require(monotonicNow() - begin < 2_000_000_000, "waited for the silent rank")
+        return true
+      }
+    }
+
     /// Ranks fall silent, one after the other, and come back: the rest is right at any time.
     @Test(arguments: layouts) func silentRanksReturn(_ layout: SwiftEP.RowLayout) throws {
       let timeout = Duration.milliseconds(300)
@@ -319,7 +338,9 @@ extension ConformanceTests {
     }
 
     /// A process ends at any moment, in the midst of its calls: whatever the others return was right with it, or without.
-    @Test(.enabled(if: !isOnGPU), arguments: layouts) func aProcessEnds(_ layout: SwiftEP.RowLayout) throws {
+    @Test(.enabled(if: fabric is ProcessFabric && !isOnGPU), arguments: layouts) func aProcessEnds(
+      _ layout: SwiftEP.RowLayout
+    ) throws {
       let job = Self.makeJob(layout)
       for seed in 0..<10 {
         _ = try processValues(4, patience: .seconds(60)) { rank, gather in
