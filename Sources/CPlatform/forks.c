@@ -3,12 +3,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -24,7 +27,49 @@ static void lock_guarded(void) { pthread_mutex_lock(&guarded_lock); }
 
 static void unlock_guarded(void) { pthread_mutex_unlock(&guarded_lock); }
 
+// MARK: What Swift's runtime must not keep
+
+// The runtime remembers for each thread its kernel id, which is another one in a forked child: with the old one, locks that two threads want
+// are never given back, and both spin for ever (`swift::threading_impl::linux::ulock_get_tid`, which has no name to call it by). What the
+// runtime keeps for the thread that forks is therefore searched for its id before, and a child forgets that.
+enum { remembered_max = 8 };
+static uint32_t *remembered[remembered_max];
+
+// Of the runtime, whether it is a library or part of this one.
+extern void swift_once(void *, void *, void *);
+
+static int find_remembered(struct dl_phdr_info *module, size_t size, void *count) {
+  (void)size;
+  uintptr_t code = (uintptr_t)swift_once;
+  size_t own_byte_count = 0;
+  int has_runtime = 0;
+  for (int index = 0; index < module->dlpi_phnum; index++) {
+    const ElfW(Phdr) *segment = &module->dlpi_phdr[index];
+    uintptr_t begin = module->dlpi_addr + segment->p_vaddr;
+    if (segment->p_type == PT_LOAD) has_runtime |= code >= begin && code < begin + segment->p_memsz;
+    if (segment->p_type == PT_TLS) own_byte_count = segment->p_memsz;
+  }
+  if (!has_runtime) return 0;
+  uint32_t *words = module->dlpi_tls_data, id = (uint32_t)syscall(SYS_gettid);
+  for (size_t index = 0; words != NULL && index < own_byte_count / sizeof *words; index++) {
+    if (words[index] == id && *(int *)count < remembered_max) remembered[(*(int *)count)++] = &words[index];
+  }
+  return 1;
+}
+
+static void prepare(void) {
+  lock_guarded();
+  int count = 0;
+  dl_iterate_phdr(find_remembered, &count);
+  if (count < remembered_max) remembered[count] = NULL;
+}
+
+static void forget(void) {
+  for (int index = 0; index < remembered_max && remembered[index] != NULL; index++) *remembered[index] = 0;
+}
+
 static void close_guarded(void) {
+  forget();
   for (int index = 0; index < guarded_capacity; index++) {
     if (guarded[index] > 0) close(guarded[index] - 1);
     guarded[index] = 0;
@@ -32,7 +77,7 @@ static void close_guarded(void) {
   unlock_guarded();
 }
 
-static void install(void) { pthread_atfork(lock_guarded, unlock_guarded, close_guarded); }
+__attribute__((constructor)) static void install(void) { pthread_atfork(prepare, unlock_guarded, close_guarded); }
 
 static int find_guarded(int entry) {
   for (int index = 0; index < guarded_capacity; index++) {
@@ -42,8 +87,6 @@ static int find_guarded(int entry) {
 }
 
 int swiftep_guard_from_forks(int descriptor) {
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  pthread_once(&once, install);
   lock_guarded();
   int index = find_guarded(0);
   if (index < 0) {
@@ -97,8 +140,8 @@ pid_t swiftep_fork(int (*body)(void *), void *context) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   // The parent may have gone before that.
   if (getppid() != parent) _exit(127);
-  // Swift's runtime remembers for each thread its kernel id, which is another one here; with it, locks that two threads want are never
-  // given back. A new thread has none remembered.
+  // Other libraries in Swift, each of which remembers its threads' ids for its own locks, know nothing of forks. A new thread has no id
+  // remembered.
   struct child child = {.body = body, .context = context};
   pthread_t thread;
   if (pthread_create(&thread, NULL, run_child, &child) == 0) pthread_join(thread, NULL);

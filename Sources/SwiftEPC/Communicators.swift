@@ -9,9 +9,11 @@ private struct CallerGather: @unchecked Sendable {
   private let function: swiftep_all_gather
   private let context: UnsafeMutableRawPointer?
 
+  /// Bytes that each rank passes to it, whatever it has to say: how many, then those.
+  private static let byteCount = 4 + 1024
+
   struct Failure: Error, CustomStringConvertible {
-    let code: Int32
-    var description: String { "all_gather returned \(code)" }
+    let description: String
   }
 
   init?(_ function: swiftep_all_gather?, _ context: UnsafeMutableRawPointer?) {
@@ -21,12 +23,22 @@ private struct CallerGather: @unchecked Sendable {
 
   /// Of those that the function gathers from, this is one.
   func gather(_ bytes: [UInt8], count: Int) throws -> [[UInt8]] {
-    var all = [UInt8](repeating: 0, count: bytes.count * count)
-    let code = all.withUnsafeMutableBytes { all in
-      bytes.withUnsafeBytes { function(context, $0.baseAddress, $0.count, all.baseAddress) }
+    let size = Self.byteCount
+    precondition(bytes.count <= size - 4, "more bytes than ranks have to say")
+    var mine = [UInt8](repeating: 0, count: size)
+    withUnsafeBytes(of: UInt32(bytes.count)) { mine.replaceSubrange(0..<4, with: $0) }
+    mine.replaceSubrange(4..<4 + bytes.count, with: bytes)
+    var all = [UInt8](repeating: 0, count: size * count)
+    let code = all.withUnsafeMutableBytes { function(context, mine, size, $0.baseAddress) }
+    if code != 0 { throw Failure(description: "all_gather returned \(code)") }
+    return try (0..<count).map { rank in
+      let piece = all[rank * size..<(rank + 1) * size]
+      let byteCount = Int(piece.withUnsafeBytes { $0.loadUnaligned(as: UInt32.self) })
+      if byteCount > size - 4 {
+        throw Failure(description: "all_gather: expected what rank \(rank) passed, found something else")
+      }
+      return Array(piece.dropFirst(4).prefix(byteCount))
     }
-    if code != 0 { throw Failure(code: code) }
-    return (0..<count).map { Array(all[$0 * bytes.count..<($0 + 1) * bytes.count]) }
   }
 }
 

@@ -217,8 +217,8 @@ private func combineArguments(
   var options = CombineOptions()
   options.rowWeights = try tensor(given.row_weights, .rowWeights, on: machine)
   options.topKWeights = try tensor(given.top_k_weights, .topKWeights, on: machine)
-  for bias in [given.biases.0, given.biases.1] {
-    if let bias = try tensor(bias, .biases, on: machine) { options.biases.append(bias) }
+  for bias in try array(given.biases, given.bias_count, "biases") {
+    options.biases.append(try tensor(bias, .biases, on: machine) ?? .missing(.biases))
   }
   options.output = try tensor(given.output, .output, on: machine)
   options.workers = SwiftEPC.given(given.workers)

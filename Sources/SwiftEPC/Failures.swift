@@ -39,6 +39,7 @@ public func swiftep_version() -> UnsafePointer<CChar>! {
 }
 
 private func makeError(_ error: EPError) -> UnsafeMutablePointer<swiftep_error> {
+  let error = error.namedAsInC
   var made = swiftep_error()
   made.size = MemoryLayout<swiftep_error>.size
   made.code = error.code
@@ -100,8 +101,33 @@ extension EPError {
     }
   }
 
+  /// With the argument's name as `swiftep.h` has it.
+  fileprivate var namedAsInC: EPError {
+    switch self {
+    case .invalidArgument(let rank, let argument, let expected, let found):
+      .invalidArgument(rank: rank, argument: argument.inSnakeCase, expected: expected, found: found)
+    case .ranksDisagree(let about, let rank, let expected, let found):
+      .ranksDisagree(about: about.inSnakeCase, rank: rank, expected: expected, found: found)
+    default: self
+    }
+  }
+
   /// Of an argument that no rank but this one sees.
   static func unusable(_ argument: String, expected: String, found: String) -> EPError {
     .invalidArgument(rank: -1, argument: argument, expected: expected, found: found)
+  }
+}
+
+extension String {
+  /// `topKWeights` as `top_k_weights`.
+  fileprivate var inSnakeCase: String {
+    var words = ""
+    for (character, next) in zip(self, dropFirst() + " ") {
+      // The first letter of a word, unless the word is the first, or begins behind the end of another.
+      let beginsWord = character.isUppercase && (words.last?.isLowercase == true || next.isLowercase)
+      if beginsWord && words.last?.isLetter == true { words += "_" }
+      words += character.lowercased()
+    }
+    return words
   }
 }

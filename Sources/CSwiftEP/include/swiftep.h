@@ -13,7 +13,9 @@
 /// - "Collective": all ranks call it, in the same order, each from a thread or process of its own. A call that one rank makes
 ///   with arguments that cannot be used fails on all ranks with the same error, and they can go on.
 /// - Threads: every function may be called from any thread. Calls on one buffer run one at a time, further ones wait.
-/// - Nothing here ends the process: no signal handler, no trap, no wait without an end.
+/// - Nothing here ends the process or waits without an end: no signal handler, no trap. (Who waits for an event of its own
+///   that nobody completes, waits.)
+/// - A process may be forked at any time. What it has belongs to the parent; the child makes its own.
 ///
 /// What the operations do is said at `ExpertBuffer` and `Communicator` in the documentation of the Swift library, which
 /// this is all of.
@@ -145,9 +147,9 @@ swiftep_code swiftep_tensor_note_use(const swiftep_tensor *tensor, void *stream,
 /// A rank's membership in a group of ranks.
 typedef struct swiftep_communicator swiftep_communicator;
 
-/// The caller's way of telling bytes to all ranks: copies what each rank passed to `all`, in rank order, `byte_count` bytes
-/// each, and returns 0; anything else where it fails. Called on the thread of the call that it is passed to, at most 1 KiB.
-/// What it passes is a secret of the ranks'.
+/// The caller's way of telling bytes to all ranks: copies what each rank passed to `all`, in rank order, and returns 0;
+/// anything else where it fails. `byte_count` is the same on all ranks, 1028 bytes. Called on the thread of the call that it
+/// is passed to. What it passes is a secret of the ranks'.
 typedef int32_t (*swiftep_all_gather)(void *context, const void *bytes, size_t byte_count, void *all);
 
 /// Timeouts are in nanoseconds; 0: 100 seconds.
@@ -328,7 +330,8 @@ swiftep_code swiftep_buffer_create(
 
 /// Ends the buffer after what was queued has finished. Not collective. Results stay readable.
 void swiftep_buffer_close(swiftep_buffer *buffer);
-/// Closes the buffer, too, once nothing of it is left: results and handles keep it.
+/// Closes the buffer, too, once nothing of it is left: results and handles keep it. That waits for what was queued, a peer
+/// that does not come for the buffer's timeout.
 void swiftep_buffer_free(swiftep_buffer *buffer);
 
 int32_t swiftep_buffer_rank(const swiftep_buffer *buffer);
@@ -517,7 +520,8 @@ typedef struct swiftep_combine_options {
   /// fp32 `[rows, top_k]`, by expert `[rows, 1]`: brought back to the tokens' owners and summed; NULL: none.
   const swiftep_tensor *top_k_weights;
   /// Up to two `[tokens, hidden]` in the rows' dtype, added last.
-  const swiftep_tensor *biases[2];
+  const swiftep_tensor *const *biases;
+  int32_t bias_count;
   /// Where to put the sums, `[tokens, hidden]` in the rows' dtype; NULL: arena memory that the result owns.
   const swiftep_tensor *output;
   /// 0: all that the buffer has.
