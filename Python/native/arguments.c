@@ -1,0 +1,160 @@
+#define Py_LIMITED_API 0x03090000
+#include <Python.h>
+
+#include "dlpack.h"
+#include "private.h"
+
+/// NumPy's `__array_struct__`, https://numpy.org/doc/stable/reference/arrays.interface.html
+typedef struct array_interface {
+  int two;
+  int dimension_count;
+  char kind;
+  int byte_count;
+  int flags;
+  intptr_t *shape;
+  intptr_t *byte_strides;
+  void *data;
+  PyObject *description;
+} array_interface;
+
+enum { ARRAY_CONTIGUOUS = 0x1, ARRAY_WRITABLE = 0x400 };
+
+static const int32_t refused_dtype = -1;
+
+/// No tensor has these.
+static const int64_t refused_strides[64] = {
+  -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+  -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+};
+
+/// Strides in elements; those that are none, and those of more dimensions than anything is given with, are refused.
+static const int64_t *element_strides(const array_interface *array, int64_t *strides) {
+  if (array->flags & ARRAY_CONTIGUOUS) return NULL;
+  if (array->dimension_count > 8 || array->byte_count == 0) return refused_strides;
+  for (int index = 0; index < array->dimension_count; index++) {
+    if (array->byte_strides[index] % array->byte_count != 0) return refused_strides;
+    strides[index] = array->byte_strides[index] / array->byte_count;
+  }
+  return strides;
+}
+
+/// `tensor.dtype` is known: a NumPy array's does not follow from its kind alone.
+static int read_array(const array_interface *array, swiftep_py_argument *argument) {
+  swiftep_tensor *tensor = &argument->tensor;
+  tensor->data = array->data;
+  tensor->device_type = SWIFTEP_CPU;
+  tensor->device_index = 0;
+  tensor->dimension_count = array->dimension_count;
+  _Static_assert(sizeof array->shape[0] == sizeof tensor->shape[0], "shapes are of 64-bit integers");
+  tensor->shape = (const int64_t *)array->shape;
+  tensor->strides = element_strides(array, argument->strides);
+  return (array->flags & ARRAY_WRITABLE) != 0;
+}
+
+static int32_t dtype_of(const dlpack_tensor *given) {
+  if (given->type_code == DLPACK_FLOAT4_E2M1FN && given->bits == 4 && given->lanes == 2) return SWIFTEP_FP4_E2M1_X2;
+  if (given->lanes != 1) return refused_dtype;
+  switch (given->type_code << 8 | given->bits) {
+  case DLPACK_BFLOAT << 8 | 16: return SWIFTEP_BF16;
+  case DLPACK_FLOAT << 8 | 16: return SWIFTEP_FP16;
+  case DLPACK_FLOAT << 8 | 32: return SWIFTEP_FP32;
+  case DLPACK_FLOAT8_E4M3FN << 8 | 8: return SWIFTEP_FP8_E4M3;
+  case DLPACK_UINT << 8 | 8:
+  case DLPACK_BOOL << 8 | 8: return SWIFTEP_UINT8;
+  case DLPACK_INT << 8 | 32: return SWIFTEP_INT32;
+  case DLPACK_INT << 8 | 64: return SWIFTEP_INT64;
+  default: return refused_dtype;
+  }
+}
+
+/// Rows without gaps, whatever is said of dimensions in which nobody takes a step.
+static int is_contiguous(const dlpack_tensor *given) {
+  if (given->strides == NULL) return 1;
+  int64_t stride = 1;
+  int is_whole = 1;
+  for (int32_t index = given->dimension_count - 1; index >= 0; index--) {
+    if (given->shape[index] == 0) return 1;
+    if (given->shape[index] > 1 && given->strides[index] != stride) is_whole = 0;
+    stride *= given->shape[index];
+  }
+  return is_whole;
+}
+
+static void read_dlpack(const dlpack_tensor *given, swiftep_py_argument *argument) {
+  swiftep_tensor *tensor = &argument->tensor;
+  tensor->data = (char *)given->data + given->byte_offset;
+  tensor->dtype = dtype_of(given);
+  switch (given->device_type) {
+  case DLPACK_CPU:
+  case DLPACK_CUDA_HOST: tensor->device_type = SWIFTEP_CPU; break;
+  case DLPACK_CUDA: tensor->device_type = SWIFTEP_CUDA; break;
+  // A device that nothing here knows.
+  default: tensor->device_type = -given->device_type;
+  }
+  tensor->device_index = tensor->device_type == SWIFTEP_CPU ? 0 : given->device_index;
+  tensor->dimension_count = given->dimension_count;
+  tensor->shape = given->shape;
+  tensor->strides = is_contiguous(given) ? NULL : given->strides;
+}
+
+/// Returns the tensor that the library is given, or NULL. Needs no lock of the interpreter's: the caller holds the capsule,
+/// and what is asked of it cannot fail.
+static const swiftep_tensor *read(swiftep_py_argument *argument, swiftep_py_owner *owner, int is_written) {
+  if (!argument->is_given) return NULL;
+  swiftep_tensor *tensor = &argument->tensor;
+  tensor->size = sizeof *tensor;
+  int is_writable = !argument->is_read_only;
+  PyObject *capsule = (PyObject *)argument->capsule;
+  if (capsule == NULL) {
+  } else if (PyCapsule_IsValid(capsule, NULL)) {
+    is_writable = read_array(PyCapsule_GetPointer(capsule, NULL), argument);
+  } else if (PyCapsule_IsValid(capsule, DLPACK_NAME)) {
+    read_dlpack(&((dlpack_managed *)PyCapsule_GetPointer(capsule, DLPACK_NAME))->tensor, argument);
+  } else if (PyCapsule_IsValid(capsule, DLPACK_VERSIONED_NAME)) {
+    const dlpack_versioned *given = PyCapsule_GetPointer(capsule, DLPACK_VERSIONED_NAME);
+    if (given->major == 1) {
+      read_dlpack(&given->tensor, argument);
+      is_writable = (given->flags & DLPACK_READ_ONLY) == 0;
+    } else {
+      tensor->dtype = refused_dtype;
+    }
+  } else {
+    tensor->dtype = refused_dtype;
+  }
+  argument->is_read_only = is_written && !is_writable;
+  if (argument->is_read_only) tensor->dtype = refused_dtype;
+  if (owner != NULL && tensor->retain == NULL) {
+    tensor->owner = owner;
+    tensor->retain = swiftep_py_owner_retain;
+    tensor->release = swiftep_py_owner_release;
+  }
+  return tensor;
+}
+
+swiftep_code swiftep_py_dispatch(swiftep_buffer *buffer, swiftep_py_dispatch_call *call) {
+  swiftep_dispatch_options *options = &call->options;
+  options->size = sizeof *options;
+  options->x = read(&call->x, call->owner, 0);
+  options->scales = read(&call->scales, call->owner, 0);
+  options->indices = read(&call->indices, call->owner, 0);
+  options->weights = read(&call->weights, call->owner, 0);
+  options->table = read(&call->table, call->owner, 0);
+  options->expert_statistics = read(&call->expert_statistics, call->owner, 1);
+  options->wait_statistics = read(&call->wait_statistics, call->owner, 1);
+  for (int32_t index = 0; index < options->sidecar_count; index++)
+    call->sidecar_tensors[index] = read(&call->sidecars[index], call->owner, 0);
+  options->sidecars = call->sidecar_tensors;
+  return swiftep_dispatch(buffer, options, &call->result, &call->error);
+}
+
+swiftep_code swiftep_py_combine(swiftep_buffer *buffer, swiftep_py_combine_call *call) {
+  swiftep_combine_options *options = &call->options;
+  options->size = sizeof *options;
+  options->rows = read(&call->rows, call->owner, 0);
+  options->row_weights = read(&call->row_weights, call->owner, 0);
+  options->top_k_weights = read(&call->top_k_weights, call->owner, 0);
+  for (int index = 0; index < 2; index++) options->biases[index] = read(&call->biases[index], call->owner, 0);
+  options->output = read(&call->output, call->owner, 1);
+  options->wait_statistics = read(&call->wait_statistics, call->owner, 1);
+  return swiftep_combine(buffer, options, &call->result, &call->error);
+}
