@@ -10,6 +10,8 @@ let package = Package(
   products: [
     .library(name: "SwiftEP", targets: ["SwiftEP"]),
     .executable(name: "swiftep", targets: ["swiftep"]),
+    // What `scripts/build-c-library` makes libswiftep.so of.
+    .library(name: "SwiftEPC", type: .static, targets: ["SwiftEPC"]),
   ],
   targets: [
     .target(name: "CPlatform"),
@@ -24,6 +26,8 @@ let package = Package(
       name: "SwiftEP",
       dependencies: ["Arena", "CPlatform", "CUDADriver", "EPKernels", "HostFacts", "HostMachine", "Rendezvous"],
       swiftSettings: strict),
+    .target(name: "CSwiftEP"),
+    .target(name: "SwiftEPC", dependencies: ["CSwiftEP", "SwiftEP"], swiftSettings: strict),
     .target(
       name: "Conformance", dependencies: ["Arena", "CPlatform", "CUDADriver", "HostMachine", "SwiftEP"],
       swiftSettings: strict),

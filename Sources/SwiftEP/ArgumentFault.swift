@@ -36,12 +36,15 @@ package struct ArgumentFault: Error, Equatable {
     case masks
     /// `found` are a Float's bits. 1: one that NVFP4 can have, 0: of no effect.
     case globalScale
+    /// The distance of two elements of one dimension, in elements.
+    case stride
   }
 
   package enum Name: Int64 {
     case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
     case rows, topKWeights, rowWeights, biases, output
     case stream, handleTokens, expertStatistics, waitStatistics, scaleOrder, after, globalScale
+    case sizing, quantization, waiting
   }
 
   package let kind: Kind
@@ -50,7 +53,7 @@ package struct ArgumentFault: Error, Equatable {
   package let expected: Int64
   package let found: Int64
 
-  init(_ kind: Kind, _ name: Name, dimension: Int = 0, expected: Int, found: Int) {
+  package init(_ kind: Kind, _ name: Name, dimension: Int = 0, expected: Int, found: Int) {
     self.kind = kind
     self.name = name
     self.dimension = dimension
@@ -81,9 +84,12 @@ package struct ArgumentFault: Error, Equatable {
     case .dtype:
       let allowed = DType.allCases.filter { expected >> $0.rawValue & 1 == 1 }
       texts = (
-        allowed.map { "\($0)" }.joined(separator: " or "), DType(rawValue: Int(found)).map { "\($0)" } ?? "\(found)"
+        allowed.map { "\($0)" }.joined(separator: " or "), DType(rawValue: Int(found)).map { "\($0)" } ?? "another"
       )
     case .rowByteCount: texts = ("rows of a positive multiple of \(expected) bytes, at most 2^30", "\(found) bytes")
+    case .stride:
+      argument += ".strides[\(dimension)]"
+      texts = ("\(expected) elements, since rows lie without gaps", "\(found)")
     case .presence where name == .stream: texts = ("none on a machine without streams", "one")
     case .presence: texts = expected == 1 ? ("a tensor", "none") : ("none", "a tensor")
     case .atLeast: texts = ("at least \(expected)", "\(found)")
@@ -114,7 +120,7 @@ package struct ArgumentFault: Error, Equatable {
 
 extension Set<DType> {
   /// One bit a dtype.
-  fileprivate var mask: Int { reduce(0) { $0 | 1 << $1.rawValue } }
+  package var mask: Int { reduce(0) { $0 | 1 << $1.rawValue } }
 }
 
 // MARK: - Checks

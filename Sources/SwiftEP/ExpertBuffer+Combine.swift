@@ -271,13 +271,15 @@ extension BufferCore {
 
   /// Kernels must be able to use the tensor where it lies.
   func check(_ name: ArgumentFault.Name, _ tensor: Tensor?) throws(ArgumentFault) {
+    if let fault = tensor?.fault { throw fault }
     if let tensor, !device.reaches(tensor) { throw ArgumentFault(.memory, name, expected: 0, found: 1) }
   }
 
   /// Where a tensor lies in this rank's arena; nil when it lies elsewhere.
   func arenaOffset(of tensor: Tensor) -> Int64? {
-    guard let block = tensor.storage as? ArenaBlock, block.arena === arena else { return nil }
-    return block.range.lowerBound + tensor.byteOffset
+    // Whoever refers to it: callers, too, have tensors on memory that they were given.
+    let offset = Int64(bitPattern: tensor.address.bits &- arena.base.bits)
+    return (arena.controlByteCount..<arena.byteCountMax).contains(offset) ? offset : nil
   }
 
   /// Queues waits for the events that this buffer's own order does not imply.

@@ -36,12 +36,23 @@ public struct Tensor: Sendable {
   public let shape: [Int]
   package let storage: any TensorStorage
   package let byteOffset: Int64
+  /// Why no call can use it.
+  let fault: ArgumentFault?
 
   package init(dtype: DType, shape: [Int], storage: any TensorStorage, byteOffset: Int64) {
     self.dtype = dtype
     self.shape = shape
     self.storage = storage
     self.byteOffset = byteOffset
+    fault = nil
+  }
+
+  /// What stands for a caller's array that cannot be a tensor: calls that are given it fail on all ranks, as with any other
+  /// argument that cannot be used.
+  package init(unusable fault: ArgumentFault) {
+    (dtype, shape, byteOffset) = (.uint8, [0, 0], 0)
+    storage = BorrowedMemory(base: .null, owner: nil)
+    self.fault = fault
   }
 
   /// New memory, filled with zero bytes, aligned to 64 bytes.
@@ -130,6 +141,9 @@ public struct Tensor: Sendable {
   func reshaped(_ shape: [Int]) -> Tensor {
     Tensor(dtype: dtype, shape: shape, storage: storage, byteOffset: byteOffset)
   }
+
+  /// Whether it lies where the host reaches it only by copies.
+  package var isOnGPU: Bool { storage.copier != nil }
 
   package var address: Address { storage.base.advanced(byBytes: byteOffset) }
 
