@@ -41,7 +41,7 @@ ffi.set_source(
     include_dirs=["native", str(LIBRARY / "include")],
     library_dirs=[str(LIBRARY / "lib")],
     libraries=["swiftep"],
-    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
-    extra_link_args=["-Wl,-rpath,$ORIGIN"],
+    extra_compile_args=["-std=c11", "-O2", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    extra_link_args=["-s", "-Wl,-rpath,$ORIGIN"],
     py_limited_api=True,
 )

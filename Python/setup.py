@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 
 from setuptools import setup
-from setuptools.command.build_scripts import build_scripts
+
+# Setuptools' own, once that is imported.
+from distutils.command.build_scripts import build_scripts  # isort: skip
 
 
 class CopiedTool(build_scripts):

@@ -99,7 +99,7 @@ static void read_dlpack(const dlpack_tensor *given, swiftep_py_argument *argumen
 
 /// Returns the tensor that the library is given, or NULL. Needs no lock of the interpreter's: the caller holds the capsule,
 /// and what is asked of it cannot fail.
-static const swiftep_tensor *read(swiftep_py_argument *argument, swiftep_py_owner *owner, int is_written) {
+static const swiftep_tensor *described(swiftep_py_argument *argument, swiftep_py_owner *owner, int is_written) {
   if (!argument->is_given) return NULL;
   swiftep_tensor *tensor = &argument->tensor;
   tensor->size = sizeof *tensor;
@@ -134,15 +134,15 @@ static const swiftep_tensor *read(swiftep_py_argument *argument, swiftep_py_owne
 swiftep_code swiftep_py_dispatch(swiftep_buffer *buffer, swiftep_py_dispatch_call *call) {
   swiftep_dispatch_options *options = &call->options;
   options->size = sizeof *options;
-  options->x = read(&call->x, call->owner, 0);
-  options->scales = read(&call->scales, call->owner, 0);
-  options->indices = read(&call->indices, call->owner, 0);
-  options->weights = read(&call->weights, call->owner, 0);
-  options->table = read(&call->table, call->owner, 0);
-  options->expert_statistics = read(&call->expert_statistics, call->owner, 1);
-  options->wait_statistics = read(&call->wait_statistics, call->owner, 1);
+  options->x = described(&call->x, call->owner, 0);
+  options->scales = described(&call->scales, call->owner, 0);
+  options->indices = described(&call->indices, call->owner, 0);
+  options->weights = described(&call->weights, call->owner, 0);
+  options->table = described(&call->table, call->owner, 0);
+  options->expert_statistics = described(&call->expert_statistics, call->owner, 1);
+  options->wait_statistics = described(&call->wait_statistics, call->owner, 1);
   for (int32_t index = 0; index < options->sidecar_count; index++)
-    call->sidecar_tensors[index] = read(&call->sidecars[index], call->owner, 0);
+    call->sidecar_tensors[index] = described(&call->sidecars[index], call->owner, 0);
   options->sidecars = call->sidecar_tensors;
   return swiftep_dispatch(buffer, options, &call->result, &call->error);
 }
@@ -150,11 +150,11 @@ swiftep_code swiftep_py_dispatch(swiftep_buffer *buffer, swiftep_py_dispatch_cal
 swiftep_code swiftep_py_combine(swiftep_buffer *buffer, swiftep_py_combine_call *call) {
   swiftep_combine_options *options = &call->options;
   options->size = sizeof *options;
-  options->rows = read(&call->rows, call->owner, 0);
-  options->row_weights = read(&call->row_weights, call->owner, 0);
-  options->top_k_weights = read(&call->top_k_weights, call->owner, 0);
-  for (int index = 0; index < 2; index++) options->biases[index] = read(&call->biases[index], call->owner, 0);
-  options->output = read(&call->output, call->owner, 1);
-  options->wait_statistics = read(&call->wait_statistics, call->owner, 1);
+  options->rows = described(&call->rows, call->owner, 0);
+  options->row_weights = described(&call->row_weights, call->owner, 0);
+  options->top_k_weights = described(&call->top_k_weights, call->owner, 0);
+  for (int index = 0; index < 2; index++) options->biases[index] = described(&call->biases[index], call->owner, 0);
+  options->output = described(&call->output, call->owner, 1);
+  options->wait_statistics = described(&call->wait_statistics, call->owner, 1);
   return swiftep_combine(buffer, options, &call->result, &call->error);
 }
