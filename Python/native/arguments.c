@@ -100,8 +100,8 @@ static void read_dlpack(const dlpack_tensor *given, swiftep_py_argument *argumen
 /// Returns the tensor that the library is given, or NULL. Needs no lock of the interpreter's: the caller holds the capsule,
 /// and what is asked of it cannot fail.
 static const swiftep_tensor *described(swiftep_py_argument *argument, swiftep_py_owner *owner, int is_written) {
-  if (!argument->is_given) return NULL;
   swiftep_tensor *tensor = &argument->tensor;
+  if (argument->capsule == 0 && tensor->size == 0) return NULL;
   tensor->size = sizeof *tensor;
   int is_writable = !argument->is_read_only;
   PyObject *capsule = (PyObject *)argument->capsule;
@@ -131,7 +131,19 @@ static const swiftep_tensor *described(swiftep_py_argument *argument, swiftep_py
   return tensor;
 }
 
-swiftep_code swiftep_py_dispatch(swiftep_buffer *buffer, swiftep_py_dispatch_call *call) {
+static void set(swiftep_py_argument *argument, uintptr_t capsule, int32_t dtype) {
+  if (capsule == 0) return;
+  argument->capsule = capsule;
+  argument->tensor.dtype = dtype;
+}
+
+swiftep_code swiftep_py_dispatch(
+  swiftep_buffer *buffer, swiftep_py_dispatch_call *call, uintptr_t x, int32_t x_dtype, uintptr_t indices,
+  int32_t indices_dtype, uintptr_t weights, int32_t weights_dtype
+) {
+  set(&call->x, x, x_dtype);
+  set(&call->indices, indices, indices_dtype);
+  set(&call->weights, weights, weights_dtype);
   swiftep_dispatch_options *options = &call->options;
   options->size = sizeof *options;
   options->x = described(&call->x, call->owner, 0);
@@ -144,10 +156,22 @@ swiftep_code swiftep_py_dispatch(swiftep_buffer *buffer, swiftep_py_dispatch_cal
   for (int32_t index = 0; index < options->sidecar_count; index++)
     call->sidecar_tensors[index] = described(&call->sidecars[index], call->owner, 0);
   options->sidecars = call->sidecar_tensors;
-  return swiftep_dispatch(buffer, options, &call->result, &call->error);
+  swiftep_code code = swiftep_dispatch(buffer, options, &call->result, &call->error);
+  call->received = &call->received_rows;
+  call->received->size = sizeof *call->received;
+  if (code == SWIFTEP_OK) swiftep_dispatch_result_tensor(call->result, SWIFTEP_ROWS, call->received);
+  return code;
 }
 
-swiftep_code swiftep_py_combine(swiftep_buffer *buffer, swiftep_py_combine_call *call) {
+void swiftep_py_dispatch_free(swiftep_py_dispatch_call *call) {
+  swiftep_tensor_release(&call->received_rows);
+  swiftep_dispatch_result_free(call->result);
+}
+
+swiftep_code swiftep_py_combine(
+  swiftep_buffer *buffer, swiftep_py_combine_call *call, uintptr_t rows, int32_t rows_dtype
+) {
+  set(&call->rows, rows, rows_dtype);
   swiftep_combine_options *options = &call->options;
   options->size = sizeof *options;
   options->rows = described(&call->rows, call->owner, 0);
@@ -156,5 +180,15 @@ swiftep_code swiftep_py_combine(swiftep_buffer *buffer, swiftep_py_combine_call 
   for (int index = 0; index < 2; index++) options->biases[index] = described(&call->biases[index], call->owner, 0);
   options->output = described(&call->output, call->owner, 1);
   options->wait_statistics = described(&call->wait_statistics, call->owner, 1);
-  return swiftep_combine(buffer, options, &call->result, &call->error);
+  swiftep_code code = swiftep_combine(buffer, options, &call->result, &call->error);
+  call->combined = &call->combined_tokens;
+  call->combined->size = sizeof *call->combined;
+  if (code == SWIFTEP_OK && options->output == NULL)
+    swiftep_combine_result_tensor(call->result, SWIFTEP_TOKENS, call->combined);
+  return code;
+}
+
+void swiftep_py_combine_free(swiftep_py_combine_call *call) {
+  swiftep_tensor_release(&call->combined_tokens);
+  swiftep_combine_result_free(call->result);
 }

@@ -20,19 +20,19 @@ void swiftep_py_stop(void);
 
 // MARK: Arguments
 
-/// A tensor that a call is given.
+/// A tensor that a call is given. All zero: none.
 typedef struct swiftep_py_argument {
   /// Complete where `capsule` is 0.
   swiftep_tensor tensor;
   /// The address of a capsule, NumPy's `__array_struct__` or DLPack's, which has what `tensor` has not. Who makes the call
   /// holds it.
   uintptr_t capsule;
-  int32_t is_given;
   /// Set where the library is to write, and the memory is read-only: the call was made with an element type that is refused.
   int32_t is_read_only;
   int64_t shape[8], strides[8];
 } swiftep_py_argument;
 
+/// A dispatch, and what it has returned.
 typedef struct swiftep_py_dispatch_call {
   swiftep_dispatch_options options;
   swiftep_py_argument x, scales, indices, weights, table, expert_statistics, wait_statistics;
@@ -42,20 +42,35 @@ typedef struct swiftep_py_dispatch_call {
   /// Of what is given that has no owner; NULL: nothing is kept in use.
   swiftep_py_owner *owner;
   swiftep_dispatch_result *result;
+  /// `received_rows`, by an address that costs nothing to read.
+  swiftep_tensor *received;
+  swiftep_tensor received_rows;
   swiftep_error *error;
 } swiftep_py_dispatch_call;
 
-swiftep_code swiftep_py_dispatch(swiftep_buffer *buffer, swiftep_py_dispatch_call *call);
+/// The capsules and element types of the arguments that most calls have, which cost less here than in the struct; 0: what is
+/// in the struct.
+swiftep_code swiftep_py_dispatch(
+  swiftep_buffer *buffer, swiftep_py_dispatch_call *call, uintptr_t x, int32_t x_dtype, uintptr_t indices,
+  int32_t indices_dtype, uintptr_t weights, int32_t weights_dtype);
+/// Lets go of what the call has returned.
+void swiftep_py_dispatch_free(swiftep_py_dispatch_call *call);
 
+/// A combine, and what it has returned.
 typedef struct swiftep_py_combine_call {
   swiftep_combine_options options;
   swiftep_py_argument rows, row_weights, top_k_weights, biases[2], output, wait_statistics;
   swiftep_py_owner *owner;
   swiftep_combine_result *result;
+  /// `combined_tokens`, there without `output`.
+  swiftep_tensor *combined;
+  swiftep_tensor combined_tokens;
   swiftep_error *error;
 } swiftep_py_combine_call;
 
-swiftep_code swiftep_py_combine(swiftep_buffer *buffer, swiftep_py_combine_call *call);
+swiftep_code swiftep_py_combine(
+  swiftep_buffer *buffer, swiftep_py_combine_call *call, uintptr_t rows, int32_t rows_dtype);
+void swiftep_py_combine_free(swiftep_py_combine_call *call);
 
 // MARK: DLPack
 

@@ -6,6 +6,7 @@ Only what is no array at all raises here.
 
 from __future__ import annotations
 
+import operator
 import sys
 from typing import Any, Callable
 
@@ -13,14 +14,19 @@ from . import dtypes
 from ._native_types import INT64S, TENSOR_SIZE, VOID_POINTER, ffi, lib, new
 from .tensors import Tensor
 
-Reader = Callable[[Any, Any, "list[Any]"], None]
+# Returns the address of a capsule and an element type, or fills the argument of that name and returns 0 and 0.
+Reader = Callable[[Any, str, Any, "list[Any]"], "tuple[int, int]"]
 
 _readers: dict[type, Reader] = {}
 _numpy_codes: dict[Any, int] = {}
 
 
-def read(argument: Any, value: Any, held: list[Any]) -> None:
-    """Describes `value` in a `swiftep_py_argument`, and adds to `held` what has to live until the call has returned.
+def read(call: Any, name: str, value: Any, held: list[Any]) -> tuple[int, int]:
+    """Reads an array that a call is given as its argument `name`, and adds to `held` what has to live until it has returned.
+
+    Returns:
+        The address of a capsule that describes the array, and its element type as the library numbers them; 0 and 0 where
+        the argument is described in `call` already.
 
     Raises:
         TypeError: `value` is no array.
@@ -29,8 +35,25 @@ def read(argument: Any, value: Any, held: list[Any]) -> None:
         reader = _readers[type(value)]
     except KeyError:
         reader = _readers[type(value)] = _find_reader(value)
-    reader(argument, value, held)
-    argument.is_given = 1
+    return reader(call, name, value, held)
+
+
+def set_argument(call: Any, name: str, value: Any, held: list[Any]) -> None:
+    """Reads an array into `call`."""
+    capsule, code = read(call, name, value, held)
+    if capsule:
+        argument = getattr(call, name)
+        argument.capsule = capsule
+        argument.tensor.dtype = code
+
+
+class Element:
+    """The argument of a call that is an element of an array, with the name of none."""
+
+    __slots__ = ("element",)
+
+    def __init__(self, element: Any) -> None:
+        self.element = element
 
 
 def _find_reader(value: Any) -> Reader:
@@ -54,23 +77,24 @@ def _find_reader(value: Any) -> Reader:
     )
 
 
-def _read_own(argument: Any, tensor: Tensor, held: list[Any]) -> None:
-    argument.tensor = tensor._c[0]
+def _read_own(call: Any, name: str, tensor: Tensor, held: list[Any]) -> tuple[int, int]:
+    getattr(call, name).tensor = tensor._c[0]
+    return 0, 0
 
 
-def _read_numpy(argument: Any, array: Any, held: list[Any]) -> None:
+def _read_numpy(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int, int]:
     capsule = array.__array_struct__
     held.append(capsule)
-    argument.capsule = id(capsule)
     dtype = array.dtype
     try:
-        code = _numpy_codes[dtype]
+        return id(capsule), _numpy_codes[dtype]
     except KeyError:
         code = _numpy_codes[dtype] = dtypes.code_of(dtype)
-    argument.tensor.dtype = code
+        return id(capsule), code
 
 
-def _read_torch(argument: Any, array: Any, held: list[Any]) -> None:
+def _read_torch(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int, int]:
+    argument = getattr(call, name)
     device = array.device
     is_contiguous = array.is_contiguous()
     _describe(
@@ -86,27 +110,31 @@ def _read_torch(argument: Any, array: Any, held: list[Any]) -> None:
         argument.tensor.device_index = device.index
     elif device.type != "cpu":
         argument.tensor.device_type = -1
+    return 0, 0
 
 
-def _read_dlpack(argument: Any, array: Any, held: list[Any]) -> None:
+def _read_dlpack(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int, int]:
     try:
         capsule = array.__dlpack__()
     except BufferError:
         # Of read-only memory, there is none without a version.
         capsule = array.__dlpack__(max_version=(1, 0))
     held.append(capsule)
-    argument.capsule = id(capsule)
+    return id(capsule), dtypes.UNKNOWN
 
 
-def _read_interface(argument: Any, array: Any, held: list[Any]) -> None:
-    _read_dictionary(argument, array.__array_interface__, held)
+def _read_interface(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int, int]:
+    _read_dictionary(getattr(call, name), array.__array_interface__, held)
+    return 0, 0
 
 
-def _read_cuda_interface(argument: Any, array: Any, held: list[Any]) -> None:
+def _read_cuda_interface(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int, int]:
+    argument = getattr(call, name)
     _read_dictionary(argument, array.__cuda_array_interface__, held)
     argument.tensor.device_type = lib.SWIFTEP_CUDA
     if hasattr(array, "__dlpack_device__"):
         argument.tensor.device_index = array.__dlpack_device__()[1]
+    return 0, 0
 
 
 _TYPE_STRINGS = {
@@ -162,7 +190,7 @@ _INT32_MAX = 2**31 - 1
 
 def int32(value: Any) -> int:
     """A number as the library takes it; one that is too large stays too large for anything it is used for."""
-    return max(-_INT32_MAX, min(value.__index__(), _INT32_MAX))
+    return max(-_INT32_MAX, min(operator.index(value), _INT32_MAX))
 
 
 def count_or_refused(value: Any) -> int:

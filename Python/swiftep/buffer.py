@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
 from . import _keeping, _streams, graphs, tensors
-from ._arguments import count_or_refused, int32, read
+from ._arguments import Element, count_or_refused, int32, read, set_argument
 from ._native_types import (
     ARGUMENTS,
     COMBINE_CALL,
@@ -29,6 +29,9 @@ from .events import Event
 from .graphs import Graph
 from .plan import Layout, Plan, Scales
 from .tensors import Tensor
+
+_dispatch = lib.swiftep_py_dispatch
+_combine = lib.swiftep_py_combine
 
 
 class Buffer:
@@ -154,19 +157,20 @@ class Buffer:
             TypeError: an argument is no array, handle, event or stream.
         """
         call = new(DISPATCH_CALL)
-        options = call.options
         held: list[Any] = []
-        read(call.x, x, held)
+        x_capsule, x_dtype = read(call, "x", x, held)
+        indices_capsule = indices_dtype = weights_capsule = weights_dtype = 0
         if indices is not None:
-            read(call.indices, indices, held)
+            indices_capsule, indices_dtype = read(call, "indices", indices, held)
         if weights is not None:
-            read(call.weights, weights, held)
+            weights_capsule, weights_dtype = read(call, "weights", weights, held)
         if table is not None:
-            read(call.table, table, held)
+            set_argument(call, "table", table, held)
+        options = call.options
         if handle is not None:
             options.handle = _handle(handle)
         if scales is not None:
-            read(call.scales, scales, held)
+            set_argument(call, "scales", scales, held)
         if sidecars:
             _read_sidecars(call, sidecars, held)
         if layout:
@@ -185,8 +189,9 @@ class Buffer:
         if scale_order:
             options.scale_order = int32(scale_order)
         if expert_statistics is not None:
-            read(call.expert_statistics, expert_statistics, held)
-        _set_common(call, workers, waiting, wait_statistics, after, stream, held)
+            set_argument(call, "expert_statistics", expert_statistics, held)
+        if workers is not None or waiting or wait_statistics is not None or after or stream is not None:
+            _set_common(call, workers, waiting, wait_statistics, after, stream, held)
         keeps = receives_later or asynchronous
         if keeps:
             options.receives_later = bool(receives_later)
@@ -195,13 +200,22 @@ class Buffer:
                 (x, indices, weights, table, scales, sidecars, expert_statistics, wait_statistics, held, call)
             )
         try:
-            code = lib.swiftep_py_dispatch(self._c, call)
+            code = _dispatch(
+                self._c,
+                call,
+                x_capsule,
+                x_dtype,
+                indices_capsule,
+                indices_dtype,
+                weights_capsule,
+                weights_dtype,
+            )
         finally:
             if keeps:
                 _keeping.end_use(owner)
         if code:
             raise _failure(code, call, ("expert_statistics", "wait_statistics"))
-        return DispatchResult._owning(call.result, len(sidecars))
+        return DispatchResult._owning(call, len(sidecars))
 
     def combine(
         self,
@@ -241,20 +255,21 @@ class Buffer:
         call = new(COMBINE_CALL)
         options = call.options
         held: list[Any] = []
-        read(call.rows, rows, held)
+        rows_capsule, rows_dtype = read(call, "rows", rows, held)
         options.handle = _handle(handle)
         if row_weights is not None:
-            read(call.row_weights, row_weights, held)
+            set_argument(call, "row_weights", row_weights, held)
         if top_k_weights is not None:
-            read(call.top_k_weights, top_k_weights, held)
+            set_argument(call, "top_k_weights", top_k_weights, held)
         if biases:
             if len(biases) > 2:
                 raise ValueError(f"biases: expected at most 2, found {len(biases)}")
             for index, bias in enumerate(biases):
-                read(call.biases[index], bias, held)
+                set_argument(Element(call.biases[index]), "element", bias, held)
         if output is not None:
-            read(call.output, output, held)
-        _set_common(call, workers, waiting, wait_statistics, after, stream, held)
+            set_argument(call, "output", output, held)
+        if workers is not None or waiting or wait_statistics is not None or after or stream is not None:
+            _set_common(call, workers, waiting, wait_statistics, after, stream, held)
         keeps = receives_later or asynchronous
         if keeps:
             options.receives_later = bool(receives_later)
@@ -263,13 +278,13 @@ class Buffer:
                 (rows, row_weights, top_k_weights, biases, output, wait_statistics, held, call)
             )
         try:
-            code = lib.swiftep_py_combine(self._c, call)
+            code = _combine(self._c, call, rows_capsule, rows_dtype)
         finally:
             if keeps:
                 _keeping.end_use(owner)
         if code:
             raise _failure(code, call, ("output", "wait_statistics"))
-        return CombineResult._owning(call.result, output)
+        return CombineResult._owning(call, output)
 
     def combine_input(self, handle: Handle, hidden: int, dtype: Any = DType.BF16) -> Tensor:
         """A tensor for `combine`'s rows that lies where peers read it, so that nothing is copied. Not collective.
@@ -412,7 +427,7 @@ def _read_sidecars(call: Any, sidecars: Sequence[Any], held: list[Any]) -> None:
     pointers = new(TENSORS, len(sidecars))
     held += (arguments, pointers)
     for index, sidecar in enumerate(sidecars):
-        read(arguments[index], sidecar, held)
+        set_argument(Element(arguments[index]), "element", sidecar, held)
     call.sidecars = arguments
     call.sidecar_tensors = pointers
     call.options.sidecar_count = len(sidecars)
@@ -434,7 +449,7 @@ def _set_common(
     if waiting:
         options.waiting = int32(waiting)
     if wait_statistics is not None:
-        read(call.wait_statistics, wait_statistics, held)
+        set_argument(call, "wait_statistics", wait_statistics, held)
     if after:
         events = list(after)
         for event in events:

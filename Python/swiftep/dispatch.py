@@ -78,39 +78,38 @@ class DispatchResult:
     event is complete; after a dispatch of exact size, at once.
     """
 
-    __slots__ = ("_c", "_tensors", "_handle", "_event", "_sidecar_count", "__weakref__")
+    __slots__ = ("_call", "_sidecar_count", "_made", "__weakref__")
 
-    _c: Any
-    _tensors: dict[int, Optional[Tensor]]
-    _handle: Optional[Handle]
-    _event: Optional[Event]
+    #: The call, which owns the library's result, and with it the rows.
+    _call: Any
     _sidecar_count: int
+    #: What has been asked for so far: tensors by their numbers, handle and event by their names.
+    _made: dict[Any, Any]
 
     def __init__(self) -> None:
         raise TypeError("results are made by Buffer.dispatch")
 
     @classmethod
-    def _owning(cls, pointer: Any, sidecar_count: int) -> DispatchResult:
-        result = cls.__new__(cls)
-        result._c = ffi.gc(pointer, lib.swiftep_dispatch_result_free)
-        result._tensors = {}
-        result._handle = result._event = None
+    def _owning(cls, call: Any, sidecar_count: int) -> DispatchResult:
+        result = _new_result(cls)
+        result._call = _gc(call, _FREE)
         result._sidecar_count = sidecar_count
+        result._made = {}
         return result
+
+    # Two threads may ask at the same time: both get what is the first to be kept.
 
     def _tensor(self, which: int) -> Optional[Tensor]:
         try:
-            return self._tensors[which]
+            return self._made[which]  # type: ignore[no-any-return]
         except KeyError:
             pass
         filled = tensors.empty()
         found = None
-        if lib.swiftep_dispatch_result_tensor(self._c, which, filled):
-            # Only streams need the event: of host memory, who reads it has waited for it.
-            event = self.event if filled.device_type != lib.SWIFTEP_CPU else None
-            found = tensors.owned(filled, event)
-        # Two threads may ask at the same time: both get the same.
-        return self._tensors.setdefault(which, found)
+        # What a stream that is given the tensor is to wait for; who reads host memory waits itself.
+        if lib.swiftep_dispatch_result_tensor(self._call.result, which, filled):
+            found = tensors.owned(filled, None if filled.device_type == _CPU else self.event)
+        return self._made.setdefault(which, found)
 
     def _present(self, which: int) -> Tensor:
         tensor = self._tensor(which)
@@ -121,7 +120,13 @@ class DispatchResult:
     @property
     def rows(self) -> Tensor:
         """`[rows, hidden]`; NVFP4: `[rows, hidden / 2]`."""
-        return self._present(_ROWS)
+        rows = self._made.get(_ROWS)
+        if rows is None:
+            call = self._call
+            received = call.received
+            rows = _part(received, call, None if received.device_type == _CPU else self.event)
+            rows = self._made.setdefault(_ROWS, rows)
+        return rows  # type: ignore[no-any-return]
 
     @property
     def scales(self) -> Optional[Tensor]:
@@ -184,18 +189,21 @@ class DispatchResult:
     @property
     def handle(self) -> Handle:
         """What repeats the dispatch, or undoes it."""
-        if self._handle is None:
-            handle = Handle.__new__(Handle)
-            handle._c = ffi.gc(lib.swiftep_dispatch_result_handle(self._c), lib.swiftep_handle_free)
-            self._handle = handle
-        return self._handle
+        handle = self._made.get("handle")
+        if handle is None:
+            handle = _new_handle(Handle)
+            handle._c = _gc(lib.swiftep_dispatch_result_handle(self._call.result), lib.swiftep_handle_free)
+            handle = self._made.setdefault("handle", handle)
+        return handle  # type: ignore[no-any-return]
 
     @property
     def event(self) -> Event:
         """Complete when all rows have arrived."""
-        if self._event is None:
-            self._event = Event._owning(lib.swiftep_dispatch_result_event(self._c))
-        return self._event
+        event = self._made.get("event")
+        if event is None:
+            event = Event._owning(lib.swiftep_dispatch_result_event(self._call.result))
+            event = self._made.setdefault("event", event)
+        return event  # type: ignore[no-any-return]
 
     def receive(self) -> None:
         """The second half of a dispatch with `receives_later`; once. Not collective.
@@ -204,7 +212,13 @@ class DispatchResult:
             Error: what the dispatch has failed with; InvalidArgument where there is nothing to be received.
         """
         error = new(ERROR_OUT)
-        check(lib.swiftep_dispatch_receive(self._c, error), error)
+        check(lib.swiftep_dispatch_receive(self._call.result, error), error)
 
 
 _ROWS = lib.SWIFTEP_ROWS
+_CPU = lib.SWIFTEP_CPU
+_FREE = lib.swiftep_py_dispatch_free
+_new_result = DispatchResult.__new__
+_new_handle = Handle.__new__
+_gc = ffi.gc
+_part = tensors.part

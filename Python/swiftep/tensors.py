@@ -38,9 +38,11 @@ class Tensor:
     memory stays as long as the tensor or any array that was made from it, also when the buffer is closed.
     """
 
-    __slots__ = ("_c", "_event", "__weakref__")
+    __slots__ = ("_c", "_owner", "_event", "__weakref__")
 
+    #: The struct, and what it is a part of, which releases it.
     _c: Any
+    _owner: Any
     _event: Any
 
     def __init__(self) -> None:
@@ -217,7 +219,17 @@ def owned(filled: Any, event: Any = None) -> Tensor:
     Args:
         event: what the elements are there after, for streams that are given them.
     """
-    tensor = Tensor.__new__(Tensor)
-    tensor._c = ffi.gc(filled, _RELEASE)
+    owner = ffi.gc(filled, _RELEASE)
+    return part(owner, owner, event)
+
+
+def part(struct: Any, owner: Any, event: Any = None) -> Tensor:
+    """The tensor that is stored in a part of what `owner` owns."""
+    tensor = _new_tensor(Tensor)
+    tensor._c = struct
+    tensor._owner = owner
     tensor._event = event
     return tensor
+
+
+_new_tensor = Tensor.__new__
