@@ -12,16 +12,17 @@ import swiftep
 TIMEOUT = 20.0
 
 
-def outcomes(rank_count: int, body: Callable[[swiftep.Communicator], Any]) -> list[Any]:
-    """What `body` returned on each rank, or raised."""
+def results(rank_count: int, body: Callable[[swiftep.Communicator], Any]) -> list[Any]:
+    """What `body` returned on each rank; raises what one of them did."""
     communicators = swiftep.Communicator.threads(rank_count)
     found: list[Any] = [None] * rank_count
+    raised: list[BaseException] = []
 
     def run(rank: int) -> None:
         try:
             found[rank] = body(communicators[rank])
         except BaseException as error:
-            found[rank] = error
+            raised.append(error)
 
     threads = [threading.Thread(target=run, args=[rank], daemon=True) for rank in range(rank_count)]
     for thread in threads:
@@ -29,16 +30,22 @@ def outcomes(rank_count: int, body: Callable[[swiftep.Communicator], Any]) -> li
     for thread in threads:
         thread.join(3 * TIMEOUT)
         assert not thread.is_alive(), "a rank hangs"
+    if raised:
+        raise raised[0]
     return found
 
 
-def results(rank_count: int, body: Callable[[swiftep.Communicator], Any]) -> list[Any]:
-    """What `body` returned on each rank; raises what one of them did."""
-    found = outcomes(rank_count, body)
-    for outcome in found:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return found
+def errors(rank_count: int, body: Callable[[swiftep.Communicator], Any]) -> list[swiftep.Error]:
+    """What `body` raised on each rank, as on each it has to."""
+
+    def run(communicator: swiftep.Communicator) -> swiftep.Error:
+        try:
+            body(communicator)
+        except swiftep.Error as error:
+            return error
+        raise AssertionError(f"rank {communicator.rank} raised nothing")
+
+    return results(rank_count, run)
 
 
 def on_buffers(plan: swiftep.Plan, rank_count: int, body: Callable[[swiftep.Buffer], Any], **options: Any) -> list[Any]:
@@ -46,11 +53,11 @@ def on_buffers(plan: swiftep.Plan, rank_count: int, body: Callable[[swiftep.Buff
     return results(rank_count, with_buffers(plan, rank_count, body, **options))
 
 
-def outcomes_on_buffers(
+def errors_on_buffers(
     plan: swiftep.Plan, rank_count: int, body: Callable[[swiftep.Buffer], Any], **options: Any
-) -> list[Any]:
-    """As `outcomes`, with a buffer for each rank, which is closed when all have returned."""
-    return outcomes(rank_count, with_buffers(plan, rank_count, body, **options))
+) -> list[swiftep.Error]:
+    """As `errors`, with a buffer for each rank, which is closed when all have returned."""
+    return errors(rank_count, with_buffers(plan, rank_count, body, **options))
 
 
 def with_buffers(
