@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Optional
 
+from ._arguments import int32
 from ._native_types import ERROR_OUT, NULL, ffi, lib, new
 from ._timeouts import nanoseconds
 from .errors import Error, check, taken
@@ -71,9 +72,10 @@ class Communicator:
         Raises:
             InvalidArgument: `rank_count` is not positive.
         """
-        made = new(_OUTS, max(1, rank_count))
+        # More than the library takes are refused before any is stored.
+        made = new(_OUTS, max(1, min(rank_count, 1 << 16)))
         error = new(ERROR_OUT)
-        check(lib.swiftep_communicators_of_threads(rank_count, made, error), error)
+        check(lib.swiftep_communicators_of_threads(int32(rank_count), made, error), error)
         return [cls._owning(made[rank]) for rank in range(rank_count)]
 
     @classmethod

@@ -329,6 +329,13 @@ def test_use_after_close():
     on_buffers(make_plan(), RANKS, body)
 
 
+@pytest.mark.parametrize("rank_count", [0, -1, (1 << 16) + 1, 2**40])
+def test_rank_counts(rank_count):
+    with pytest.raises(InvalidArgument) as raised:
+        swiftep.Communicator.threads(rank_count)
+    assert raised.value.rank is None
+
+
 def test_closed_communicator():
     [communicator] = swiftep.Communicator.threads(1)
     communicator.close()
