@@ -131,6 +131,13 @@ static const swiftep_tensor *described(swiftep_py_argument *argument, swiftep_py
   return tensor;
 }
 
+static const swiftep_tensor *const *described_each(
+  swiftep_py_argument *arguments, int32_t count, const swiftep_tensor **tensors, swiftep_py_owner *owner
+) {
+  for (int32_t index = 0; index < count; index++) tensors[index] = described(&arguments[index], owner, 0);
+  return tensors;
+}
+
 static void set(swiftep_py_argument *argument, uintptr_t capsule, int32_t dtype) {
   if (capsule == 0) return;
   argument->capsule = capsule;
@@ -153,9 +160,7 @@ swiftep_code swiftep_py_dispatch(
   options->table = described(&call->table, call->owner, 0);
   options->expert_statistics = described(&call->expert_statistics, call->owner, 1);
   options->wait_statistics = described(&call->wait_statistics, call->owner, 1);
-  for (int32_t index = 0; index < options->sidecar_count; index++)
-    call->sidecar_tensors[index] = described(&call->sidecars[index], call->owner, 0);
-  options->sidecars = call->sidecar_tensors;
+  options->sidecars = described_each(call->sidecars, options->sidecar_count, call->sidecar_tensors, call->owner);
   swiftep_code code = swiftep_dispatch(buffer, options, &call->result, &call->error);
   call->received = &call->received_rows;
   call->received->size = sizeof *call->received;
@@ -177,7 +182,7 @@ swiftep_code swiftep_py_combine(
   options->rows = described(&call->rows, call->owner, 0);
   options->row_weights = described(&call->row_weights, call->owner, 0);
   options->top_k_weights = described(&call->top_k_weights, call->owner, 0);
-  for (int index = 0; index < 2; index++) options->biases[index] = described(&call->biases[index], call->owner, 0);
+  options->biases = described_each(call->biases, options->bias_count, call->bias_tensors, call->owner);
   options->output = described(&call->output, call->owner, 1);
   options->wait_statistics = described(&call->wait_statistics, call->owner, 1);
   swiftep_code code = swiftep_combine(buffer, options, &call->result, &call->error);

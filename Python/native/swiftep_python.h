@@ -59,7 +59,10 @@ void swiftep_py_dispatch_free(swiftep_py_dispatch_call *call);
 /// A combine, and what it has returned.
 typedef struct swiftep_py_combine_call {
   swiftep_combine_options options;
-  swiftep_py_argument rows, row_weights, top_k_weights, biases[2], output, wait_statistics;
+  swiftep_py_argument rows, row_weights, top_k_weights, output, wait_statistics;
+  /// `options.bias_count` of each.
+  swiftep_py_argument *biases;
+  const swiftep_tensor **bias_tensors;
   swiftep_py_owner *owner;
   swiftep_combine_result *result;
   /// `combined_tokens`, there without `output`.

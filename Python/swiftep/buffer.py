@@ -172,7 +172,8 @@ class Buffer:
         if scales is not None:
             set_argument(call, "scales", scales, held)
         if sidecars:
-            _read_sidecars(call, sidecars, held)
+            call.sidecars, call.sidecar_tensors = _read_each(sidecars, held)
+            options.sidecar_count = len(sidecars)
         if layout:
             options.layout = int32(layout)
         if expert_alignment != 1:
@@ -250,7 +251,7 @@ class Buffer:
                 collective, does the rest.
 
         Raises:
-            As `dispatch`. More than two biases are a ValueError on this rank alone.
+            As `dispatch`.
         """
         call = new(COMBINE_CALL)
         options = call.options
@@ -262,10 +263,8 @@ class Buffer:
         if top_k_weights is not None:
             set_argument(call, "top_k_weights", top_k_weights, held)
         if biases:
-            if len(biases) > 2:
-                raise ValueError(f"biases: expected at most 2, found {len(biases)}")
-            for index, bias in enumerate(biases):
-                set_argument(Element(call.biases[index]), "element", bias, held)
+            call.biases, call.bias_tensors = _read_each(biases, held)
+            options.bias_count = len(biases)
         if output is not None:
             set_argument(call, "output", output, held)
         if workers is not None or waiting or wait_statistics is not None or after or stream is not None:
@@ -422,15 +421,13 @@ def _handle(handle: Any) -> Any:
     return handle._c
 
 
-def _read_sidecars(call: Any, sidecars: Sequence[Any], held: list[Any]) -> None:
-    arguments = new(ARGUMENTS, len(sidecars))
-    pointers = new(TENSORS, len(sidecars))
+def _read_each(given: Sequence[Any], held: list[Any]) -> tuple[Any, Any]:
+    """The arguments, and the tensors that the library is given of them."""
+    arguments, pointers = new(ARGUMENTS, len(given)), new(TENSORS, len(given))
     held += (arguments, pointers)
-    for index, sidecar in enumerate(sidecars):
-        set_argument(Element(arguments[index]), "element", sidecar, held)
-    call.sidecars = arguments
-    call.sidecar_tensors = pointers
-    call.options.sidecar_count = len(sidecars)
+    for index, element in enumerate(given):
+        set_argument(Element(arguments[index]), "element", element, held)
+    return arguments, pointers
 
 
 def _set_common(
