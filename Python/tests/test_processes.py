@@ -53,12 +53,12 @@ def entry(function, rank, rank_count, pipe, outcome, arguments):
         outcome.send(error)
 
 
-def run(function, rank_count, *arguments, dies=()):
+def run(function, rank_count, *arguments, dies=(), context=spawning):
     """What `function(rank, rank_count, all_gather, *arguments)` returned in each process."""
     hub = Hub(rank_count)
     outcomes = [spawning.Pipe() for _ in range(rank_count)]
     processes = [
-        spawning.Process(
+        context.Process(
             target=entry, args=(function, rank, rank_count, hub.pipes[rank][1], outcomes[rank][1], arguments)
         )
         for rank in range(rank_count)
@@ -122,6 +122,15 @@ def test_processes():
     found = run(exchanges, 3)
     assert len({message for _, message in found}) == 1
     assert all(rank == 1 for rank, _ in found)
+
+
+def test_forked_processes():
+    """The parent has used the library before: its threads are not the children's."""
+    [communicator] = swiftep.Communicator.threads(1)
+    with make_buffer(communicator) as buffer:
+        buffer.dispatch(np.ones((TOKENS, HIDDEN), np.float32), np.zeros((TOKENS, 1), np.int64))
+        for _ in range(10):
+            run(exchanges, 2, context=multiprocessing.get_context("fork"))
 
 
 class Unexpected(Exception):
