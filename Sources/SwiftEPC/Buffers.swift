@@ -31,7 +31,7 @@ public func swiftep_buffer_create(
       throw .unusable("device_type", expected: "one of 0...1", found: "\(given.device_type)")
     }
     let made = try ExpertBuffer(
-      communicator, plan: plan, workers: SwiftEPC.given(given.workers), timeout: try duration(given.timeout),
+      communicator, plan: plan, workers: unlessZero(given.workers), timeout: try duration(given.timeout),
       machine: machine)
     place.pointee = give(GivenBuffer(made, on: machine))
   }

@@ -67,7 +67,7 @@ private struct DispatchCall {
     options.expertStatistics = try tensor(given.expert_statistics, .expertStatistics, on: machine)
     options.waitStatistics = try tensor(given.wait_statistics, .waitStatistics, on: machine)
     options.after = try events(given.after, given.after_count)
-    options.stream = stream(given.uses_stream, given.stream)
+    options.stream = callerStream(given.uses_stream, given.stream)
     do throws(ArgumentFault) { try setNumbers() } catch { x = Tensor(unusable: error) }
   }
 
@@ -91,7 +91,7 @@ private struct DispatchCall {
     options.quantization = try value(given.quantization, of: [nil] + ScaleFormat.allCases, .quantization)
     if given.global_scale != 0 { options.globalScale = given.global_scale }
     options.scaleOrder = try value(given.scale_order, of: ScaleOrder.allCases, .scaleOrder)
-    options.workers = SwiftEPC.given(given.workers)
+    options.workers = unlessZero(given.workers)
     options.waiting = try value(given.waiting, of: waitings, .waiting)
     options.receivesLater = given.receives_later != 0
     options.isAsynchronous = given.is_asynchronous != 0
@@ -221,12 +221,12 @@ private func combineArguments(
     options.biases.append(try tensor(bias, .biases, on: machine) ?? .missing(.biases))
   }
   options.output = try tensor(given.output, .output, on: machine)
-  options.workers = SwiftEPC.given(given.workers)
+  options.workers = unlessZero(given.workers)
   options.waitStatistics = try tensor(given.wait_statistics, .waitStatistics, on: machine)
   options.receivesLater = given.receives_later != 0
   options.isAsynchronous = given.is_asynchronous != 0
   options.after = try events(given.after, given.after_count)
-  options.stream = stream(given.uses_stream, given.stream)
+  options.stream = callerStream(given.uses_stream, given.stream)
   do throws(ArgumentFault) {
     options.waiting = try value(given.waiting, of: waitings, .waiting)
   } catch {

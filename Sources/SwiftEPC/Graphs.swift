@@ -34,7 +34,7 @@ public func swiftep_graph_launch(
   event?.pointee = nil
   return attempt(error) { () throws(EPError) in
     let launched = try object(graph, "graph", OperationGraph.self).launch(
-      stream: SwiftEPC.stream(usesStream, stream))
+      stream: callerStream(usesStream, stream))
     event?.pointee = give(launched)
   }
 }

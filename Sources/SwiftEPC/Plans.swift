@@ -40,15 +40,15 @@ private func makePlan(_ options: swiftep_plan_options) throws(EPError) -> Expert
     options.sidecar_byte_counts, options.sidecar_count, "sidecar_byte_counts"
   ).map { Int($0) }
   shape.layout = try value(options.layout, of: RowLayout.allCases, "layout")
-  shape.expertAlignment = given(options.expert_alignment) ?? 1
+  shape.expertAlignment = unlessZero(options.expert_alignment) ?? 1
   shape.combineDType = try .given(options.combine_dtype, orElse: .bf16, "combine_dtype")
-  shape.indexByteCount = given(options.index_byte_count) ?? 8
-  let stepTokens = given(options.staged_tokens_per_step)
+  shape.indexByteCount = unlessZero(options.index_byte_count) ?? 8
+  let stepTokens = unlessZero(options.staged_tokens_per_step)
   let staging: ExpertBuffer.Staging =
     options.is_staged == 0 ? .unplanned : stepTokens.map { .steps(tokens: $0) } ?? .whole
   return try ExpertBuffer.Plan(
-    shape, resultCount: given(options.result_count) ?? 1,
-    receivedTokensMax: options.received_tokens_max.map { Int($0.pointee) }, workers: given(options.workers) ?? 1,
+    shape, resultCount: unlessZero(options.result_count) ?? 1,
+    receivedTokensMax: options.received_tokens_max.map { Int($0.pointee) }, workers: unlessZero(options.workers) ?? 1,
     staging: staging, masking: try value(options.masking, of: ExpertBuffer.Masking.allCases, "masking"),
     arenaByteCountMax: options.arena_byte_count_max == 0 ? nil : options.arena_byte_count_max)
 }

@@ -97,11 +97,11 @@ func value<Value>(_ number: Int32, of values: [Value], from first: Int32 = 0, _ 
 }
 
 /// A number for which 0 means what the caller does not say.
-func given(_ number: Int32) -> Int? { number == 0 ? nil : Int(number) }
+func unlessZero(_ number: Int32) -> Int? { number == 0 ? nil : Int(number) }
 
 func text(_ pointer: UnsafePointer<CChar>?) -> String? { pointer.map { String(cString: $0) } }
 
-func stream(_ isUsed: Int32, _ handle: UnsafeMutableRawPointer?) -> CUDAStream? {
+func callerStream(_ isUsed: Int32, _ handle: UnsafeMutableRawPointer?) -> CUDAStream? {
   isUsed == 0 ? nil : CUDAStream(unsafeHandle: handle)
 }
 

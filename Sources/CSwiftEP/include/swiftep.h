@@ -11,7 +11,8 @@
 /// - What a `*_create` or `swiftep_*` function stores through a `**` belongs to the caller, who gives it back with that
 ///   type's `*_free`; NULL is allowed there. Objects keep alive what they need: they can be freed in any order.
 /// - "Collective": all ranks call it, in the same order, each from a thread or process of its own. A call that one rank makes
-///   with arguments that cannot be used fails on all ranks with the same error, and they can go on.
+///   with arguments that cannot be used fails on all ranks with the same error, and they can go on. (What is no argument at
+///   all fails on the caller's alone: NULL for an object that a call has to have, a struct's size, a count without an array.)
 /// - Threads: every function may be called from any thread. Calls on one buffer run one at a time, further ones wait.
 /// - Nothing here ends the process or waits without an end: no signal handler, no trap. (Who waits for an event of its own
 ///   that nobody completes, waits.)
