@@ -279,7 +279,8 @@ extension BufferCore {
   func arenaOffset(of tensor: Tensor) -> Int64? {
     // Whoever refers to it: callers, too, have tensors on memory that they were given.
     let offset = Int64(bitPattern: tensor.address.bits &- arena.base.bits)
-    return (arena.controlByteCount..<arena.byteCountMax).contains(offset) ? offset : nil
+    // Those without elements lie at its beginning.
+    return (0..<arena.byteCountMax).contains(offset) ? offset : nil
   }
 
   /// Queues waits for the events that this buffer's own order does not imply.
