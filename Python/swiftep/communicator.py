@@ -10,8 +10,8 @@ from ._native_types import ERROR_OUT, NULL, ffi, lib, new
 from ._timeouts import nanoseconds
 from .errors import Error, check, taken
 
-#: Tells bytes to all ranks: takes this rank's, at most 1 KiB, and returns those of all ranks in rank order. What it tells is a
-#: secret of the ranks'.
+#: Tells bytes to all ranks: takes this rank's, 1028 bytes on all, and returns those of all ranks in rank order. What it tells is
+#: a secret of the ranks'.
 AllGather = Callable[[bytes], "list[bytes]"]
 
 _OUT = ffi.typeof("swiftep_communicator **")

@@ -97,7 +97,7 @@ package struct ArgumentFault: Error, Equatable {
     case .foreign: texts = ("a handle of this buffer", "one of another buffer")
     case .overlap: texts = ("memory apart from that of the rows", "memory that overlaps it")
     case .memory:
-      texts = ("memory that the buffer's machine reaches (see ExpertBuffer.reachable)", "memory that it does not")
+      texts = ("memory that the buffer's machine reaches, on a GPU at a multiple of 16 bytes", "other memory")
     case .unreceived: texts = ("one of a call that has been received", "one that is still to be received")
     case .rowCount: texts = ("one of at most \(expected) rows", "one of \(found)")
     case .steps: texts = ("rows in the arena, where others are combined in steps", "others")

@@ -24,7 +24,9 @@ private struct CallerGather: @unchecked Sendable {
   /// Of those that the function gathers from, this is one.
   func gather(_ bytes: [UInt8], count: Int) throws -> [[UInt8]] {
     let size = Self.byteCount
-    precondition(bytes.count <= size - 4, "more bytes than ranks have to say")
+    if bytes.count > size - 4 {
+      throw Failure(description: "all_gather: expected at most \(size - 4) bytes to tell, found \(bytes.count)")
+    }
     var mine = [UInt8](repeating: 0, count: size)
     withUnsafeBytes(of: UInt32(bytes.count)) { mine.replaceSubrange(0..<4, with: $0) }
     mine.replaceSubrange(4..<4 + bytes.count, with: bytes)

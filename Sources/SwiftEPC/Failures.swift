@@ -30,7 +30,7 @@ public func swiftep_error_free(_ error: UnsafeMutablePointer<swiftep_error>?) {
   error.deallocate()
 }
 
-/// As `Python/pyproject.toml` has it.
+/// The Python package's, too.
 private let version: StaticString = "0.1.0"
 
 @c @implementation
