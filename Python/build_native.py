@@ -37,7 +37,7 @@ ffi.cdef(
 ffi.set_source(
     "swiftep._native",
     '#include "swiftep_python.h"',
-    sources=[f"native/{name}.c" for name in ("owners", "arguments", "dlpack")],
+    sources=[f"native/{name}.c" for name in ("owners", "arguments", "dlpack", "pool")],
     include_dirs=["native", str(LIBRARY / "include")],
     library_dirs=[str(LIBRARY / "lib")],
     libraries=["swiftep"],

@@ -1,6 +1,7 @@
 #define Py_LIMITED_API 0x03090000
 #include <Python.h>
 
+#include <pthread.h>
 #include <stdlib.h>
 
 #include "dlpack.h"
@@ -12,15 +13,53 @@ typedef struct exported {
     dlpack_managed managed;
     dlpack_versioned versioned;
   };
-  void *owner;
-  void (*release)(void *owner);
+  swiftep_tensor tensor;
+  /// Of those in GPU memory.
+  struct exported *next, **link;
   /// Then strides.
   int64_t shape[];
 } exported;
 
-static void delete(exported *exported) {
-  exported->release(exported->owner);
-  free(exported);
+/// What is exported of GPU memory, by address.
+enum { BUCKET_COUNT = 1024 };
+static exported *buckets[BUCKET_COUNT];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/// Memory is handed out in pages.
+static exported **bucket_of(uintptr_t address) { return &buckets[(address >> 12) % BUCKET_COUNT]; }
+
+static void list(exported *made) {
+  exported **bucket = bucket_of((uintptr_t)made->tensor.data);
+  pthread_mutex_lock(&lock);
+  made->next = *bucket;
+  made->link = bucket;
+  if (made->next != NULL) made->next->link = &made->next;
+  *bucket = made;
+  pthread_mutex_unlock(&lock);
+}
+
+static void unlist(exported *made) {
+  pthread_mutex_lock(&lock);
+  *made->link = made->next;
+  if (made->next != NULL) made->next->link = made->link;
+  pthread_mutex_unlock(&lock);
+}
+
+swiftep_code swiftep_py_note_use(uintptr_t address, void *stream, swiftep_error **error) {
+  swiftep_code code = SWIFTEP_OK;
+  *error = NULL;
+  pthread_mutex_lock(&lock);
+  exported *found = *bucket_of(address);
+  while (found != NULL && (uintptr_t)found->tensor.data != address) found = found->next;
+  if (found != NULL) code = swiftep_tensor_note_use(&found->tensor, stream, error);
+  pthread_mutex_unlock(&lock);
+  return code;
+}
+
+static void delete(exported *made) {
+  if (made->link != NULL) unlist(made);
+  made->tensor.release(made->tensor.owner);
+  free(made);
 }
 
 static void delete_managed(dlpack_managed *managed) { delete(managed->context); }
@@ -44,13 +83,12 @@ static void set_type(dlpack_tensor *tensor, int32_t dtype) {
   tensor->lanes = types[dtype].lanes;
 }
 
-void *swiftep_py_export(const swiftep_tensor *tensor, int32_t is_versioned) {
+void *swiftep_py_export(const swiftep_tensor *tensor, int32_t dtype, int32_t is_versioned) {
   if (tensor->retain == NULL) return NULL;
   int32_t count = tensor->dimension_count;
   exported *made = calloc(1, sizeof *made + 2 * (size_t)count * sizeof made->shape[0]);
   if (made == NULL) return NULL;
-  made->owner = tensor->owner;
-  made->release = tensor->release;
+  made->tensor = *tensor;
   int64_t *strides = made->shape + count;
   int64_t stride = 1;
   for (int32_t index = count - 1; index >= 0; index--) {
@@ -75,8 +113,9 @@ void *swiftep_py_export(const swiftep_tensor *tensor, int32_t is_versioned) {
   described->dimension_count = count;
   described->shape = made->shape;
   described->strides = strides;
-  set_type(described, tensor->dtype);
+  set_type(described, dtype);
   tensor->retain(tensor->owner);
+  if (tensor->device_type == SWIFTEP_CUDA) list(made);
   return made;
 }
 

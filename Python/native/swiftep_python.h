@@ -78,10 +78,18 @@ void swiftep_py_combine_free(swiftep_py_combine_call *call);
 // MARK: DLPack
 
 /// What a capsule holds: a `DLManagedTensor`, or its successor with a version. Keeps the tensor's memory until it is deleted.
-/// NULL where there is no memory, or the tensor has no owner.
-void *swiftep_py_export(const swiftep_tensor *tensor, int32_t is_versioned);
+/// `dtype` is what its elements are called there. NULL where there is no memory, or the tensor has no owner.
+void *swiftep_py_export(const swiftep_tensor *tensor, int32_t dtype, int32_t is_versioned);
+/// The stream uses the GPU memory that has been exported at an address; where there is none such, nothing happens.
+swiftep_code swiftep_py_note_use(uintptr_t address, void *stream, swiftep_error **error);
 /// A capsule's name and destructor, as PyCapsule_New takes them.
 uintptr_t swiftep_py_capsule_name(int32_t is_versioned);
 uintptr_t swiftep_py_capsule_destructor(int32_t is_versioned);
+
+// MARK: Memory for PyTorch
+
+/// What `swiftep_py_allocate` and `swiftep_py_free`, which PyTorch finds by their names, take this thread's memory from; NULL:
+/// nothing.
+void swiftep_py_allocate_from(swiftep_buffer *buffer);
 
 #endif

@@ -313,6 +313,23 @@ class Buffer:
         )
         return tensors.owned(filled)
 
+    def make_arena_tensor(self, shape: Sequence[int], dtype: Any) -> Tensor:
+        """A tensor in the arena, for what `combine` is to read where it lies: memory that the caller divides, and that the
+        plan does not count. Not collective.
+
+        Returns:
+            `shape`, with whatever lay there before.
+
+        Raises:
+            As `make_tensor`; OutOfMemory where the arena can hold no more.
+        """
+        filled, error = tensors.empty(), new(ERROR_OUT)
+        sizes = new(INT64S, list(shape))
+        check(
+            lib.swiftep_buffer_make_arena_tensor(self._c, DType.of(dtype), len(sizes), sizes, filled, error), error
+        )
+        return tensors.owned(filled)
+
     def record(self, body: Callable[[], Any]) -> Graph:
         """Records what `body` calls on this buffer, instead of running it. Not collective.
 

@@ -172,7 +172,11 @@ class Tensor:
                 self._event.enqueue_wait(stream or 0)
             self.note_use(stream or 0)
         is_versioned = max_version is not None and max_version[0] >= 1
-        managed = lib.swiftep_py_export(self._c, is_versioned)
+        return self._capsule(self._c.dtype, is_versioned)
+
+    def _capsule(self, dtype: int, is_versioned: bool = False) -> Any:
+        """DLPack's, of elements that are called `dtype`, as large as they are."""
+        managed = lib.swiftep_py_export(self._c, dtype, is_versioned)
         if managed == NULL:
             raise MemoryError
         return _new_capsule(

@@ -47,6 +47,21 @@ extension ExpertBuffer {
   }
 }
 
+extension ExpertBuffer {
+  /// A tensor in this rank's arena, for whatever `combine` is to read where it lies: memory that a caller divides itself, and
+  /// that the plan does not count. Its bytes are whatever lay there before. Not collective.
+  ///
+  /// - Throws: `outOfMemory` when the arena can hold no more, `invalidArgument` as `Tensor.init(zeros:_:)`, `bufferClosed`.
+  public func makeArenaTensor(_ shape: [Int], _ dtype: DType) throws(EPError) -> Tensor {
+    let byteCount = Int64(try Tensor.byteCount(shape, dtype))
+    // As `combineInput`.
+    return try core.callLock.withLock { _ throws(EPError) in
+      try core.checkOpen()
+      return Tensor(dtype: dtype, shape: shape, storage: try core.arena.take(byteCount, from: .high), byteOffset: 0)
+    }
+  }
+}
+
 /// One call of `combine`.
 private struct CombineCall {
   let core: BufferCore

@@ -76,6 +76,19 @@ public func swiftep_buffer_make_tensor(
   }
 }
 
+@c @implementation
+public func swiftep_buffer_make_arena_tensor(
+  _ buffer: OpaquePointer?, _ dtype: Int32, _ dimensionCount: Int32, _ shape: UnsafePointer<Int64>?,
+  _ tensor: UnsafeMutablePointer<swiftep_tensor>?, _ error: ErrorPlace?
+) -> swiftep_code {
+  attempt(error) { () throws(EPError) in
+    let given = try object(buffer, "buffer", GivenBuffer.self)
+    let shape = try array(shape, dimensionCount, "shape").map { Int($0) }
+    let made = try given.buffer.makeArenaTensor(shape, try .given(dtype, orElse: nil, "dtype"))
+    try give(made, on: given.machine, in: tensor)
+  }
+}
+
 // MARK: Masks
 
 /// By number, of a bit each.

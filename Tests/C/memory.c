@@ -72,7 +72,23 @@ void check_in_place(Rank *rank) {
   FAIL(swiftep_tensor_note_use(&input.x, NULL, &error), SWIFTEP_INVALID_ARGUMENT);
   DO(swiftep_tensor_note_use(&given, NULL, &error));
   swiftep_tensor_release(&given);
+  // Memory that the caller divides.
+  int64_t pool_shape[1] = {7 * HIDDEN}, part_shape[2] = {6, HIDDEN};
+  swiftep_tensor pool = {.size = sizeof pool};
+  DO(swiftep_buffer_make_arena_tensor(rank->buffer, SWIFTEP_FP32, 1, pool_shape, &pool, &error));
+  swiftep_tensor part = make_tensor((float *)pool.data + HIDDEN, SWIFTEP_FP32, part_shape);
+  for (int index = 0; index < 6 * HIDDEN; index++) ((float *)part.data)[index] = 0.25f;
+  options.rows = &part;
+  combined = combine(rank, &options);
+  CHECK(swiftep_combine_result_tensor(combined, SWIFTEP_TOKENS, &tokens) == 1);
+  CHECK(((const float *)tokens.data)[0] == 0.25f && ((const float *)tokens.data)[HIDDEN] == 0.5f);
+  swiftep_tensor_release(&tokens);
+  swiftep_combine_result_free(combined);
+  swiftep_tensor_release(&pool);
   CHECK(swiftep_buffer_arena_byte_count(rank->buffer) == byte_count);
+  pool_shape[0] = 1 << 28;
+  FAIL(
+    swiftep_buffer_make_arena_tensor(rank->buffer, SWIFTEP_FP32, 1, pool_shape, &pool, &error), SWIFTEP_OUT_OF_MEMORY);
 
   static float elsewhere[RANKS][1 << 12];
   int64_t shape[2] = {6, HIDDEN};

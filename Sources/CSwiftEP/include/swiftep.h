@@ -347,6 +347,13 @@ swiftep_code swiftep_buffer_make_tensor(
   const swiftep_buffer *buffer, int32_t dtype, int32_t dimension_count, const int64_t *shape, swiftep_tensor *tensor,
   swiftep_error **error);
 
+/// A tensor in the arena, with whatever lay there before, for what `swiftep_combine` is to read where it lies: memory that
+/// the caller divides, and that the plan does not count. Not collective. Fails with `OUT_OF_MEMORY` where the arena can hold
+/// no more.
+swiftep_code swiftep_buffer_make_arena_tensor(
+  const swiftep_buffer *buffer, int32_t dtype, int32_t dimension_count, const int64_t *shape, swiftep_tensor *tensor,
+  swiftep_error **error);
+
 /// The ranks that this one goes on without, a bit each. Not collective.
 swiftep_code swiftep_buffer_masked_ranks(const swiftep_buffer *buffer, uint64_t *ranks, swiftep_error **error);
 /// Goes on without these ranks too, a bit each. Not collective.

@@ -1,0 +1,694 @@
+"""SwiftEP for PyTorch 2.4 and later.
+
+    import swiftep, swiftep.torch
+
+    buffer = swiftep.torch.Buffer(swiftep.torch.communicator(), plan)      # of the default process group
+    received = buffer.dispatch(x, indices, weights, layout=swiftep.Layout.BY_EXPERT)
+    rows = experts(received.rows, received.tokens_per_expert)
+    y = buffer.combine(rows, received.handle, row_weights=weights)          # on the current stream, with gradients
+
+Dispatch and combine are each other's gradient. They are opaque operators, which `torch.compile` leaves as they are; it does
+not order them among each other, so all ranks compile the same.
+
+On a GPU they run on PyTorch's current stream, return at once (a dispatch of exact size once it knows the counts), and can be
+captured in a `torch.cuda.graph` where sizes are those of the worst case. Tensors that they return are arena memory:
+`record_stream` holds for them, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Optional, Union
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import _native, _streams
+from . import buffer as _plain
+from . import dispatch as _results
+from ._native_types import ERROR_OUT, NULL, lib, new
+from .communicator import Communicator
+from .dispatch import Sizing
+from .dtypes import DType
+from .errors import check
+from .events import Event
+from .plan import Layout, Plan, Scales
+from .tensors import Tensor as _ArenaTensor
+
+__all__ = ["Buffer", "Dispatched", "Handle", "communicator"]
+
+
+def communicator(group: Optional[dist.ProcessGroup] = None, *, timeout: Optional[float] = None) -> Communicator:
+    """The ranks of a process group, in its order, which are processes of one host. Collective.
+
+    Args:
+        group: of any back end that gathers uint8 tensors; None: the default one. It is used within this call only.
+        timeout: how long each other process is waited for, in seconds; None: 100.
+
+    Raises:
+        InvalidArgument, RanksDisagree, RankMissing, RendezvousFailed, SystemCallError; ValueError where this process is not
+        in the group; what the group's all-gather raises.
+    """
+    rank, rank_count = dist.get_rank(group), dist.get_world_size(group)
+    if rank < 0:
+        raise ValueError("group: expected one that this process is in, found another")
+    is_on_gpu = dist.get_backend(group) == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if is_on_gpu else torch.device("cpu")
+
+    def all_gather(mine: bytes) -> list[bytes]:
+        ours = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(device)
+        gathered = [torch.empty_like(ours) for _ in range(rank_count)]
+        dist.all_gather(gathered, ours, group=group)
+        return [bytes(theirs.tolist()) for theirs in gathered]
+
+    return Communicator.processes(rank, rank_count, all_gather, timeout=timeout)
+
+
+# Where a parameter has that name.
+_of_group = communicator
+
+
+class Handle(NamedTuple):
+    """What repeats a dispatch, or undoes it. Belongs to the buffer that made it.
+
+    Attributes:
+        key: int64 `[1]`, which stands for the library's handle and keeps it.
+        indices: that tokens were routed by.
+        token_count: tokens that this rank has dispatched.
+        row_shape: `[rows]`, grouped `[local experts, rows of a group]`.
+        layout: how the rows are ordered.
+        expert_alignment: by expert.
+        sizing: of the dispatch.
+    """
+
+    key: Tensor
+    indices: Tensor
+    token_count: int
+    row_shape: list[int]
+    layout: Layout
+    expert_alignment: int
+    sizing: Sizing
+
+
+class Dispatched(NamedTuple):
+    """What has arrived at this rank. Tensors are arena memory, given back when the last on it is gone.
+
+    Rows that no token fills hold anything, between groups by expert zeros. Where `[rows, ...]` is written, grouped tensors
+    have `[local experts, rows of a group, ...]`.
+
+    Attributes:
+        rows: `[rows, hidden]`; its gradient goes back to `x`.
+        scales: of quantized rows; see `swiftep.Scales`.
+        top_k_indices: `[rows, top_k]`, by expert and grouped `[rows, 1]`: local experts, -1 for those of other ranks.
+        top_k_weights: fp32, as `top_k_indices`; their gradient goes back to `weights`. None where no weights were given.
+        origins: int32 `[rows, 2]`: source rank and token; -1 in rows that no token fills, except grouped ones.
+        tokens_per_expert: int32 `[local experts]`: rounded up to the alignment.
+        unaligned_tokens_per_expert: int32 `[local experts]`: as they are.
+        handle: what repeats the dispatch, or undoes it.
+    """
+
+    rows: Tensor
+    scales: Optional[Tensor]
+    top_k_indices: Tensor
+    top_k_weights: Optional[Tensor]
+    origins: Tensor
+    tokens_per_expert: Tensor
+    unaligned_tokens_per_expert: Tensor
+    handle: Handle
+
+
+class Buffer:
+    """A `swiftep.Buffer` whose calls take and return PyTorch's tensors. Creating it, and its calls, are collective.
+
+    What the calls of this class have not, those of `buffer` have: they take and return the same memory
+    (`torch.from_dlpack(result.rows)`), without gradients, with `stream=torch.cuda.current_stream()`.
+
+    A peer's failure is raised on a GPU by the next call, and by `synchronize`.
+
+    Ranks that are threads of one process can share a GPU for what has no gradients: PyTorch runs the backward of one GPU on one
+    thread.
+
+    Args:
+        communicator: the group, or a process group; None: the default process group.
+        plan: see `swiftep.Buffer`. A layer that is trained needs `result_count` for the results that are alive together.
+        device: None: the current CUDA device where there is one.
+        workers, timeout: see `swiftep.Buffer`.
+
+    Raises:
+        As `swiftep.Buffer` and `communicator`.
+    """
+
+    def __init__(
+        self,
+        communicator: Union[Communicator, dist.ProcessGroup, None],
+        plan: Plan,
+        *,
+        workers: Optional[int] = None,
+        device: Union[torch.device, str, None] = None,
+        timeout: Optional[float] = None,
+    ) -> None:
+        if not isinstance(communicator, Communicator):
+            communicator = _of_group(communicator, timeout=timeout)
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+        if place.type == "cuda" and place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
+        #: What the calls run on.
+        self.device: torch.device = place
+        #: The buffer itself.
+        self.buffer = _plain.Buffer(
+            communicator, plan, workers=workers, device=str(place), timeout=timeout
+        )
+        self._plan = plan
+        self._is_on_gpu = place.type == "cuda"
+        self._last: Optional[Event] = None
+        self._pool: Any = None
+        self._key = next(_keys)
+        _buffers[self._key] = self
+
+    def close(self) -> None:
+        """See `swiftep.Buffer.close`."""
+        self._pool = None
+        self.buffer.close()
+
+    def __enter__(self) -> Buffer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def synchronize(self) -> None:
+        """Returns when the last call's work is done.
+
+        Raises:
+            Error: what it has failed with.
+        """
+        if self._last is not None:
+            self._last.wait()
+
+    # Operations
+
+    def dispatch(
+        self,
+        x: Tensor,
+        indices: Tensor,
+        weights: Optional[Tensor] = None,
+        *,
+        layout: Layout = Layout.BY_SOURCE,
+        expert_alignment: int = 1,
+        sizing: Sizing = Sizing.EXACT,
+        quantization: Scales = Scales.NONE,
+    ) -> Dispatched:
+        """Sends each token to the ranks of its experts, once a rank (by expert: once an expert).
+
+        Args:
+            x: `[tokens, hidden]`. Its gradient is summed in Float, and rounded once.
+            indices: experts of each token, int32 or int64 `[tokens, top_k]`, -1 for none.
+            weights: fp32 `[tokens, top_k]`.
+            layout: how received rows are ordered.
+            expert_alignment: by expert: each group of rows begins at a multiple of this.
+            sizing: how large the result is.
+            quantization: bf16 rows arrive as FP8 or NVFP4, and nothing has a gradient.
+
+        Raises:
+            As `swiftep.Buffer.dispatch`.
+        """
+        if quantization:
+            x, weights = x.detach(), None if weights is None else weights.detach()
+        call = _dispatch_op if _is_traced(x, weights) else _dispatch
+        rows, scales, top_k_indices, top_k_weights, origins, aligned, unaligned, key = call(
+            x, indices, weights, self._key, int(layout), expert_alignment, int(sizing), int(quantization), False
+        )
+        return Dispatched(
+            rows,
+            scales if quantization else None,
+            top_k_indices,
+            None if weights is None else top_k_weights,
+            origins,
+            aligned,
+            unaligned,
+            Handle(key, indices, x.shape[0], list(rows.shape[:-1]), layout, expert_alignment, sizing),
+        )
+
+    def repeat(self, x: Tensor, handle: Handle) -> Tensor:
+        """Sends other rows to where a dispatch sent its own.
+
+        Args:
+            x: `[tokens, hidden]`, as many as then.
+            handle: of that dispatch.
+
+        Returns:
+            `[rows, hidden]`, grouped `[local experts, rows of a group, hidden]`; zeros in rows that no token fills.
+
+        Raises:
+            As `swiftep.Buffer.dispatch`.
+        """
+        call = _repeat_op if _is_traced(x) else _repeat
+        return call(x, handle.key, handle.row_shape, handle.token_count, self._key)
+
+    def combine(
+        self, rows: Tensor, handle: Handle, *, row_weights: Optional[Tensor] = None, bias: Optional[Tensor] = None
+    ) -> Tensor:
+        """Brings rows back to their tokens' owners and sums them, in Float, rounded once.
+
+        Args:
+            rows: `[rows, hidden]`, grouped `[local experts, rows of a group, hidden]`: bf16, fp16 or fp32. Those that no token
+                fills are not read, and have a gradient of zero. In memory of the buffer's (what a dispatch returned, or
+                `combine_input`), nothing is copied.
+            handle: of a dispatch of this buffer.
+            row_weights: by expert and grouped: fp32 `[tokens, top_k]`, this rank's own.
+            bias: `[tokens, hidden]`, added last.
+
+        Returns:
+            `[tokens, hidden]`.
+
+        Raises:
+            As `swiftep.Buffer.combine`.
+        """
+        call = _combine_op if _is_traced(rows, row_weights, bias) else _combine
+        tokens, _ = call(
+            rows,
+            handle.key,
+            handle.indices,
+            row_weights,
+            None,
+            bias,
+            handle.token_count,
+            self._key,
+            int(handle.layout),
+            handle.expert_alignment,
+            int(handle.sizing),
+        )
+        return tokens
+
+    def combine_input(self, handle: Handle, hidden: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """A tensor for `combine`'s rows that lies where peers read it. Not collective.
+
+        Returns:
+            `[rows, hidden]`, grouped `[local experts, rows of a group, hidden]`, with whatever lay there before.
+
+        Raises:
+            As `swiftep.Buffer.combine_input`.
+        """
+        made = self.buffer.combine_input(_handle(handle.key), hidden, DType.of(dtype))
+        tensor = as_tensor(made)
+        if self._is_on_gpu:
+            made.note_use(torch.cuda.current_stream(self.device))
+        return tensor
+
+    @contextlib.contextmanager
+    def arena_memory(self) -> Iterator[None]:
+        """What this thread's PyTorch allocates on the GPU in the `with` block lies in the arena, where `combine` reads it
+        without a copy: the place to compute experts' outputs. PyTorch takes it in pieces of megabytes, which the plan does not
+        count and the buffer keeps (`torch.cuda.MemPool`), so that the arena grows once. On a CPU, nothing changes.
+
+        Raises:
+            torch.OutOfMemoryError: an allocation, where the arena can hold no more.
+        """
+        if not self._is_on_gpu:
+            yield
+            return
+        if self._pool is None:
+            allocator = torch.cuda.memory.CUDAPluggableAllocator(
+                _native.__file__, "swiftep_py_allocate", "swiftep_py_free"
+            )
+            self._pool = torch.cuda.MemPool(allocator.allocator())
+            self._allocator = allocator
+        lib.swiftep_py_allocate_from(self.buffer._c)
+        try:
+            with torch.cuda.use_mem_pool(self._pool, self.device):
+                yield
+        finally:
+            lib.swiftep_py_allocate_from(NULL)
+
+    # What the operators do
+
+    def _options(self) -> dict[str, Any]:
+        if not self._is_on_gpu:
+            return {}
+        return {"asynchronous": True, "stream": torch.cuda.current_stream(self.device).cuda_stream}
+
+    def _note(self, event: Event) -> None:
+        if not (self._is_on_gpu and torch.cuda.is_current_stream_capturing()):
+            self._last = event
+
+    def _row_shape(self, token_top_k: int, layout: Layout, expert_alignment: int) -> list[int]:
+        """Of a result of worst-case size, as the library sizes it; known without a call."""
+        plan, local_experts = self._plan, self._plan.local_expert_count(self.buffer.rank)
+        if layout == Layout.GROUPED:
+            return [local_experts, plan.rank_count * plan.tokens_per_rank_max]
+        rows = plan.rank_count * plan.tokens_per_rank_max
+        if layout == Layout.BY_EXPERT:
+            rows = rows * min(token_top_k, local_experts) + local_experts * (expert_alignment - 1)
+        return [rows if plan.masking else min(rows, plan.rows_per_result)]
+
+
+_keys = itertools.count(1)
+_buffers: weakref.WeakValueDictionary[int, Buffer] = weakref.WeakValueDictionary()
+
+
+def _buffer(key: int) -> Buffer:
+    try:
+        return _buffers[key]
+    except KeyError:
+        raise ValueError("the buffer is gone") from None
+
+
+class _HandleBytes(bytearray):
+    """The memory of a handle's tensor: lives as long as that, and keeps the handle."""
+
+    __slots__ = ("handle", "__weakref__")
+
+    handle: _results.Handle
+
+
+_handles: weakref.WeakValueDictionary[int, _HandleBytes] = weakref.WeakValueDictionary()
+
+
+def _key_of(handle: _results.Handle) -> Tensor:
+    number = next(_keys)
+    memory = _HandleBytes(number.to_bytes(8, "little"))
+    memory.handle = handle
+    _handles[number] = memory
+    return torch.frombuffer(memory, dtype=torch.int64)
+
+
+def _handle(key: Tensor) -> _results.Handle:
+    return _handles[int(key.item())].handle
+
+
+def _is_traced(*tensors: Optional[Tensor]) -> bool:
+    """Whether a call goes through its operator, which has gradients and can be compiled; otherwise that costs nothing."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def as_tensor(tensor: _ArenaTensor) -> Tensor:
+    """The same memory as a tensor of PyTorch's, which keeps it. No stream waits for it, nor is any noted."""
+    dtype = _VIEWED.get(tensor.dtype)
+    if dtype is None:
+        return torch.from_dlpack(tensor._capsule(tensor.dtype))
+    # Not every PyTorch knows these by DLPack.
+    return torch.from_dlpack(tensor._capsule(DType.UINT8)).view(dtype)
+
+
+_VIEWED = {DType.FP8_E4M3: torch.float8_e4m3fn}
+if hasattr(torch, "float4_e2m1fn_x2"):
+    _VIEWED[DType.FP4_E2M1_X2] = torch.float4_e2m1fn_x2
+else:
+    _VIEWED[DType.FP4_E2M1_X2] = torch.uint8
+
+
+# Operators. What is not there is an empty tensor. `zeroes`: rows that no token fills are zeros.
+
+
+def _dispatch(
+    x: Tensor,
+    indices: Tensor,
+    weights: Optional[Tensor],
+    buffer: int,
+    layout: int,
+    expert_alignment: int,
+    sizing: int,
+    quantization: int,
+    zeroes: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    owner = _buffer(buffer)
+    result = owner.buffer.dispatch(
+        x.detach(),
+        indices,
+        None if weights is None else weights.detach(),
+        layout=Layout(layout),
+        expert_alignment=expert_alignment,
+        zeroes_padding=layout == Layout.BY_EXPERT,
+        sizing=Sizing(sizing),
+        quantization=Scales(quantization),
+        **owner._options(),
+    )
+    owner._note(result.event)
+    rows, origins, counts = as_tensor(result.rows), as_tensor(result.origins), result.unaligned_tokens_per_expert
+    scales, top_k_indices, top_k_weights = result.scales, result.top_k_indices, result.top_k_weights
+    unaligned = as_tensor(counts)
+    received_weights = None if top_k_weights is None else as_tensor(top_k_weights)
+    if zeroes:
+        _zero_unfilled(origins, unaligned, rows, received_weights)
+    return (
+        rows,
+        x.new_empty(0) if scales is None else as_tensor(scales),
+        indices.new_empty(0) if top_k_indices is None else as_tensor(top_k_indices),
+        x.new_empty(0, dtype=torch.float32) if received_weights is None else received_weights,
+        origins,
+        as_tensor(result.tokens_per_expert),
+        unaligned,
+        _key_of(result.handle),
+    )
+
+
+def _zero_unfilled(origins: Tensor, unaligned: Tensor, *tensors: Optional[Tensor]) -> None:
+    if origins.dim() == 3:
+        filled = torch.arange(origins.shape[1], device=origins.device) < unaligned.unsqueeze(1)
+    else:
+        filled = origins[:, 0] >= 0
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.masked_fill_(~filled.unsqueeze(-1), 0)
+
+
+def _repeat(x: Tensor, handle: Tensor, row_shape: list[int], token_count: int, buffer: int) -> Tensor:
+    owner = _buffer(buffer)
+    given = _handle(handle)
+    # As many rows as the first time, which the handle knows: nobody waits for counts.
+    result = owner.buffer.dispatch(x.detach(), handle=given, sizing=Sizing.WORST_CASE, **owner._options())
+    owner._note(result.event)
+    rows = as_tensor(result.rows)
+    _zero_unfilled(as_tensor(result.origins), as_tensor(result.unaligned_tokens_per_expert), rows)
+    return rows
+
+
+def _combine(
+    rows: Tensor,
+    handle: Tensor,
+    indices: Tensor,
+    row_weights: Optional[Tensor],
+    top_k_weights: Optional[Tensor],
+    bias: Optional[Tensor],
+    token_count: int,
+    buffer: int,
+    layout: int,
+    expert_alignment: int,
+    sizing: int,
+) -> tuple[Tensor, Tensor]:
+    owner = _buffer(buffer)
+    result = owner.buffer.combine(
+        rows.detach(),
+        _handle(handle),
+        row_weights=None if row_weights is None else row_weights.detach(),
+        top_k_weights=top_k_weights,
+        biases=() if bias is None else (bias.detach(),),
+        **owner._options(),
+    )
+    owner._note(result.event)
+    weights = result.top_k_weights
+    return (
+        as_tensor(result.tokens),
+        rows.new_empty(0, dtype=torch.float32) if weights is None else as_tensor(weights),
+    )
+
+
+def _operator(name: str, function: Any, arguments: str, result: str) -> Any:
+    return torch.library.custom_op(
+        f"swiftep::{name}", function, mutates_args=(), schema=f"({arguments}) -> {result}"
+    )
+
+
+_dispatch_op = _operator(
+    "dispatch",
+    _dispatch,
+    "Tensor x, Tensor indices, Tensor? weights, int buffer, int layout, SymInt expert_alignment, int sizing, int quantization,"
+    " bool zeroes",
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+_repeat_op = _operator(
+    "repeat", _repeat, "Tensor x, Tensor handle, SymInt[] row_shape, SymInt token_count, int buffer", "Tensor"
+)
+_combine_op = _operator(
+    "combine",
+    _combine,
+    "Tensor rows, Tensor handle, Tensor indices, Tensor? row_weights, Tensor? top_k_weights, Tensor? bias,"
+    " SymInt token_count, int buffer, int layout, SymInt expert_alignment, int sizing",
+    "(Tensor, Tensor)",
+)
+
+
+# What they return, without a call
+
+
+def _fake_dispatch(
+    x: Tensor,
+    indices: Tensor,
+    weights: Optional[Tensor],
+    buffer: int,
+    layout: int,
+    expert_alignment: int,
+    sizing: int,
+    quantization: int,
+    zeroes: bool,
+) -> tuple[Tensor, ...]:
+    owner = _buffer(buffer)
+    top_k, hidden = indices.shape[1], x.shape[1]
+    if layout == Layout.GROUPED or sizing == Sizing.WORST_CASE or owner._plan.masking:
+        shape = owner._row_shape(top_k, Layout(layout), expert_alignment)
+    else:
+        shape = [torch.library.get_ctx().new_dynamic_size()]
+    slots = top_k if layout == Layout.BY_SOURCE else min(1, top_k)
+    local_experts = owner._plan.local_expert_count(owner.buffer.rank)
+    row_dtype, row_size, scale_dtype, scale_size = x.dtype, hidden, x.dtype, 0
+    if quantization == Scales.NVFP4:
+        row_dtype, row_size = _VIEWED[DType.FP4_E2M1_X2], hidden // 2
+        scale_dtype, scale_size = torch.float8_e4m3fn, hidden // 16
+    elif quantization:
+        row_dtype = torch.float8_e4m3fn
+        is_packed = quantization == Scales.UE8M0
+        scale_dtype = torch.int32 if is_packed else torch.float32
+        scale_size = -(-hidden // (512 if is_packed else 128))
+    return (
+        x.new_empty([*shape, row_size], dtype=row_dtype),
+        x.new_empty([*shape, scale_size] if quantization else [0], dtype=scale_dtype),
+        x.new_empty([*shape, slots], dtype=indices.dtype),
+        x.new_empty([0] if weights is None else [*shape, slots], dtype=torch.float32),
+        x.new_empty([*shape, 2], dtype=torch.int32),
+        x.new_empty([local_experts], dtype=torch.int32),
+        x.new_empty([local_experts], dtype=torch.int32),
+        torch.empty(1, dtype=torch.int64),
+    )
+
+
+def _fake_repeat(x: Tensor, handle: Tensor, row_shape: list[int], token_count: int, buffer: int) -> Tensor:
+    return x.new_empty([*row_shape, x.shape[1]])
+
+
+def _fake_combine(
+    rows: Tensor,
+    handle: Tensor,
+    indices: Tensor,
+    row_weights: Optional[Tensor],
+    top_k_weights: Optional[Tensor],
+    bias: Optional[Tensor],
+    token_count: int,
+    buffer: int,
+    layout: int,
+    expert_alignment: int,
+    sizing: int,
+) -> tuple[Tensor, Tensor]:
+    top_k = 0 if top_k_weights is None else indices.shape[1]
+    return (
+        rows.new_empty([token_count, rows.shape[-1]]),
+        rows.new_empty([token_count, top_k] if top_k else [0], dtype=torch.float32),
+    )
+
+
+_dispatch_op.register_fake(_fake_dispatch)
+_repeat_op.register_fake(_fake_repeat)
+_combine_op.register_fake(_fake_combine)
+
+
+# Gradients: each is the other's
+
+
+def _keep_dispatch(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, indices, weights, ctx.buffer, ctx.layout, ctx.expert_alignment, ctx.sizing, _, _ = inputs
+    ctx.has_weights = weights is not None
+    ctx.token_count = x.shape[0]
+    ctx.save_for_backward(indices, output[2], output[7])
+
+
+def _dispatch_backward(ctx: Any, rows: Tensor, *others: Tensor) -> tuple[Any, ...]:
+    indices, top_k_indices, key = ctx.saved_tensors
+    # Weights of other ranks' experts have come as zeros, whatever they are.
+    weights = torch.where(top_k_indices >= 0, others[2], 0.0) if ctx.has_weights else None
+    x, summed = _bring_back(ctx, rows.contiguous(), key, indices, weights)
+    return x, None, summed if ctx.has_weights else None, None, None, None, None, None, None
+
+
+def _bring_back(ctx: Any, rows: Tensor, key: Tensor, indices: Tensor, weights: Optional[Tensor]) -> Any:
+    """The sums of rows and of top-k weights."""
+    return _combine_op(
+        rows,
+        key,
+        indices,
+        None,
+        weights,
+        None,
+        ctx.token_count,
+        ctx.buffer,
+        ctx.layout,
+        ctx.expert_alignment,
+        ctx.sizing,
+    )
+
+
+def _keep_repeat(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, key, _, ctx.token_count, ctx.buffer = inputs
+    ctx.layout, ctx.expert_alignment, ctx.sizing = 0, 1, 0
+    ctx.save_for_backward(key)
+
+
+def _repeat_backward(ctx: Any, rows: Tensor) -> tuple[Any, ...]:
+    (key,) = ctx.saved_tensors
+    x, _ = _bring_back(ctx, rows.contiguous(), key, rows.new_empty((0, 0), dtype=torch.int64), None)
+    return x, None, None, None, None
+
+
+def _keep_combine(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, key, indices, row_weights, _, bias, ctx.token_count = inputs[:7]
+    ctx.buffer, ctx.layout, ctx.expert_alignment, ctx.sizing = inputs[7:]
+    ctx.row_shape = list(rows.shape[:-1])
+    ctx.has_bias = bias is not None
+    # The rows themselves are needed for the gradients of their weights alone.
+    ctx.save_for_backward(key, indices, *(() if row_weights is None else (row_weights, rows)))
+
+
+def _combine_backward(ctx: Any, tokens: Tensor, _: Any) -> tuple[Any, ...]:
+    tokens = tokens.contiguous()
+    key, indices, *weighted = ctx.saved_tensors
+    if not weighted:
+        rows = _repeat_op(tokens, key, ctx.row_shape, ctx.token_count, ctx.buffer)
+        summed = None
+    else:
+        row_weights, combined = weighted
+        # As the first time, with the weights that this rank's tokens gave the rows.
+        sent, _, _, weights, _, _, _, _ = _dispatch_op(
+            tokens, indices, row_weights, ctx.buffer, ctx.layout, ctx.expert_alignment, ctx.sizing, 0, True
+        )
+        products = (sent.float() * combined.float()).sum(-1, keepdim=True)
+        # Weights travel with rows; these have the least that rows can have.
+        _, summed = _bring_back(ctx, products.new_zeros([*ctx.row_shape, 4]), key, indices, products)
+        rows = (sent.float() * weights).to(tokens.dtype)
+    bias = tokens if ctx.has_bias else None
+    return rows, None, None, summed, None, bias, None, None, None, None, None
+
+
+_dispatch_op.register_autograd(_dispatch_backward, setup_context=_keep_dispatch)
+_repeat_op.register_autograd(_repeat_backward, setup_context=_keep_repeat)
+_combine_op.register_autograd(_combine_backward, setup_context=_keep_combine)
+
+
+# Streams
+
+_record_stream = torch.Tensor.record_stream
+
+
+def _record_any_stream(tensor: Tensor, stream: Any) -> None:
+    """`torch.Tensor.record_stream`, which alone does nothing of memory that PyTorch has not allocated."""
+    if tensor.is_cuda:
+        error = new(ERROR_OUT)
+        address = tensor.untyped_storage().data_ptr()
+        check(lib.swiftep_py_note_use(address, _streams.pointer(stream), error), error)
+    _record_stream(tensor, stream)
+
+
+torch.Tensor.record_stream = _record_any_stream
