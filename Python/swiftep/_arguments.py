@@ -94,23 +94,31 @@ def _read_numpy(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int,
 
 
 def _read_torch(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int, int]:
-    argument = getattr(call, name)
+    try:
+        capsule = sys.modules["torch.utils.dlpack"].to_dlpack(array)
+    except Exception:
+        # Of what DLPack has no name for there, or no place.
+        _describe_torch(getattr(call, name), array, held)
+        return 0, 0
+    held.append(capsule)
+    return id(capsule), dtypes.UNKNOWN
+
+
+def _describe_torch(argument: Any, array: Any, held: list[Any]) -> None:
     device = array.device
-    is_contiguous = array.is_contiguous()
     _describe(
         argument,
         held,
         address=array.data_ptr(),
         code=dtypes.code_of(array.dtype),
         shape=array.shape,
-        strides=None if is_contiguous else array.stride(),
+        strides=None if array.is_contiguous() else array.stride(),
     )
     if device.type == "cuda":
         argument.tensor.device_type = lib.SWIFTEP_CUDA
         argument.tensor.device_index = device.index
     elif device.type != "cpu":
         argument.tensor.device_type = -1
-    return 0, 0
 
 
 def _read_dlpack(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int, int]:

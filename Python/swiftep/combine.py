@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Optional
 
 from . import tensors
@@ -34,9 +35,9 @@ class CombineResult:
         result._tokens = result._weights = result._event = None
         return result
 
-    def _event_for(self, tensor: Any) -> Optional[Event]:
-        """What a stream that is given the tensor is to wait for; who reads host memory waits itself."""
-        return None if tensor.device_type == _CPU else self.event
+    def _event_for(self, tensor: Any) -> Any:
+        """Returns what a stream that is given the tensor is to wait for; who reads host memory waits itself."""
+        return None if tensor.device_type == _CPU else partial(_event_of, self._call)
 
     @property
     def tokens(self) -> Any:
@@ -61,7 +62,7 @@ class CombineResult:
     def event(self) -> Event:
         """Complete when the sums are there and all peers have read this rank's rows, which may then be overwritten."""
         if self._event is None:
-            self._event = Event._owning(lib.swiftep_combine_result_event(self._call.result))
+            self._event = _event_of(self._call)
         return self._event
 
     def receive(self) -> None:
@@ -72,6 +73,10 @@ class CombineResult:
         """
         error = new(ERROR_OUT)
         check(lib.swiftep_combine_receive(self._call.result, error), error)
+
+
+def _event_of(call: Any) -> Event:
+    return Event._owning(lib.swiftep_combine_result_event(call.result))
 
 
 _CPU = lib.SWIFTEP_CPU

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from functools import partial
 from typing import Any, Optional
 
 from . import tensors
@@ -108,7 +109,7 @@ class DispatchResult:
         found = None
         # What a stream that is given the tensor is to wait for; who reads host memory waits itself.
         if lib.swiftep_dispatch_result_tensor(self._call.result, which, filled):
-            found = tensors.owned(filled, None if filled.device_type == _CPU else self.event)
+            found = tensors.owned(filled, None if filled.device_type == _CPU else partial(_event_of, self._call))
         return self._made.setdefault(which, found)
 
     def _present(self, which: int) -> Tensor:
@@ -124,7 +125,7 @@ class DispatchResult:
         if rows is None:
             call = self._call
             received = call.received
-            rows = _part(received, call, None if received.device_type == _CPU else self.event)
+            rows = _part(received, call, None if received.device_type == _CPU else partial(_event_of, call))
             rows = self._made.setdefault(_ROWS, rows)
         return rows  # type: ignore[no-any-return]
 
@@ -201,7 +202,7 @@ class DispatchResult:
         """Complete when all rows have arrived."""
         event = self._made.get("event")
         if event is None:
-            event = Event._owning(lib.swiftep_dispatch_result_event(self._call.result))
+            event = _event_of(self._call)
             event = self._made.setdefault("event", event)
         return event  # type: ignore[no-any-return]
 
@@ -213,6 +214,10 @@ class DispatchResult:
         """
         error = new(ERROR_OUT)
         check(lib.swiftep_dispatch_receive(self._call.result, error), error)
+
+
+def _event_of(call: Any) -> Event:
+    return Event._owning(lib.swiftep_dispatch_result_event(call.result))
 
 
 _ROWS = lib.SWIFTEP_ROWS

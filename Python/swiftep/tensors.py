@@ -169,7 +169,7 @@ class Tensor:
         # -1: the consumer sees to the order itself.
         if self._is_on_gpu and stream != -1:
             if self._event is not None:
-                self._event.enqueue_wait(stream or 0)
+                self._event().enqueue_wait(stream or 0)
             self.note_use(stream or 0)
         is_versioned = max_version is not None and max_version[0] >= 1
         return self._capsule(self._c.dtype, is_versioned)
@@ -221,7 +221,7 @@ def owned(filled: Any, event: Any = None) -> Tensor:
     """The tensor that the library has stored in `filled`, released when the last that uses it is gone.
 
     Args:
-        event: what the elements are there after, for streams that are given them.
+        event: returns what the elements are there after, for streams that are given them.
     """
     owner = ffi.gc(filled, _RELEASE)
     return part(owner, owner, event)

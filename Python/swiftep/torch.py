@@ -21,7 +21,7 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ from . import _native, _streams
 from . import buffer as _plain
 from . import dispatch as _results
 from ._native_types import ERROR_OUT, NULL, lib, new
+from .combine import CombineResult
 from .communicator import Communicator
 from .dispatch import Sizing
 from .dtypes import DType
@@ -72,11 +73,10 @@ def communicator(group: Optional[dist.ProcessGroup] = None, *, timeout: Optional
 _of_group = communicator
 
 
-class Handle(NamedTuple):
+class Handle:
     """What repeats a dispatch, or undoes it. Belongs to the buffer that made it.
 
     Attributes:
-        key: int64 `[1]`, which stands for the library's handle and keeps it.
         indices: that tokens were routed by.
         token_count: tokens that this rank has dispatched.
         row_shape: `[rows]`, grouped `[local experts, rows of a group]`.
@@ -85,16 +85,43 @@ class Handle(NamedTuple):
         sizing: of the dispatch.
     """
 
-    key: Tensor
-    indices: Tensor
-    token_count: int
-    row_shape: list[int]
-    layout: Layout
-    expert_alignment: int
-    sizing: Sizing
+    __slots__ = ("_plain", "_made_key", "indices", "token_count", "row_shape", "layout", "expert_alignment", "sizing")
+
+    def __init__(
+        self,
+        plain: Optional[_results.Handle],
+        key: Optional[Tensor],
+        indices: Tensor,
+        token_count: int,
+        row_shape: list[int],
+        layout: Layout,
+        expert_alignment: int,
+        sizing: Sizing,
+    ) -> None:
+        self._plain, self._made_key = plain, key
+        self.indices = indices
+        self.token_count = token_count
+        self.row_shape = row_shape
+        self.layout = layout
+        self.expert_alignment = expert_alignment
+        self.sizing = sizing
+
+    @property
+    def _key(self) -> Tensor:
+        """int64 `[1]`, which stands for the library's handle among operators, and keeps it."""
+        if self._made_key is None:
+            self._made_key = _key_of(self.plain)
+        return self._made_key
+
+    @property
+    def plain(self) -> _results.Handle:
+        """The library's own."""
+        if self._plain is None:
+            self._plain = _handle(self._made_key)
+        return self._plain
 
 
-class Dispatched(NamedTuple):
+class Dispatched:
     """What has arrived at this rank. Tensors are arena memory, given back when the last on it is gone.
 
     Rows that no token fills hold anything, between groups by expert zeros. Where `[rows, ...]` is written, grouped tensors
@@ -102,23 +129,52 @@ class Dispatched(NamedTuple):
 
     Attributes:
         rows: `[rows, hidden]`; its gradient goes back to `x`.
-        scales: of quantized rows; see `swiftep.Scales`.
-        top_k_indices: `[rows, top_k]`, by expert and grouped `[rows, 1]`: local experts, -1 for those of other ranks.
-        top_k_weights: fp32, as `top_k_indices`; their gradient goes back to `weights`. None where no weights were given.
-        origins: int32 `[rows, 2]`: source rank and token; -1 in rows that no token fills, except grouped ones.
-        tokens_per_expert: int32 `[local experts]`: rounded up to the alignment.
-        unaligned_tokens_per_expert: int32 `[local experts]`: as they are.
         handle: what repeats the dispatch, or undoes it.
     """
 
-    rows: Tensor
-    scales: Optional[Tensor]
-    top_k_indices: Tensor
-    top_k_weights: Optional[Tensor]
-    origins: Tensor
-    tokens_per_expert: Tensor
-    unaligned_tokens_per_expert: Tensor
-    handle: Handle
+    __slots__ = ("rows", "handle", "_result", "_made")
+
+    def __init__(
+        self, rows: Tensor, handle: Handle, result: Optional[_results.DispatchResult], made: dict[str, Any]
+    ) -> None:
+        self.rows, self.handle = rows, handle
+        self._result, self._made = result, made
+
+    def _tensor(self, name: str) -> Any:
+        if name not in self._made:
+            tensor = getattr(self._result, name)
+            self._made[name] = None if tensor is None else as_tensor(tensor)
+        return self._made[name]
+
+    @property
+    def scales(self) -> Optional[Tensor]:
+        """Of quantized rows; see `swiftep.Scales`."""
+        return self._tensor("scales")
+
+    @property
+    def top_k_indices(self) -> Tensor:
+        """`[rows, top_k]`, by expert and grouped `[rows, 1]`: local experts, -1 for those of other ranks."""
+        return self._tensor("top_k_indices")
+
+    @property
+    def top_k_weights(self) -> Optional[Tensor]:
+        """fp32, as `top_k_indices`; their gradient goes back to `weights`. None where no weights were given."""
+        return self._tensor("top_k_weights")
+
+    @property
+    def origins(self) -> Tensor:
+        """int32 `[rows, 2]`: source rank and token; -1 in rows that no token fills, except grouped ones."""
+        return self._tensor("origins")
+
+    @property
+    def tokens_per_expert(self) -> Tensor:
+        """int32 `[local experts]`: rounded up to the alignment."""
+        return self._tensor("tokens_per_expert")
+
+    @property
+    def unaligned_tokens_per_expert(self) -> Tensor:
+        """int32 `[local experts]`: as they are."""
+        return self._tensor("unaligned_tokens_per_expert")
 
 
 class Buffer:
@@ -218,20 +274,27 @@ class Buffer:
         """
         if quantization:
             x, weights = x.detach(), None if weights is None else weights.detach()
-        call = _dispatch_op if _is_traced(x, weights) else _dispatch
-        rows, scales, top_k_indices, top_k_weights, origins, aligned, unaligned, key = call(
-            x, indices, weights, self._key, int(layout), expert_alignment, int(sizing), int(quantization), False
+        result: Optional[_results.DispatchResult] = None
+        if not _is_traced(x, weights):
+            result = self._dispatch(x, indices, weights, layout, expert_alignment, sizing, quantization)
+            rows, key, plain, made = as_tensor(result.rows), None, result.handle, {}
+        else:
+            plain = None
+            rows, scales, top_k_indices, top_k_weights, origins, aligned, unaligned, key = _dispatch_op(
+                x, indices, weights, self._key, int(layout), expert_alignment, int(sizing), int(quantization), False
+            )
+            made = {
+                "scales": scales if quantization else None,
+                "top_k_indices": top_k_indices,
+                "top_k_weights": None if weights is None else top_k_weights,
+                "origins": origins,
+                "tokens_per_expert": aligned,
+                "unaligned_tokens_per_expert": unaligned,
+            }
+        handle = Handle(
+            plain, key, indices, x.shape[0], list(rows.shape[:-1]), layout, expert_alignment, sizing
         )
-        return Dispatched(
-            rows,
-            scales if quantization else None,
-            top_k_indices,
-            None if weights is None else top_k_weights,
-            origins,
-            aligned,
-            unaligned,
-            Handle(key, indices, x.shape[0], list(rows.shape[:-1]), layout, expert_alignment, sizing),
-        )
+        return Dispatched(rows, handle, result, made)
 
     def repeat(self, x: Tensor, handle: Handle) -> Tensor:
         """Sends other rows to where a dispatch sent its own.
@@ -246,8 +309,9 @@ class Buffer:
         Raises:
             As `swiftep.Buffer.dispatch`.
         """
-        call = _repeat_op if _is_traced(x) else _repeat
-        return call(x, handle.key, handle.row_shape, handle.token_count, self._key)
+        if not _is_traced(x):
+            return self._repeat(x, handle.plain)
+        return _repeat_op(x, handle._key, handle.row_shape, handle.token_count, self._key)
 
     def combine(
         self, rows: Tensor, handle: Handle, *, row_weights: Optional[Tensor] = None, bias: Optional[Tensor] = None
@@ -268,10 +332,11 @@ class Buffer:
         Raises:
             As `swiftep.Buffer.combine`.
         """
-        call = _combine_op if _is_traced(rows, row_weights, bias) else _combine
-        tokens, _ = call(
+        if not _is_traced(rows, row_weights, bias):
+            return as_tensor(self._combine(rows, handle.plain, row_weights, None, bias).tokens)
+        tokens, _ = _combine_op(
             rows,
-            handle.key,
+            handle._key,
             handle.indices,
             row_weights,
             None,
@@ -293,7 +358,7 @@ class Buffer:
         Raises:
             As `swiftep.Buffer.combine_input`.
         """
-        made = self.buffer.combine_input(_handle(handle.key), hidden, DType.of(dtype))
+        made = self.buffer.combine_input(handle.plain, hidden, DType.of(dtype))
         tensor = as_tensor(made)
         if self._is_on_gpu:
             made.note_use(torch.cuda.current_stream(self.device))
@@ -324,16 +389,67 @@ class Buffer:
         finally:
             lib.swiftep_py_allocate_from(NULL)
 
-    # What the operators do
+    # What runs
+
+    def _dispatch(
+        self,
+        x: Tensor,
+        indices: Tensor,
+        weights: Optional[Tensor],
+        layout: int,
+        expert_alignment: int,
+        sizing: int,
+        quantization: int,
+    ) -> _results.DispatchResult:
+        result = self.buffer.dispatch(
+            x,
+            indices,
+            weights,
+            layout=layout,  # type: ignore[arg-type]
+            expert_alignment=expert_alignment,
+            zeroes_padding=layout == Layout.BY_EXPERT,
+            sizing=sizing,  # type: ignore[arg-type]
+            quantization=quantization,  # type: ignore[arg-type]
+            **self._options(),
+        )
+        self._note(result)
+        return result
+
+    def _repeat(self, x: Tensor, handle: _results.Handle) -> Tensor:
+        # As many rows as the first time, which the handle knows: nobody waits for counts.
+        result = self.buffer.dispatch(x, handle=handle, sizing=Sizing.WORST_CASE, **self._options())
+        self._note(result)
+        rows = as_tensor(result.rows)
+        _zero_unfilled(as_tensor(result.origins), as_tensor(result.unaligned_tokens_per_expert), rows)
+        return rows
+
+    def _combine(
+        self,
+        rows: Tensor,
+        handle: _results.Handle,
+        row_weights: Optional[Tensor],
+        top_k_weights: Optional[Tensor],
+        bias: Optional[Tensor],
+    ) -> CombineResult:
+        result = self.buffer.combine(
+            rows,
+            handle,
+            row_weights=row_weights,
+            top_k_weights=top_k_weights,
+            biases=() if bias is None else (bias,),
+            **self._options(),
+        )
+        self._note(result)
+        return result
 
     def _options(self) -> dict[str, Any]:
         if not self._is_on_gpu:
             return {}
         return {"asynchronous": True, "stream": torch.cuda.current_stream(self.device).cuda_stream}
 
-    def _note(self, event: Event) -> None:
-        if not (self._is_on_gpu and torch.cuda.is_current_stream_capturing()):
-            self._last = event
+    def _note(self, result: Union[_results.DispatchResult, CombineResult]) -> None:
+        if self._is_on_gpu and not torch.cuda.is_current_stream_capturing():
+            self._last = result.event
 
     def _row_shape(self, token_top_k: int, layout: Layout, expert_alignment: int) -> list[int]:
         """Of a result of worst-case size, as the library sizes it; known without a call."""
@@ -389,14 +505,17 @@ def _is_traced(*tensors: Optional[Tensor]) -> bool:
 
 def as_tensor(tensor: _ArenaTensor) -> Tensor:
     """The same memory as a tensor of PyTorch's, which keeps it. No stream waits for it, nor is any noted."""
-    dtype = _VIEWED.get(tensor.dtype)
+    dtype = _VIEWED.get(tensor._c.dtype)
     if dtype is None:
-        return torch.from_dlpack(tensor._capsule(tensor.dtype))
+        return _from_dlpack(tensor._capsule(tensor._c.dtype))
     # Not every PyTorch knows these by DLPack.
-    return torch.from_dlpack(tensor._capsule(DType.UINT8)).view(dtype)
+    return _from_dlpack(tensor._capsule(DType.UINT8)).view(dtype)
 
 
-_VIEWED = {DType.FP8_E4M3: torch.float8_e4m3fn}
+# Without what the public function makes of arguments that there are none of.
+_from_dlpack = getattr(torch._C, "_from_dlpack", torch.from_dlpack)
+
+_VIEWED: dict[int, torch.dtype] = {DType.FP8_E4M3: torch.float8_e4m3fn}
 if hasattr(torch, "float4_e2m1fn_x2"):
     _VIEWED[DType.FP4_E2M1_X2] = torch.float4_e2m1fn_x2
 else:
@@ -417,22 +536,10 @@ def _dispatch(
     quantization: int,
     zeroes: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    owner = _buffer(buffer)
-    result = owner.buffer.dispatch(
-        x.detach(),
-        indices,
-        None if weights is None else weights.detach(),
-        layout=Layout(layout),
-        expert_alignment=expert_alignment,
-        zeroes_padding=layout == Layout.BY_EXPERT,
-        sizing=Sizing(sizing),
-        quantization=Scales(quantization),
-        **owner._options(),
-    )
-    owner._note(result.event)
-    rows, origins, counts = as_tensor(result.rows), as_tensor(result.origins), result.unaligned_tokens_per_expert
+    result = _buffer(buffer)._dispatch(x, indices, weights, layout, expert_alignment, sizing, quantization)
+    rows, origins = as_tensor(result.rows), as_tensor(result.origins)
+    unaligned = as_tensor(result.unaligned_tokens_per_expert)
     scales, top_k_indices, top_k_weights = result.scales, result.top_k_indices, result.top_k_weights
-    unaligned = as_tensor(counts)
     received_weights = None if top_k_weights is None else as_tensor(top_k_weights)
     if zeroes:
         _zero_unfilled(origins, unaligned, rows, received_weights)
@@ -459,14 +566,7 @@ def _zero_unfilled(origins: Tensor, unaligned: Tensor, *tensors: Optional[Tensor
 
 
 def _repeat(x: Tensor, handle: Tensor, row_shape: list[int], token_count: int, buffer: int) -> Tensor:
-    owner = _buffer(buffer)
-    given = _handle(handle)
-    # As many rows as the first time, which the handle knows: nobody waits for counts.
-    result = owner.buffer.dispatch(x.detach(), handle=given, sizing=Sizing.WORST_CASE, **owner._options())
-    owner._note(result.event)
-    rows = as_tensor(result.rows)
-    _zero_unfilled(as_tensor(result.origins), as_tensor(result.unaligned_tokens_per_expert), rows)
-    return rows
+    return _buffer(buffer)._repeat(x, _handle(handle))
 
 
 def _combine(
@@ -482,16 +582,7 @@ def _combine(
     expert_alignment: int,
     sizing: int,
 ) -> tuple[Tensor, Tensor]:
-    owner = _buffer(buffer)
-    result = owner.buffer.combine(
-        rows.detach(),
-        _handle(handle),
-        row_weights=None if row_weights is None else row_weights.detach(),
-        top_k_weights=top_k_weights,
-        biases=() if bias is None else (bias.detach(),),
-        **owner._options(),
-    )
-    owner._note(result.event)
+    result = _buffer(buffer)._combine(rows, _handle(handle), row_weights, top_k_weights, bias)
     weights = result.top_k_weights
     return (
         as_tensor(result.tokens),

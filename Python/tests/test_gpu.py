@@ -155,7 +155,7 @@ def test_arena_memory_is_combined_in_place(make_buffer: Any) -> None:
 
     def lies_in_arena(tensor: Any) -> bool:
         distance = tensor.data_ptr() - received.rows.data_ptr()
-        return bool(abs(distance) < buffer.buffer.arena_byte_count)
+        return 0 <= int(distance) < buffer.buffer.arena_byte_count
 
     with buffer.arena_memory():
         rows = received.rows * 2
