@@ -118,6 +118,7 @@ class Buffer:
         asynchronous: bool = False,
         after: Iterable[Event] = (),
         stream: Any = None,
+        _keeps: bool = True,
     ) -> DispatchResult:
         """Sends each token to the ranks of its experts, once a rank (by expert: once an expert). Collective.
 
@@ -193,12 +194,15 @@ class Buffer:
             set_argument(call, "expert_statistics", expert_statistics, held)
         if workers is not None or waiting or wait_statistics is not None or after or stream is not None:
             _set_common(call, workers, waiting, wait_statistics, after, stream, held)
-        keeps = receives_later or asynchronous
-        if keeps:
+        returns_early = receives_later or asynchronous
+        if returns_early:
             options.receives_later = bool(receives_later)
             options.is_asynchronous = bool(asynchronous)
+        # Not of those who order what they do with the memory by the stream.
+        keeps = returns_early and _keeps
+        if keeps:
             call.owner = owner = _keeping.keep(
-                (x, indices, weights, table, scales, sidecars, expert_statistics, wait_statistics, held, call)
+                (x, indices, weights, table, scales, sidecars, expert_statistics, wait_statistics, held)
             )
         try:
             code = _dispatch(
@@ -234,6 +238,7 @@ class Buffer:
         asynchronous: bool = False,
         after: Iterable[Event] = (),
         stream: Any = None,
+        _keeps: bool = True,
     ) -> CombineResult:
         """Brings rows back to their tokens' owners and sums them in Float, rounded once: the inverse, and the gradient, of the
         dispatch that made `handle`. Collective.
@@ -269,12 +274,15 @@ class Buffer:
             set_argument(call, "output", output, held)
         if workers is not None or waiting or wait_statistics is not None or after or stream is not None:
             _set_common(call, workers, waiting, wait_statistics, after, stream, held)
-        keeps = receives_later or asynchronous
-        if keeps:
+        returns_early = receives_later or asynchronous
+        if returns_early:
             options.receives_later = bool(receives_later)
             options.is_asynchronous = bool(asynchronous)
+        # Not of those who order what they do with the memory by the stream.
+        keeps = returns_early and _keeps
+        if keeps:
             call.owner = owner = _keeping.keep(
-                (rows, row_weights, top_k_weights, biases, output, wait_statistics, held, call)
+                (rows, row_weights, top_k_weights, biases, output, wait_statistics, held)
             )
         try:
             code = _combine(self._c, call, rows_capsule, rows_dtype)

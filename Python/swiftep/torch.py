@@ -445,7 +445,9 @@ class Buffer:
     def _options(self) -> dict[str, Any]:
         if not self._is_on_gpu:
             return {}
-        return {"asynchronous": True, "stream": torch.cuda.current_stream(self.device).cuda_stream}
+        # PyTorch uses memory again behind what its stream has been told to do, as for any operation of its own.
+        stream = torch.cuda.current_stream(self.device).cuda_stream
+        return {"asynchronous": True, "stream": stream, "_keeps": False}
 
     def _note(self, result: Union[_results.DispatchResult, CombineResult]) -> None:
         if self._is_on_gpu and not torch.cuda.is_current_stream_capturing():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ def test_ranks_that_are_threads_of_one_gpu() -> None:
     ranks.results(2, run)
 
 
-def _read_late(buffer: Any, records: bool) -> tuple[Any, Any]:
-    """What a side stream reads of rows, long after the last reference to them is gone, and what they were."""
+def _survives(buffer: Any, records: bool) -> bool:
+    """Whether a side stream reads what rows were, long after the last reference to them is gone."""
     x, indices, _ = tokens_of(0)
     side = torch.cuda.Stream()
     rows = buffer.dispatch(x, indices).rows
@@ -119,26 +120,29 @@ def _read_late(buffer: Any, records: bool) -> tuple[Any, Any]:
     read = torch.empty_like(rows)
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(400_000_000)
+        torch.cuda._sleep(200_000_000)
         read.copy_(rows[:])
     if records:
         # Of a view, as callers have it.
         rows[1:].record_stream(side)
     del rows
     gc.collect()
+    # So that the library knows, too, that the dispatch is over.
+    time.sleep(0.02)
     for _ in range(8):
         buffer.dispatch(x + 1, indices)
     torch.cuda.synchronize()
-    return read, wanted
+    return torch.equal(read, wanted)
 
 
 @pytest.mark.parametrize("records", (True, False))
 def test_record_stream_holds(make_buffer: Any, records: bool) -> None:
     # Room for one result, and no more: the next one takes its place.
     buffer = make_buffer(plan(result_count=1, arena_byte_count_max=1))
-    read, wanted = _read_late(buffer, records)
+    # The GPU has one queue for several streams, where what is behind the reader waits for it anyway: on streams of many queues.
+    found = [_survives(buffer, records) for _ in range(12)]
     # Without it, there is something to hold.
-    assert torch.equal(read, wanted) == records
+    assert all(found) == records, found
 
 
 def test_record_stream_of_other_tensors_is_pytorchs() -> None:
