@@ -120,13 +120,13 @@ def _survives(buffer: Any, records: bool) -> bool:
     read = torch.empty_like(rows)
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(200_000_000)
+        torch.cuda._sleep(400_000_000)
         read.copy_(rows[:])
     if records:
         # Of a view, as callers have it.
         rows[1:].record_stream(side)
+    # Not a cycle: what is left of it would take longer to collect than the other stream sleeps.
     del rows
-    gc.collect()
     # So that the library knows, too, that the dispatch is over.
     time.sleep(0.02)
     for _ in range(8):
@@ -139,8 +139,8 @@ def _survives(buffer: Any, records: bool) -> bool:
 def test_record_stream_holds(make_buffer: Any, records: bool) -> None:
     # Room for one result, and no more: the next one takes its place.
     buffer = make_buffer(plan(result_count=1, arena_byte_count_max=1))
-    # The GPU has one queue for several streams, where what is behind the reader waits for it anyway: on streams of many queues.
-    found = [_survives(buffer, records) for _ in range(12)]
+    # The GPU has one queue for several streams, where what is behind the reader waits for it anyway: on several.
+    found = [_survives(buffer, records) for _ in range(6)]
     # Without it, there is something to hold.
     assert all(found) == records, found
 
