@@ -174,6 +174,36 @@ def test_repeat_has_gradients_too() -> None:
     on_ranks(plan(), body)
 
 
+@pytest.mark.parametrize("layout", Layout)
+def test_rows_that_no_token_fills_have_no_gradient(layout: Layout) -> None:
+    """Whatever lay there before, so that what experts make of them does not matter."""
+
+    def body(buffer: Any) -> None:
+        x, indices, weights, _ = tokens_of(buffer.buffer.rank)
+        options = {"layout": layout, "sizing": Sizing.WORST_CASE}
+        with torch.no_grad():
+            for _ in range(4):
+                received = buffer.dispatch(x, indices, **options)
+                received.rows.fill_(float("nan"))
+                received = None
+            received = buffer.dispatch(x, indices, **options)
+            handle, rows = received.handle, torch.zeros_like(received.rows).requires_grad_()
+            if layout == Layout.GROUPED:
+                counts = received.unaligned_tokens_per_expert.clone()
+                filled = torch.arange(rows.shape[1]) < counts[:, None]
+            else:
+                filled = (received.origins[:, 0] >= 0).clone()
+            del received
+        assert not filled.all()
+        for row_weights in (None,) if layout == Layout.BY_SOURCE else (None, weights.detach() + 1):
+            y = buffer.combine(rows, handle, row_weights=row_weights)
+            (gradient,) = torch.autograd.grad(y, rows, torch.ones_like(y))
+            assert (gradient[~filled] == 0).all()
+            assert (gradient[filled] != 0).all()
+
+    on_ranks(plan(layout, result_count=2), body)
+
+
 def test_weights_of_other_ranks_experts_have_no_gradient() -> None:
     def body(buffer: Any) -> None:
         x, indices, weights, _ = tokens_of(buffer.buffer.rank)
