@@ -18,6 +18,7 @@ captured in a `torch.cuda.graph` where sizes are those of the worst case. Tensor
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import weakref
 from collections.abc import Iterator
@@ -377,11 +378,7 @@ class Buffer:
             yield
             return
         if self._pool is None:
-            allocator = torch.cuda.memory.CUDAPluggableAllocator(
-                _native.__file__, "swiftep_py_allocate", "swiftep_py_free"
-            )
-            self._pool = torch.cuda.MemPool(allocator.allocator())
-            self._allocator = allocator
+            self._pool = torch.cuda.MemPool(_arena_allocator().allocator())
         lib.swiftep_py_allocate_from(self.buffer._c)
         try:
             with torch.cuda.use_mem_pool(self._pool, self.device):
@@ -456,12 +453,18 @@ class Buffer:
     def _row_shape(self, token_top_k: int, layout: Layout, expert_alignment: int) -> list[int]:
         """Of a result of worst-case size, as the library sizes it; known without a call."""
         plan, local_experts = self._plan, self._plan.local_expert_count(self.buffer.rank)
-        if layout == Layout.GROUPED:
-            return [local_experts, plan.rank_count * plan.tokens_per_rank_max]
         rows = plan.rank_count * plan.tokens_per_rank_max
+        if layout == Layout.GROUPED:
+            return [local_experts, max(1, rows)]
         if layout == Layout.BY_EXPERT:
             rows = rows * min(token_top_k, local_experts) + local_experts * (expert_alignment - 1)
         return [rows if plan.masking else min(rows, plan.rows_per_result)]
+
+
+@functools.lru_cache(maxsize=None)
+def _arena_allocator() -> Any:
+    """One for all, and for good: tensors of a pool may be there longer than their buffer."""
+    return torch.cuda.memory.CUDAPluggableAllocator(_native.__file__, "swiftep_py_allocate", "swiftep_py_free")
 
 
 _keys = itertools.count(1)
