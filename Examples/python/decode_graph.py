@@ -28,9 +28,10 @@ def reference(x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, mat
 def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no GPU that PyTorch can use: this example captures a CUDA graph")
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
-    dist.init_process_group("gloo")
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     rank, rank_count = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -38,8 +39,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     matrices = (torch.randn(EXPERTS, HIDDEN, HIDDEN, device=device) / HIDDEN**0.5).bfloat16()
-    count = EXPERTS // rank_count
-    mine = matrices[rank * count : (rank + 1) * count]
+    mine = matrices.tensor_split(rank_count)[rank]
     plan = swiftep.Plan(rank_count, TOKENS, HIDDEN, TOP_K, EXPERTS, layout=Layout.GROUPED, result_count=4)
     buffer = swiftep.torch.Buffer(None, plan, device=device)
 

@@ -23,11 +23,11 @@ TOKENS, HIDDEN, FFN, EXPERTS, TOP_K = 96, 64, 128, 8, 2
 
 
 class Experts(nn.Module):
-    """Feed-forward networks, one for each expert from `first` on, of an initial state that does not depend on ranks."""
+    """Feed-forward networks, one for each expert, of an initial state that does not depend on ranks."""
 
-    def __init__(self, first: int, count: int) -> None:
+    def __init__(self, experts: range) -> None:
         super().__init__()
-        states = [torch.Generator().manual_seed(first + index) for index in range(count)]
+        states = [torch.Generator().manual_seed(expert) for expert in experts]
         up = [torch.randn(HIDDEN, FFN, generator=state) / HIDDEN**0.5 for state in states]
         down = [torch.randn(FFN, HIDDEN, generator=state) / FFN**0.5 for state in states]
         self.up, self.down = nn.Parameter(torch.stack(up)), nn.Parameter(torch.stack(down))
@@ -36,6 +36,13 @@ class Experts(nn.Module):
         """`rows` are grouped by expert, `counts` of each."""
         groups = rows.split(counts)
         return torch.cat([nn.functional.silu(x @ up) @ down for x, up, down in zip(groups, self.up, self.down)])
+
+
+def experts_of(rank: int, rank_count: int) -> range:
+    """As many for each rank, for the first ones one more: as a plan has it that does not say."""
+    count, more = divmod(EXPERTS, rank_count)
+    first = rank * count + min(rank, more)
+    return range(first, first + count + (rank < more))
 
 
 class Router(nn.Module):
@@ -54,8 +61,7 @@ class ExpertParallel(nn.Module):
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
         super().__init__()
         rank, rank_count = dist.get_rank(group), dist.get_world_size(group)
-        count = EXPERTS // rank_count
-        self.router, self.experts = Router(), Experts(rank * count, count)
+        self.router, self.experts = Router(), Experts(experts_of(rank, rank_count))
         plan = swiftep.Plan(
             rank_count,
             tokens_per_rank_max=-(-TOKENS // rank_count),
@@ -82,7 +88,7 @@ class OneRank(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.router, self.experts = Router(), Experts(0, EXPERTS)
+        self.router, self.experts = Router(), Experts(range(EXPERTS))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         indices, weights = self.router(x)
@@ -122,7 +128,7 @@ def run() -> None:
     total, router = loss.detach().cpu(), layer.router.weight.grad.cpu()
     dist.all_reduce(total)
     dist.all_reduce(router)
-    mine = slice(rank * EXPERTS // rank_count, (rank + 1) * EXPERTS // rank_count)
+    mine = list(experts_of(rank, rank_count))
     pairs = {
         "loss": (total, wanted.cpu()),
         "tokens": (x_mine.grad, x_whole.grad[begin:end]),

@@ -96,7 +96,7 @@ def _read_numpy(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int,
 def _read_torch(call: Any, name: str, array: Any, held: list[Any]) -> tuple[int, int]:
     try:
         capsule = sys.modules["torch.utils.dlpack"].to_dlpack(array)
-    except Exception:
+    except (RuntimeError, BufferError):
         # Of what DLPack has no name for there, or no place.
         _describe_torch(getattr(call, name), array, held)
         return 0, 0

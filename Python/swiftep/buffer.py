@@ -414,6 +414,19 @@ class Buffer:
         return int(lib.swiftep_buffer_worker_count_max(self._c))
 
     @property
+    def local_expert_count(self) -> int:
+        """Experts that this rank holds."""
+        return int(lib.swiftep_buffer_local_expert_count(self._c))
+
+    def worst_case_row_shape(self, layout: Layout, top_k: int, expert_alignment: int = 1) -> tuple[int, ...]:
+        """The sizes before the last of what a dispatch of worst-case size returns here: `[rows]`, grouped `[local experts, rows
+        of a group]`."""
+        count = int(
+            lib.swiftep_buffer_worst_case_row_count(self._c, int32(layout), int32(top_k), int32(expert_alignment))
+        )
+        return (self.local_expert_count, count) if layout == Layout.GROUPED else (count,)
+
+    @property
     def arena_byte_count(self) -> int:
         """Bytes of this rank's arena now: the plan's, or more where routing made it grow."""
         return int(lib.swiftep_buffer_arena_byte_count(self._c))

@@ -74,7 +74,7 @@ class Plan:
         InvalidArgument: with the argument's name, and no rank.
     """
 
-    __slots__ = ("_c", "rank_count", "tokens_per_rank_max", "masking", "_expert_counts", "__weakref__")
+    __slots__ = ("_c", "__weakref__")
 
     def __init__(
         self,
@@ -140,18 +140,6 @@ class Plan:
         made, error = new("swiftep_plan **"), new(ERROR_OUT)
         check(lib.swiftep_plan_create(options, made, error), error)
         self._c = ffi.gc(made[0], lib.swiftep_plan_free)
-        self.rank_count = rank_count
-        self.tokens_per_rank_max = tokens_per_rank_max
-        self.masking = masking
-        if expert_owners is None:
-            count, more = divmod(expert_count, rank_count)
-            self._expert_counts = [count + (rank < more) for rank in range(rank_count)]
-        else:
-            self._expert_counts = [owners.count(rank) for rank in range(rank_count)]
-
-    def local_expert_count(self, rank: int) -> int:
-        """Experts of a rank."""
-        return self._expert_counts[rank]
 
     @property
     def byte_count(self) -> int:

@@ -1,4 +1,4 @@
-"""SwiftEP for PyTorch 2.4 and later.
+"""SwiftEP for PyTorch 2.4 and later, under `torch.compile` 2.11 and later.
 
     import swiftep, swiftep.torch
 
@@ -219,7 +219,6 @@ class Buffer:
         self.buffer = _plain.Buffer(
             communicator, plan, workers=workers, device=str(place), timeout=timeout
         )
-        self._plan = plan
         self._is_on_gpu = place.type == "cuda"
         self._last: Optional[Event] = None
         self._pool: Any = None
@@ -372,11 +371,13 @@ class Buffer:
         count and the buffer keeps (`torch.cuda.MemPool`), so that the arena grows once. On a CPU, nothing changes.
 
         Raises:
-            torch.OutOfMemoryError: an allocation, where the arena can hold no more.
+            BufferClosed; torch.OutOfMemoryError: an allocation, where the arena can hold no more.
         """
         if not self._is_on_gpu:
             yield
             return
+        # That the buffer is closed would reach the caller as memory that there is none of.
+        self.buffer.make_arena_tensor((0,), DType.UINT8)
         if self._pool is None:
             self._pool = torch.cuda.MemPool(_arena_allocator().allocator())
         lib.swiftep_py_allocate_from(self.buffer._c)
@@ -450,16 +451,6 @@ class Buffer:
         if self._is_on_gpu and not torch.cuda.is_current_stream_capturing():
             self._last = result.event
 
-    def _row_shape(self, token_top_k: int, layout: Layout, expert_alignment: int) -> list[int]:
-        """Of a result of worst-case size, as the library sizes it; known without a call."""
-        plan, local_experts = self._plan, self._plan.local_expert_count(self.buffer.rank)
-        rows = plan.rank_count * plan.tokens_per_rank_max
-        if layout == Layout.GROUPED:
-            return [local_experts, max(1, rows)]
-        if layout == Layout.BY_EXPERT:
-            rows = rows * min(token_top_k, local_experts) + local_experts * (expert_alignment - 1)
-        return [rows if plan.masking else min(rows, plan.rows_per_result)]
-
 
 @functools.lru_cache(maxsize=None)
 def _arena_allocator() -> Any:
@@ -521,10 +512,7 @@ def as_tensor(tensor: _ArenaTensor) -> Tensor:
 _from_dlpack = getattr(torch._C, "_from_dlpack", torch.from_dlpack)
 
 _VIEWED: dict[int, torch.dtype] = {DType.FP8_E4M3: torch.float8_e4m3fn}
-if hasattr(torch, "float4_e2m1fn_x2"):
-    _VIEWED[DType.FP4_E2M1_X2] = torch.float4_e2m1fn_x2
-else:
-    _VIEWED[DType.FP4_E2M1_X2] = torch.uint8
+_VIEWED[DType.FP4_E2M1_X2] = getattr(torch, "float4_e2m1fn_x2", torch.uint8)
 
 
 # Operators. What is not there is an empty tensor. `zeroes`: rows that no token fills are zeros.
@@ -634,14 +622,14 @@ def _fake_dispatch(
     quantization: int,
     zeroes: bool,
 ) -> tuple[Tensor, ...]:
-    owner = _buffer(buffer)
+    plain = _buffer(buffer).buffer
     top_k, hidden = indices.shape[1], x.shape[1]
-    if layout == Layout.GROUPED or sizing == Sizing.WORST_CASE or owner._plan.masking:
-        shape = owner._row_shape(top_k, Layout(layout), expert_alignment)
+    if layout == Layout.GROUPED or sizing == Sizing.WORST_CASE:
+        shape = plain.worst_case_row_shape(Layout(layout), top_k, expert_alignment)
     else:
-        shape = [torch.library.get_ctx().new_dynamic_size()]
+        shape = (torch.library.get_ctx().new_dynamic_size(),)
     slots = top_k if layout == Layout.BY_SOURCE else min(1, top_k)
-    local_experts = owner._plan.local_expert_count(owner.buffer.rank)
+    local_experts = plain.local_expert_count
     row_dtype, row_size, scale_dtype, scale_size = x.dtype, hidden, x.dtype, 0
     if quantization == Scales.NVFP4:
         row_dtype, row_size = _VIEWED[DType.FP4_E2M1_X2], hidden // 2
@@ -663,7 +651,7 @@ def _fake_dispatch(
     )
 
 
-def _fake_repeat(x: Tensor, handle: Tensor, row_shape: list[int], token_count: int, buffer: int) -> Tensor:
+def _fake_repeat(x: Tensor, handle: Tensor, row_shape: list[int], *_: Any) -> Tensor:
     return x.new_empty([*row_shape, x.shape[1]])
 
 
@@ -675,15 +663,11 @@ def _fake_combine(
     top_k_weights: Optional[Tensor],
     bias: Optional[Tensor],
     token_count: int,
-    buffer: int,
-    layout: int,
-    expert_alignment: int,
-    sizing: int,
+    *_: Any,
 ) -> tuple[Tensor, Tensor]:
-    top_k = 0 if top_k_weights is None else indices.shape[1]
     return (
         rows.new_empty([token_count, rows.shape[-1]]),
-        rows.new_empty([token_count, top_k] if top_k else [0], dtype=torch.float32),
+        rows.new_empty([0] if top_k_weights is None else [token_count, indices.shape[1]], dtype=torch.float32),
     )
 
 

@@ -363,3 +363,32 @@ def test_two_ranks_do_not_hold_each_other_up():
 
     plan = swiftep.Plan(2, TOKENS, HIDDEN, TOP_K, EXPERTS, dtype="float32", combine_dtype="float32", result_count=2)
     on_buffers(plan, 2, body)
+
+
+def test_arena_memory_that_the_caller_divides_is_combined_in_place():
+    plan = swiftep.Plan(
+        2, TOKENS, HIDDEN, TOP_K, EXPERTS, dtype="float32", combine_dtype="float32", arena_byte_count_max=1
+    )
+
+    def body(buffer):
+        received = buffer.dispatch(x(), INDICES)
+        assert buffer.worst_case_row_shape(swiftep.Layout.BY_SOURCE, TOP_K) == (8,) == received.rows.shape[:1]
+        assert buffer.worst_case_row_shape(swiftep.Layout.GROUPED, TOP_K) == (2, 8)
+        assert buffer.local_expert_count == 2
+        held = [buffer.make_arena_tensor((9 * HIDDEN,), "float32")]
+        # An arena that cannot grow, to its last byte.
+        with pytest.raises(swiftep.OutOfMemory):
+            while True:
+                held.append(buffer.make_arena_tensor((1,), "uint8"))
+        rows = held[0].numpy()[HIDDEN:].reshape(8, HIDDEN)
+        rows[:] = 3
+        output = np.zeros((TOKENS, HIDDEN), np.float32)
+        buffer.combine(rows, received.handle, output=output)
+        assert (output == 6).all()
+        with pytest.raises(swiftep.OutOfMemory):
+            buffer.combine(rows.copy(), received.handle, output=output)
+        return buffer
+
+    for buffer in on_buffers(plan, 2, body):
+        with pytest.raises(swiftep.BufferClosed):
+            buffer.make_arena_tensor((0,), "uint8")

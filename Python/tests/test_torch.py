@@ -149,13 +149,50 @@ def test_operators_say_what_they_return() -> None:
         x, indices, weights, _ = tokens_of(0, torch.bfloat16)
         for layout in Layout:
             for quantization in (Scales.NONE, Scales.FP32, Scales.UE8M0):
-                arguments = (x.detach(), indices, weights.detach(), buffer._key, int(layout), 1, 1, int(quantization), False)
-                torch.library.opcheck(
-                    swiftep.torch._dispatch_op, arguments, test_utils=("test_schema", "test_faketensor")
-                )
+                for alignment in (1, 3) if layout == Layout.BY_EXPERT else (1,):
+                    call = (x.detach(), indices, weights.detach(), buffer._key)
+                    how = (int(layout), alignment, int(Sizing.WORST_CASE), int(quantization), False)
+                    torch.library.opcheck(
+                        swiftep.torch._dispatch_op, call + how, test_utils=("test_schema", "test_faketensor")
+                    )
+                    shape = buffer.buffer.worst_case_row_shape(layout, TOP_K, alignment)
+                    assert buffer.dispatch(*call[:2], **_how(layout, alignment)).rows.shape[:-1] == shape
 
     # A grouped plan has room for the rows of the others.
     on_ranks(swiftep.Plan(1, TOKENS, HIDDEN, TOP_K, EXPERTS, layout=Layout.GROUPED, result_count=32), body, 1)
+
+
+def _how(layout: Layout, alignment: int) -> dict[str, Any]:
+    return {"layout": layout, "expert_alignment": alignment, "sizing": Sizing.WORST_CASE}
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_nothing_to_send_and_nothing_received(layout: Layout) -> None:
+    """Rank 0 has no tokens, and nobody's go to rank 2; rows of 16 bytes."""
+
+    def body(buffer: Any) -> None:
+        rank = buffer.buffer.rank
+        count = 3 * rank
+        x = torch.randn(count, 4, requires_grad=True)
+        indices = torch.arange(count * TOP_K).reshape(count, TOP_K) % 4
+        weights = torch.rand(count, TOP_K, requires_grad=True)
+        received = buffer.dispatch(x, indices, weights, layout=layout)
+        if layout != Layout.GROUPED:
+            assert (received.rows.shape[0] == 0) == (rank == 2)
+        is_by_source = layout == Layout.BY_SOURCE
+        if is_by_source:
+            y = buffer.combine(received.rows * received.top_k_weights.sum(1, keepdim=True), received.handle)
+        else:
+            y = buffer.combine(received.rows * 1, received.handle, row_weights=weights)
+        wanted = x * weights.sum(1, keepdim=True)
+        torch.testing.assert_close(y, wanted)
+        gradient = torch.ones_like(y)
+        for ours, theirs in zip(
+            torch.autograd.grad(y, (x, weights), gradient), torch.autograd.grad(wanted, (x, weights), gradient)
+        ):
+            torch.testing.assert_close(ours, theirs)
+
+    on_ranks(plan(layout), body)
 
 
 def test_repeat_has_gradients_too() -> None:
@@ -328,8 +365,7 @@ def _join(rank: int, rank_count: int, port: int) -> Any:
 
 def _in_group(rank: int, rank_count: int, port: int, results: Any) -> None:
     dist = _join(rank, rank_count, port)
-    # A rank's number in the group is its own: the group is in the opposite order.
-    group = dist.new_group([1, 0], sort_ranks=False) if _sorts() else dist.new_group([0, 1])
+    group = dist.new_group([0, 1])
     communicator = swiftep.torch.communicator(group, timeout=20)
     assert communicator.rank == dist.get_rank(group)
     wrong = swiftep.Plan(3, TOKENS, HIDDEN, TOP_K, EXPERTS)
@@ -357,14 +393,6 @@ def _in_group(rank: int, rank_count: int, port: int, results: Any) -> None:
     results.close()
     results.join_thread()
     os._exit(0)
-
-
-def _sorts() -> bool:
-    import inspect
-
-    import torch.distributed as dist
-
-    return "sort_ranks" in inspect.signature(dist.new_group).parameters
 
 
 @pytest.fixture

@@ -31,6 +31,21 @@ extension ExpertBuffer {
   }
 }
 
+extension ExpertBuffer {
+  /// Experts that this rank holds.
+  public var localExpertCount: Int { Int(core.view.localExpertCount) }
+
+  /// The sizes before the last of what a dispatch of worst-case size returns here (`Sizing.worstCase`): `[rows]`, grouped
+  /// `[local experts, rows of a group]`.
+  public func worstCaseRowShape(_ layout: RowLayout, topK: Int, expertAlignment: Int = 1) -> [Int] {
+    var shape = plan.shape
+    (shape.layout, shape.topK, shape.expertAlignment) = (layout, topK, expertAlignment)
+    if layout == .grouped { return [localExpertCount, shape.groupCapacity] }
+    let rowCount = shape.rowCountMax(localExpertCount: localExpertCount)
+    return [core.masks != nil ? rowCount : min(plan.rowsPerResult, rowCount)]
+  }
+}
+
 /// One call of `dispatch`.
 private struct DispatchCall {
   let buffer: ExpertBuffer
@@ -280,10 +295,8 @@ private struct DispatchCall {
   private var worstCaseRows: Int {
     if sizing == .exact { return 0 }
     if let cachedHandle { return cachedHandle.rowCapacity }
-    var shape = buffer.plan.shape
-    (shape.layout, shape.topK, shape.expertAlignment) = (options.layout, topKCount, options.expertAlignment)
-    let rowCount = shape.rowCountMax(localExpertCount: Int(core.view.localExpertCount))
-    return layout == .grouped || core.masks != nil ? rowCount : min(buffer.plan.rowsPerResult, rowCount)
+    return buffer.worstCaseRowShape(options.layout, topK: topKCount, expertAlignment: options.expertAlignment)
+      .reduce(1, *)
   }
 
   /// After a dispatch with exact sizing, how many rows there are is known. A cached handle may stem from a worst-case

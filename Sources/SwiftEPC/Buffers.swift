@@ -64,15 +64,42 @@ public func swiftep_buffer_arena_byte_count(_ buffer: OpaquePointer?) -> Int64 {
 }
 
 @c @implementation
-public func swiftep_buffer_make_tensor(
+public func swiftep_buffer_local_expert_count(_ buffer: OpaquePointer?) -> Int32 {
+  object(buffer, GivenBuffer.self).map { Int32($0.buffer.localExpertCount) } ?? 0
+}
+
+@c @implementation
+public func swiftep_buffer_worst_case_row_count(
+  _ buffer: OpaquePointer?, _ layout: Int32, _ topK: Int32, _ expertAlignment: Int32
+) -> Int64 {
+  guard let buffer = object(buffer, GivenBuffer.self)?.buffer,
+    let layout = try? value(layout, of: RowLayout.allCases, "layout")
+  else { return -1 }
+  let shape = buffer.worstCaseRowShape(layout, topK: Int(topK), expertAlignment: Int(expertAlignment))
+  return Int64(shape[shape.count - 1])
+}
+
+/// Stores a new tensor of a buffer's.
+private func giveNew(
   _ buffer: OpaquePointer?, _ dtype: Int32, _ dimensionCount: Int32, _ shape: UnsafePointer<Int64>?,
-  _ tensor: UnsafeMutablePointer<swiftep_tensor>?, _ error: ErrorPlace?
+  _ tensor: UnsafeMutablePointer<swiftep_tensor>?, _ error: ErrorPlace?,
+  make: (ExpertBuffer, [Int], DType) throws(EPError) -> Tensor
 ) -> swiftep_code {
   attempt(error) { () throws(EPError) in
     let given = try object(buffer, "buffer", GivenBuffer.self)
     let shape = try array(shape, dimensionCount, "shape").map { Int($0) }
-    let made = try given.buffer.makeTensor(zeros: shape, try .given(dtype, orElse: nil, "dtype"))
-    try give(made, on: given.machine, in: tensor)
+    try give(
+      make(given.buffer, shape, .given(dtype, orElse: nil, "dtype")), on: given.machine, in: tensor)
+  }
+}
+
+@c @implementation
+public func swiftep_buffer_make_tensor(
+  _ buffer: OpaquePointer?, _ dtype: Int32, _ dimensionCount: Int32, _ shape: UnsafePointer<Int64>?,
+  _ tensor: UnsafeMutablePointer<swiftep_tensor>?, _ error: ErrorPlace?
+) -> swiftep_code {
+  giveNew(buffer, dtype, dimensionCount, shape, tensor, error) { buffer, shape, dtype throws(EPError) in
+    try buffer.makeTensor(zeros: shape, dtype)
   }
 }
 
@@ -81,11 +108,8 @@ public func swiftep_buffer_make_arena_tensor(
   _ buffer: OpaquePointer?, _ dtype: Int32, _ dimensionCount: Int32, _ shape: UnsafePointer<Int64>?,
   _ tensor: UnsafeMutablePointer<swiftep_tensor>?, _ error: ErrorPlace?
 ) -> swiftep_code {
-  attempt(error) { () throws(EPError) in
-    let given = try object(buffer, "buffer", GivenBuffer.self)
-    let shape = try array(shape, dimensionCount, "shape").map { Int($0) }
-    let made = try given.buffer.makeArenaTensor(shape, try .given(dtype, orElse: nil, "dtype"))
-    try give(made, on: given.machine, in: tensor)
+  giveNew(buffer, dtype, dimensionCount, shape, tensor, error) { buffer, shape, dtype throws(EPError) in
+    try buffer.makeArenaTensor(shape, dtype)
   }
 }
 

@@ -72,6 +72,12 @@ void check_in_place(Rank *rank) {
   FAIL(swiftep_tensor_note_use(&input.x, NULL, &error), SWIFTEP_INVALID_ARGUMENT);
   DO(swiftep_tensor_note_use(&given, NULL, &error));
   swiftep_tensor_release(&given);
+  CHECK(swiftep_buffer_local_expert_count(rank->buffer) == EXPERTS / RANKS);
+  CHECK(swiftep_buffer_worst_case_row_count(rank->buffer, SWIFTEP_BY_SOURCE, TOP_K, 1) == RANKS * TOKENS);
+  CHECK(swiftep_buffer_worst_case_row_count(rank->buffer, SWIFTEP_GROUPED, TOP_K, 1) == RANKS * TOKENS);
+  CHECK(swiftep_buffer_worst_case_row_count(rank->buffer, 7, TOP_K, 1) == -1);
+  CHECK(swiftep_buffer_worst_case_row_count(NULL, SWIFTEP_BY_SOURCE, TOP_K, 1) == -1);
+
   // Memory that the caller divides.
   int64_t pool_shape[1] = {7 * HIDDEN}, part_shape[2] = {6, HIDDEN};
   swiftep_tensor pool = {.size = sizeof pool};

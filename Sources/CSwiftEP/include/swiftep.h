@@ -339,6 +339,11 @@ int32_t swiftep_buffer_rank(const swiftep_buffer *buffer);
 int32_t swiftep_buffer_rank_count(const swiftep_buffer *buffer);
 /// Workers that one call can use.
 int32_t swiftep_buffer_worker_count_max(const swiftep_buffer *buffer);
+/// Experts that this rank holds.
+int32_t swiftep_buffer_local_expert_count(const swiftep_buffer *buffer);
+/// Rows of what a dispatch of worst-case size returns here, of grouped ones those of one group; -1: there is no such layout.
+int64_t swiftep_buffer_worst_case_row_count(
+  const swiftep_buffer *buffer, int32_t layout, int32_t top_k, int32_t expert_alignment);
 /// Bytes of this rank's arena now.
 int64_t swiftep_buffer_arena_byte_count(const swiftep_buffer *buffer);
 
