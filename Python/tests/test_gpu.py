@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import ranks
@@ -59,8 +59,10 @@ def tokens_of(rank: int) -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize("sizing", Sizing)
 @pytest.mark.parametrize("layout", Layout)
-@pytest.mark.parametrize("compiles", (False, True))
-def test_gradients(make_buffer: Any, layout: Layout, sizing: Sizing, compiles: bool) -> None:
+@pytest.mark.parametrize("backend", (None, "aot_eager", "inductor"))
+def test_gradients(make_buffer: Any, layout: Layout, sizing: Sizing, backend: Optional[str]) -> None:
+    if backend == "inductor" and layout != Layout.BY_EXPERT:
+        pytest.skip("one layout is enough to see that what Inductor makes of the operators holds: it takes seconds")
     buffer = make_buffer(plan(layout=layout, result_count=8))
     assert buffer.device.type == "cuda"
     x, indices, weights = tokens_of(0)
@@ -75,7 +77,7 @@ def test_gradients(make_buffer: Any, layout: Layout, sizing: Sizing, compiles: b
             rows = rows * received.top_k_weights.sum(1, keepdim=True)
         return buffer.combine(rows, received.handle, row_weights=None if is_by_source else weights, bias=x)
 
-    call = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiles else layer
+    call = torch.compile(layer, backend=backend, fullgraph=True) if backend else layer
     wanted = x * (1 + 3 * weights.sum(1, keepdim=True))
     gradient = torch.randn_like(x)
     # On a stream that is not the default one, too.
@@ -176,6 +178,29 @@ def test_arena_memory_is_combined_in_place(make_buffer: Any) -> None:
     with buffer.arena_memory():
         again = torch.zeros(1 << 20, device="cuda")
     assert again.data_ptr() == address and buffer.buffer.arena_byte_count == before
+
+
+def test_arena_memory_outlives_the_buffer(make_buffer: Any) -> None:
+    buffer = make_buffer(plan())
+    with buffer.arena_memory():
+        ones = torch.ones(1 << 20, device="cuda")
+    buffer.close()
+    with pytest.raises(swiftep.BufferClosed):
+        with buffer.arena_memory():
+            pass
+    del buffer
+    gc.collect()
+    # Somebody else takes what was given back.
+    other = make_buffer(plan())
+    x, indices, _ = tokens_of(0)
+    with other.arena_memory():
+        zeros = torch.zeros(1 << 20, device="cuda")
+    received = other.dispatch(x, indices)
+    torch.testing.assert_close(other.combine(received.rows, received.handle), x)
+    assert int(ones.sum()) == 1 << 20 and not zeros.any()
+    del ones, zeros
+    torch.cuda.empty_cache()
+    torch.testing.assert_close(other.combine(received.rows, received.handle), x)
 
 
 def test_arena_memory_has_a_limit(make_buffer: Any) -> None:
