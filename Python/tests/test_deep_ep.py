@@ -1,0 +1,390 @@
+"""DeepEP's interface, on CPUs: ranks that are processes of a group, against what each rank can work out by itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from typing import Any, Callable
+
+import pytest
+
+pytest.importorskip("torch")
+
+import swiftep  # noqa: E402
+import swiftep.deep_ep as deep_ep  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+HIDDEN, TOP_K, EXPERTS = 1024, 4, 12
+FP8 = torch.float8_e4m3fn
+
+
+def tokens_of(rank: int, rank_count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Other numbers of tokens on each rank, some of which go nowhere."""
+    random = torch.Generator().manual_seed(rank)
+    count = 24 + 9 * rank
+    x = torch.randn(count, HIDDEN, generator=random).bfloat16()
+    indices = torch.stack([torch.randperm(EXPERTS, generator=random)[:TOP_K] for _ in range(count)])
+    indices[::5, 1] = -1
+    indices[3] = -1
+    return x, indices, torch.rand(count, TOP_K, generator=random)
+
+
+def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
+    blocks = x.float().view(len(x), -1, 128)
+    scales = blocks.abs().amax(2).clamp(min=1e-4) / 448
+    # Of other strides than the rows'.
+    return (blocks / scales.unsqueeze(2)).to(FP8).view(x.shape), scales.T.contiguous().T
+
+
+def restored(rows: tuple[Tensor, Tensor]) -> Tensor:
+    values, scales = rows
+    return (values.float().view(*values.shape[:-1], -1, 128) * scales.unsqueeze(-1)).view(values.shape)
+
+
+class Oracle:
+    """Of one rank: what it receives from all."""
+
+    def __init__(self, rank: int, rank_count: int) -> None:
+        self.local_count = EXPERTS // rank_count
+        self.everything = [tokens_of(source, rank_count) for source in range(rank_count)]
+        self.x, self.indices, self.weights = self.everything[rank]
+        first = rank * self.local_count
+        self.here = [(indices >= first) & (indices < first + self.local_count) for _, indices, _ in self.everything]
+        self.goes = [here.any(1) for here in self.here]
+        self.rows = torch.cat([x[goes] for (x, _, _), goes in zip(self.everything, self.goes)])
+        self.row_indices = torch.cat(
+            [
+                torch.where(here, indices - first, -1)[goes]
+                for (_, indices, _), here, goes in zip(self.everything, self.here, self.goes)
+            ]
+        )
+        self.row_weights = torch.cat(
+            [
+                torch.where(here, weights, 0)[goes]
+                for (_, _, weights), here, goes in zip(self.everything, self.here, self.goes)
+            ]
+        )
+        owners = torch.where(self.indices >= 0, self.indices // self.local_count, rank_count)
+        self.is_token_in_rank = torch.stack([(owners == other).any(1) for other in range(rank_count)], 1)
+        self.copies = self.is_token_in_rank.sum(1, keepdim=True)
+
+    def expert_counts(self, alignment: int = 1) -> list[int]:
+        counts = [int((self.row_indices == expert).sum()) for expert in range(self.local_count)]
+        return [-(-count // alignment) * alignment for count in counts]
+
+
+def check_throughput(buffer: deep_ep.Buffer) -> None:
+    rank, rank_count = buffer.rank, buffer.group_size
+    oracle = Oracle(rank, rank_count)
+    x, indices, weights = oracle.x, oracle.indices, oracle.weights
+    per_rank, none, per_expert, is_token_in_rank, event = buffer.get_dispatch_layout(indices, EXPERTS)
+    assert none is None and event.event is None
+    assert torch.equal(is_token_in_rank, oracle.is_token_in_rank)
+    assert torch.equal(per_rank, oracle.is_token_in_rank.sum(0, dtype=torch.int32))
+    assert per_expert.tolist() == [int((indices == expert).sum()) for expert in range(EXPERTS)]
+    layout = {
+        "num_tokens_per_rank": per_rank,
+        "is_token_in_rank": is_token_in_rank,
+        "num_tokens_per_expert": per_expert,
+    }
+    worst = sum(len(other) for other, _, _ in oracle.everything)
+    kept = []
+    for given in (x, quantized(x)):
+        plain = restored(given).bfloat16() if isinstance(given, tuple) else given
+        wanted = restored(quantized(oracle.rows)) if isinstance(given, tuple) else oracle.rows
+        for is_async in (False, True):
+            for has_top_k in (False, True):
+                options: dict[str, Any] = {"async_finish": is_async}
+                if is_async:
+                    options["previous_event"] = buffer.capture()
+                top_k = {"topk_idx": indices, "topk_weights": weights} if has_top_k else {}
+                rows, row_indices, row_weights, counts, handle, event = buffer.dispatch(
+                    given, expert_alignment=8, **layout, **top_k, **options
+                )
+                if is_async:
+                    event.current_stream_wait()
+                kept.append(rows)
+                received = restored(rows) if isinstance(rows, tuple) else rows
+                assert torch.equal(received, wanted)
+                assert counts == oracle.expert_counts(8)
+                assert len(handle) == 6 and torch.equal(handle[4], is_token_in_rank)
+                sources = torch.tensor([int(goes.sum()) for goes in oracle.goes]).cumsum(0)
+                assert torch.equal(handle[0][:, rank].long(), sources)
+                assert torch.equal(handle[3].long(), torch.cat([goes.nonzero()[:, 0] for goes in oracle.goes]))
+                if has_top_k:
+                    assert row_indices is not None and row_weights is not None
+                    assert torch.equal(row_indices, oracle.row_indices) and row_indices.dtype == deep_ep.topk_idx_t
+                    assert torch.equal(row_weights, oracle.row_weights)
+                    more, more_indices, more_weights, no_counts, more_handle, _ = buffer.dispatch(
+                        given, num_worst_tokens=worst, **layout, **top_k, **options
+                    )
+                    more = more[0] if isinstance(more, tuple) else more
+                    first = rows[0] if isinstance(rows, tuple) else rows
+                    assert no_counts == [] and len(more) == len(more_indices) == len(more_weights) == worst
+                    assert torch.equal(more[: len(first)].view(torch.uint8), first.view(torch.uint8))
+                    assert torch.equal(more_indices[: len(first)], row_indices)
+                    assert bool((more_indices[len(first) :] == -1).all())
+                else:
+                    assert row_indices is None and row_weights is None
+                    # As a caller keeps it that saves tensors one by one.
+                    again, *nothing, _ = buffer.dispatch(given, handle=tuple(part.detach() for part in handle), **options)
+                    assert nothing == [None] * 4
+                    received = restored(again) if isinstance(again, tuple) else again
+                    assert torch.equal(received, wanted)
+                bias = torch.ones_like(x) if is_async else None
+                tokens, summed, event = buffer.combine(
+                    received.bfloat16(),
+                    handle,
+                    topk_weights=row_weights,
+                    bias=None if bias is None else (bias, bias),
+                    **options,
+                )
+                added = 0 if bias is None else 2
+                torch.testing.assert_close(tokens, (plain.float() * oracle.copies + added).bfloat16(), rtol=0.02, atol=0.02)
+                if has_top_k:
+                    assert summed is not None
+                    torch.testing.assert_close(summed, torch.where(indices >= 0, weights, 0))
+    # What has been returned stays what it was, however much has come since.
+    for rows in kept[:4]:
+        assert torch.equal(rows, oracle.rows)
+
+
+def check_low_latency(buffer: deep_ep.Buffer) -> None:
+    rank, rank_count = buffer.rank, buffer.group_size
+    oracle = Oracle(rank, rank_count)
+    x, indices, weights = oracle.x, oracle.indices, oracle.weights
+    most = 24 + 9 * rank_count
+    first = rank * oracle.local_count
+    for hooks in (False, True):
+        for kind in ({"use_fp8": False}, {}, {"round_scale": True}, {"round_scale": True, "use_ue8m0": True}):
+            statistics = torch.zeros(oracle.local_count, dtype=torch.int32)
+            waits = torch.zeros(rank_count, dtype=torch.int64)
+            received, counts, handle, event, hook = buffer.low_latency_dispatch(
+                x,
+                indices,
+                most,
+                EXPERTS,
+                cumulative_local_expert_recv_stats=statistics,
+                dispatch_wait_recv_cost_stats=waits,
+                async_finish=not hooks,
+                return_recv_hook=hooks,
+                **kind,
+            )
+            if hook is None:
+                event.current_stream_wait()
+            else:
+                hook()
+            assert torch.equal(counts, statistics) and counts.tolist() == oracle.expert_counts()
+            source_tokens, ranges, *numbers = handle
+            assert numbers == [most, HIDDEN, EXPERTS]
+            rows = received
+            if isinstance(received, tuple):
+                values, scales = received
+                if kind.get("use_ue8m0"):
+                    assert scales.dtype == torch.int32 and scales.shape[-1] == HIDDEN // 512
+                    exponents = scales.contiguous().view(torch.uint8).view(*scales.shape[:2], -1).int()
+                    scales = (exponents << 23).view(torch.float32)
+                else:
+                    assert scales.stride(1) == 1 and scales.shape[-1] == HIDDEN // 128
+                rows = restored((values, scales))
+            assert list(rows.shape) == [oracle.local_count, rank_count * most, HIDDEN]
+            for expert, count in enumerate(counts.tolist()):
+                found = [
+                    (other[(there == first + expert).any(1)], (there == first + expert).any(1).nonzero()[:, 0])
+                    for other, there, _ in oracle.everything
+                ]
+                wanted = torch.cat([part for part, _ in found]).float()
+                tolerance = 0.0 if not isinstance(received, tuple) else 0.13
+                torch.testing.assert_close(rows[expert, :count].float(), wanted, rtol=tolerance, atol=tolerance / 10)
+                assert torch.equal(source_tokens[expert, :count].long(), torch.cat([tokens for _, tokens in found]))
+                begin = 0
+                for source, (part, _) in enumerate(found):
+                    assert (int(ranges[expert, source]) >> 32, int(ranges[expert, source]) & 0xFFFFFFFF) == (begin, len(part))
+                    begin += len(part)
+            experts = rows.bfloat16()
+            wanted = restored(quantized(x)) if isinstance(received, tuple) else x.float()
+            wanted = wanted * torch.where(indices >= 0, weights, 0).sum(1, keepdim=True)
+            for zero_copy in (False, True):
+                given = experts
+                if zero_copy:
+                    buffer.get_next_low_latency_combine_buffer(handle)[:] = experts
+                    given = torch.full_like(experts, float("nan"))
+                out = torch.empty_like(x)
+                tokens, event, hook = buffer.low_latency_combine(
+                    given,
+                    indices,
+                    weights,
+                    handle,
+                    zero_copy=zero_copy,
+                    async_finish=not hooks,
+                    return_recv_hook=hooks,
+                    out=out,
+                    combine_wait_recv_cost_stats=waits,
+                )
+                if hook is not None:
+                    hook()
+                assert tokens.data_ptr() == out.data_ptr()
+                torch.testing.assert_close(tokens.float(), wanted, rtol=0.1, atol=0.1)
+            assert int(waits[rank]) == 0 and bool((waits >= 0).all())
+    buffer.clean_low_latency_buffer(most, HIDDEN, EXPERTS)
+    masked = torch.ones(rank_count, dtype=torch.int32)
+    buffer.low_latency_query_mask_buffer(masked)
+    assert not masked.any()
+
+
+def check_bad_input(buffer: deep_ep.Buffer) -> None:
+    """The same on all ranks, which go on."""
+    oracle = Oracle(buffer.rank, buffer.group_size)
+    x, indices, weights = oracle.x, oracle.indices, oracle.weights
+    per_rank, _, per_expert, is_token_in_rank, _ = buffer.get_dispatch_layout(indices, EXPERTS)
+    layout = {
+        "num_tokens_per_rank": per_rank,
+        "is_token_in_rank": is_token_in_rank,
+        "num_tokens_per_expert": per_expert,
+    }
+
+    def refused(argument: str, call: Callable[[], Any]) -> None:
+        with pytest.raises(swiftep.InvalidArgument) as raised:
+            call()
+        assert str(raised.value.argument).startswith(argument), raised.value
+
+    top_k = {"topk_idx": indices, "topk_weights": weights}
+    refused("x", lambda: buffer.dispatch(x.T, **layout))
+    refused("x", lambda: buffer.dispatch((x, torch.ones(len(x), 4)), **layout))
+    refused("x", lambda: buffer.dispatch((x.to(FP8), torch.ones(1, 4)), **layout))
+    refused("num_tokens_per_rank", lambda: buffer.dispatch(x))
+    refused("is_token_in_rank", lambda: buffer.dispatch(x, **{**layout, "is_token_in_rank": None}))
+    refused("is_token_in_rank", lambda: buffer.dispatch(x, **{**layout, "is_token_in_rank": is_token_in_rank.int()}))
+    refused("topk_weights", lambda: buffer.dispatch(x, topk_idx=indices, **layout))
+    refused("topk_idx", lambda: buffer.dispatch(x, num_worst_tokens=64, **layout))
+    refused("allocate_on_comm_stream", lambda: buffer.dispatch(x, allocate_on_comm_stream=True, **layout, **top_k))
+    refused("indices", lambda: buffer.dispatch(x, topk_idx=indices + EXPERTS, topk_weights=weights, **layout))
+    handle = buffer.dispatch(x, **layout, **top_k)[4]
+    refused("handle", lambda: buffer.dispatch(x, handle=handle, **top_k))
+    refused("handle", lambda: buffer.dispatch(x, handle=handle[:5]))
+    refused("handle", lambda: buffer.combine(oracle.rows, tuple(part.clone() for part in handle)))
+    refused("x", lambda: buffer.combine(oracle.rows.T, handle))
+    refused("bias", lambda: buffer.combine(oracle.rows, handle, bias=(x, x, x)))
+    refused("rows", lambda: buffer.combine(oracle.rows[1:].contiguous(), handle))
+    refused("group", lambda: buffer.internode_dispatch(x))
+    most = 24 + 9 * buffer.group_size
+    refused("x", lambda: buffer.low_latency_dispatch(x.float(), indices, most, EXPERTS))
+    refused("x", lambda: buffer.low_latency_dispatch(x, indices, len(x) - 1, EXPERTS))
+    refused("x", lambda: buffer.low_latency_dispatch(x[:, :64].contiguous(), indices, most, EXPERTS))
+    refused("topk_idx", lambda: buffer.low_latency_dispatch(x, indices.int(), most, EXPERTS))
+    if buffer.group_size > 1:
+        refused("num_experts", lambda: buffer.low_latency_dispatch(x, indices, most, EXPERTS + 1))
+        fewer = {**layout, "num_tokens_per_expert": per_expert[1:]}
+        refused("num_tokens_per_expert", lambda: buffer.dispatch(x, **fewer))
+    refused("round_scale", lambda: buffer.low_latency_dispatch(x, indices, most, EXPERTS, use_ue8m0=True))
+    refused(
+        "async_finish",
+        lambda: buffer.low_latency_dispatch(x, indices, most, EXPERTS, async_finish=True, return_recv_hook=True),
+    )
+    low = buffer.low_latency_dispatch(x, indices, most, EXPERTS, use_fp8=False)
+    refused("x", lambda: buffer.low_latency_combine(low[0][:, 1:], indices, weights, low[2]))
+    refused("zero_copy", lambda: buffer.low_latency_combine(low[0], indices, weights, low[2], zero_copy=True))
+    refused("enable_shrink", lambda: buffer.low_latency_update_mask_buffer(0, True))
+    tokens, *_ = buffer.low_latency_combine(low[0], indices, weights, low[2])
+    wanted = x.float() * torch.where(indices >= 0, weights, 0).sum(1, keepdim=True)
+    torch.testing.assert_close(tokens.float(), wanted, rtol=0.02, atol=0.02)
+
+
+def check_all(buffer: deep_ep.Buffer) -> None:
+    runtime = buffer.runtime
+    assert runtime is not None and runtime.is_available() and runtime.get_num_rdma_ranks() == 1
+    check_throughput(buffer)
+    check_low_latency(buffer)
+    check_bad_input(buffer)
+    raw = buffer.get_local_buffer_tensor(torch.bfloat16, torch.Size([2, 3]), offset=1)
+    assert list(raw.shape) == [2, 3] and raw.dtype == torch.bfloat16
+    buffer.destroy()
+    for call in (
+        buffer.destroy,
+        lambda: buffer.get_dispatch_layout(torch.zeros(1, 1, dtype=torch.int64), 2),
+        lambda: buffer.combine(torch.zeros(1, 8), (None,) * 6),
+        lambda: buffer.low_latency_dispatch(torch.zeros(1, 512).bfloat16(), torch.zeros(1, 1).long(), 1, EXPERTS),
+    ):
+        with pytest.raises(swiftep.InvalidArgument):
+            call()
+
+
+class FakeMPI:
+    """What is used of mpi4py's communicators."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def Get_rank(self) -> int:  # noqa: N802
+        return int(self.group.rank())
+
+    def Get_size(self) -> int:  # noqa: N802
+        return int(self.group.size())
+
+    def allgather(self, given: Any) -> list[Any]:
+        gathered = [None] * self.Get_size()
+        dist.all_gather_object(gathered, given, group=self.group)
+        return gathered
+
+
+def _rank(rank: int, rank_count: int, port: int, has_group: bool, results: Any) -> None:
+    try:
+        torch.set_num_threads(1)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=rank_count)
+        group = dist.new_group(list(range(rank_count)))
+        given: dict[str, Any] = {"group": group} if has_group else {"group": None, "comm": FakeMPI(group)}
+        buffer = deep_ep.Buffer(
+            num_nvl_bytes=1 << 12, low_latency_mode=True, explicitly_destroy=True, timeout=20, **given
+        )
+        check_all(buffer)
+        dist.destroy_process_group()
+        results.put("")
+    except BaseException:
+        results.put(f"rank {rank}: {traceback.format_exc()}")
+
+
+@pytest.mark.parametrize("rank_count, has_group", [(1, True), (2, True), (3, False)])
+def test_against_an_oracle(rank_count: int, has_group: bool) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    spawning = multiprocessing.get_context("spawn")
+    results = spawning.Queue()
+    processes = [
+        spawning.Process(target=_rank, args=(rank, rank_count, port, has_group, results)) for rank in range(rank_count)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for _ in processes:
+            found = results.get(timeout=120)
+            assert not found, found
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+
+
+def test_configs() -> None:
+    before = deep_ep.Buffer.num_sms
+    try:
+        deep_ep.Buffer.set_num_sms(8)
+        assert deep_ep.Buffer.get_dispatch_config(5).num_sms == deep_ep.Buffer.get_combine_config(8).num_sms == 8
+    finally:
+        deep_ep.Buffer.set_num_sms(before)
+    for bad in ((-1,), (20, 0), (20, 8, 8), (20, 6, 256, 0), (20, 6, 256, 8, 8)):
+        with pytest.raises(swiftep.InvalidArgument):
+            deep_ep.Config(*bad)
+    with pytest.raises(swiftep.InvalidArgument):
+        deep_ep.Buffer.set_num_sms(7)
+    assert deep_ep.Config(24, 8, 256).get_nvl_buffer_size_hint(7168 * 2, 8) > 0
+    assert deep_ep.Config().get_rdma_buffer_size_hint(7168 * 2, 8) == 0
+    small, large = (deep_ep.Buffer.get_low_latency_rdma_size_hint(tokens, 1024, 2, 8) for tokens in (16, 128))
+    assert large > small > 2 * 8 // 2 * 32 * 2048
+    with pytest.raises(swiftep.InvalidArgument):
+        deep_ep.Buffer(None)
