@@ -7,14 +7,17 @@ package final class KernelModule: @unchecked Sendable {
   private let functions: [Kernel: CUHandle]
 
   package enum Kernel: String, CaseIterable, Sendable {
-    case prepareDispatch = "swiftep_prepare_dispatch"
-    case deliverDispatch = "swiftep_deliver_dispatch"
-    case dispatch = "swiftep_dispatch"
-    case combine = "swiftep_combine"
-    case combineStep = "swiftep_combine_step"
-    case tellTime = "swiftep_tell_time"
+    case layout
+    case dispatchRows = "dispatch_rows"
+    case dispatch
+    case combine
+    case combineStep = "combine_step"
+    case tellTime = "tell_time"
     /// Only of checked kernels.
-    case ranks = "swiftep_ranks"
+    case ranks
+
+    /// `swiftep::dispatch()` and so on, as C++ mangles it.
+    package var symbol: String { "_ZN7swiftep\(rawValue.utf8.count)\(rawValue)Ev" }
   }
 
   /// The oldest GPU that the kernels run on.
@@ -33,10 +36,10 @@ package final class KernelModule: @unchecked Sendable {
       threadCount = Int(shape[0])
       sharedByteCount = Int(shape[1])
       var functions: [Kernel: CUHandle] = [:]
-      for kernel in Kernel.allCases where kernel != .ranks || kernels.has(kernel: kernel.rawValue) {
+      for kernel in Kernel.allCases where kernel != .ranks || kernels.has(kernel: kernel.symbol) {
         var function: CUHandle?
         try gpu.call("cuModuleGetFunction(\(kernel.rawValue))") {
-          $0.cuModuleGetFunction(&function, module, kernel.rawValue)
+          $0.cuModuleGetFunction(&function, module, kernel.symbol)
         }
         let maxDynamicSharedByteCount: Int32 = 8
         try gpu.call("cuFuncSetAttribute(shared memory of \(shape[1]) bytes)") {

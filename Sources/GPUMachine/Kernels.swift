@@ -1,32 +1,34 @@
 import PTX
 
-// The kernels' names are what the host looks up in the module. Their arguments lie in the launch's parameters.
+// The host looks the kernels up in the module by these names, `swiftep::dispatch()` and so on as C++ mangles them: what
+// profilers show, and what callers look for there. One launch of each call has the operation's name. Arguments lie in the
+// launch's parameters.
 
-@_cdecl("swiftep_prepare_dispatch")
+@_cdecl("_ZN7swiftep6layoutEv")
 public func kernelPrepareDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   prepareExactDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
-@_cdecl("swiftep_deliver_dispatch")
+@_cdecl("_ZN7swiftep13dispatch_rowsEv")
 public func kernelDeliverDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   deliverExactDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
-@_cdecl("swiftep_dispatch")
+@_cdecl("_ZN7swiftep8dispatchEv")
 public func kernelDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   dispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
-@_cdecl("swiftep_combine")
+@_cdecl("_ZN7swiftep7combineEv")
 public func kernelCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   combine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
 
-@_cdecl("swiftep_combine_step")
+@_cdecl("_ZN7swiftep12combine_stepEv")
 public func kernelCombineStep(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   combineStep(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
@@ -34,7 +36,7 @@ public func kernelCombineStep(_ arguments: UnsafeRawPointer, _ counter: UInt64, 
 
 /// Tells the time of the GPU's clock. Launched once on every stream before it is used: what the driver puts off until then
 /// would have to wait for kernels that wait for this stream's.
-@_cdecl("swiftep_tell_time")
+@_cdecl("_ZN7swiftep9tell_timeEv")
 public func kernelTellTime(_ counter: UInt64, _ word: UInt64) {
   GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: GPUMachine().now)
 }
@@ -44,7 +46,7 @@ public func kernelTellTime(_ counter: UInt64, _ word: UInt64) {
   /// after the other, and ranks that wait for each other.
   ///
   /// - Parameter launches: `RankLaunch`, one for each row of blocks.
-  @_cdecl("swiftep_ranks")
+  @_cdecl("_ZN7swiftep5ranksEv")
   public func kernelRanks(_ launches: UnsafeRawPointer) {
     let launch = launches.assumingMemoryBound(to: RankLaunch.self)[Int(ptx_block_row())]
     launch.run(on: GPUMachine())

@@ -14,7 +14,7 @@ import Testing
   func theLibrarysCheckNothing(architecture: Int) throws {
     let text = PTXText(try KernelText(architecture: architecture, folder: nil).text)
     for kernel in text.kernels.keys { #expect(text.count(Self.finding, in: kernel) == 0) }
-    #expect(text.kernels["swiftep_ranks"] == nil)
+    #expect(text.kernels["ranks"] == nil)
   }
 
   /// Places, experts, arenas, what has arrived. They may need memory of a lane's own; all other rules hold for them,
@@ -23,8 +23,8 @@ import Testing
   func thoseOfAFolderCheck(architecture: Int) throws {
     let text = PTXText(try KernelText(architecture: architecture, folder: Self.folder).text)
     for (kernel, count) in [
-      ("swiftep_prepare_dispatch", 8), ("swiftep_deliver_dispatch", 10), ("swiftep_dispatch", 18),
-      ("swiftep_combine", 10), ("swiftep_ranks", 46),
+      ("layout", 8), ("dispatch_rows", 10), ("dispatch", 18),
+      ("combine", 10), ("ranks", 46),
     ] {
       #expect(text.count(Self.finding, in: kernel) >= count, "\(kernel)")
     }

@@ -10,9 +10,9 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [104, 4, 14, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [40, 7, 6, 19, 0, 4, 0]),
-    ("swiftep_dispatch", [133, 11, 16, 19, 15, 4, 2]), ("swiftep_combine", [85, 24, 18, 19, 0, 0, 0]),
-    ("swiftep_combine_step", [92, 24, 20, 16, 0, 0, 0]),
+    ("layout", [104, 4, 14, 0, 15, 0, 2]), ("dispatch_rows", [40, 7, 6, 19, 0, 4, 0]),
+    ("dispatch", [133, 11, 16, 19, 15, 4, 2]), ("combine", [85, 24, 18, 19, 0, 0, 0]),
+    ("combine_step", [92, 24, 20, 16, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_90()))
@@ -20,9 +20,9 @@ import Testing
   }
 
   @Test(arguments: [
-    ("swiftep_prepare_dispatch", [104, 4, 14, 0, 15, 0, 2]), ("swiftep_deliver_dispatch", [40, 0, 8, 23, 0, 7, 0]),
-    ("swiftep_dispatch", [133, 4, 18, 23, 15, 7, 2]), ("swiftep_combine", [85, 0, 18, 28, 0, 0, 0]),
-    ("swiftep_combine_step", [92, 0, 20, 28, 0, 0, 0]),
+    ("layout", [104, 4, 14, 0, 15, 0, 2]), ("dispatch_rows", [40, 0, 8, 23, 0, 7, 0]),
+    ("dispatch", [133, 4, 18, 23, 15, 7, 2]), ("combine", [85, 0, 18, 28, 0, 0, 0]),
+    ("combine_step", [92, 0, 20, 28, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_80()))

@@ -35,7 +35,7 @@ import Testing
     try folder.write(carried.text + "// changed", to: "\(target).ptx")
     let found = try KernelText(architecture: architecture, folder: folder.path)
     #expect(found.text == carried.text + "// changed" && found.file == "\(folder.path)/\(target).ptx")
-    #expect(found.has(kernel: "swiftep_combine") && !found.has(kernel: "swiftep_none"))
+    #expect(found.has(kernel: "_ZN7swiftep7combineEv") && !found.has(kernel: "_ZN7swiftep4noneEv"))
   }
 
   @Test func aMissingFile() throws {
@@ -48,8 +48,8 @@ import Testing
   /// Another target, a kernel that is not there, arguments of another size, and what is no PTX at all.
   @Test(arguments: [
     (".target sm_90", ".target sm_80", ".target sm_80"),
-    (".entry swiftep_combine(", ".entry swiftep_other(", "no swiftep_combine"),
-    ("swiftep_dispatch_param_0[", "swiftep_dispatch_param_0[1", "swiftep_dispatch_param_0[1"),
+    (".entry _ZN7swiftep7combineEv(", ".entry _ZN7swiftep5otherEv(", "no _ZN7swiftep7combineEv"),
+    ("_ZN7swiftep8dispatchEv_param_0[", "_ZN7swiftep8dispatchEv_param_0[1", "_ZN7swiftep8dispatchEv_param_0[1"),
     ("", "", "no .target"),
   ])
   func kernelsThatDoNotFit(found: String, replacement: String, fault: String) throws {

@@ -4,8 +4,8 @@ import Testing
 private let sm80 = PTXText(String(cString: swiftep_kernels_sm_80()))
 private let sm90 = PTXText(String(cString: swiftep_kernels_sm_90()))
 private let kernels = [
-  "swiftep_prepare_dispatch", "swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine",
-  "swiftep_combine_step", "swiftep_tell_time",
+  "layout", "dispatch_rows", "dispatch", "combine",
+  "combine_step", "tell_time",
 ]
 
 @Suite struct PTXTests {
@@ -17,12 +17,12 @@ private let kernels = [
   /// What peers and the host poll is stored with release order and loaded with acquire order, for the whole system.
   @Test func signalsAreOrderedForTheSystem() {
     for text in [sm80, sm90] {
-      for kernel in kernels where kernel != "swiftep_tell_time" {
+      for kernel in kernels where kernel != "tell_time" {
         #expect(text.count("st.release.sys.global.u64", in: kernel) >= 2)
         #expect(text.count("ld.acquire.sys.global.u64", in: kernel) >= 2)
       }
       // What rows are told of by: the countdown before it.
-      for kernel in ["swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine", "swiftep_combine_step"] {
+      for kernel in ["dispatch_rows", "dispatch", "combine", "combine_step"] {
         #expect(text.count("fence.acq_rel.sys", in: kernel) >= 1)
       }
     }
@@ -61,20 +61,20 @@ private let kernels = [
 
   /// Rows move sixteen bytes a lane, or in bulk.
   @Test func rowsMoveInWideSteps() {
-    for kernel in ["swiftep_deliver_dispatch", "swiftep_dispatch", "swiftep_combine"] {
+    for kernel in ["dispatch_rows", "dispatch", "combine"] {
       #expect(sm90.count("cp.async.bulk.shared", in: kernel) > 0)
       #expect(sm90.count("cp.async.bulk.global", in: kernel) > 0)
       #expect(sm80.count("ld.v4.b32", in: kernel) >= 4)
       #expect(sm80.count("st.v4.b32", in: kernel) >= 4)
     }
-    #expect(sm90.count("cp.async.bulk.shared", in: "swiftep_combine") > 0)
-    #expect(sm90.count("ld.shared.v4.b32", in: "swiftep_combine") >= 4)
-    #expect(sm90.count("st.v4.b32", in: "swiftep_combine") >= 4)
-    #expect(sm80.count("ld.v4.b32", in: "swiftep_combine") >= 4)
+    #expect(sm90.count("cp.async.bulk.shared", in: "combine") > 0)
+    #expect(sm90.count("ld.shared.v4.b32", in: "combine") >= 4)
+    #expect(sm90.count("st.v4.b32", in: "combine") >= 4)
+    #expect(sm80.count("ld.v4.b32", in: "combine") >= 4)
   }
 
   @Test func quantizedInHardwareWhereThereIsSome() {
-    #expect(sm90.count("cvt.rn.satfinite.e4m3x2.f32", in: "swiftep_deliver_dispatch") > 0)
-    #expect(sm80.count("cvt.rn.satfinite.e4m3x2.f32", in: "swiftep_deliver_dispatch") == 0)
+    #expect(sm90.count("cvt.rn.satfinite.e4m3x2.f32", in: "dispatch_rows") > 0)
+    #expect(sm80.count("cvt.rn.satfinite.e4m3x2.f32", in: "dispatch_rows") == 0)
   }
 }

@@ -1,3 +1,5 @@
+import Testing
+
 /// A module of PTX, as far as its rules are checked: the instructions of each kernel, in the order of the text.
 struct PTXText {
   let target: String
@@ -17,7 +19,7 @@ struct PTXText {
       guard let first = words.first, !first.hasPrefix("//"), first.utf8.last != UInt8(ascii: ":") else { continue }
       if first == ".target" { target = words[1] }
       if let place = words.firstIndex(of: ".entry") {
-        let name = String(words[place + 1].prefix { $0 != "(" })
+        let name = plainName(words[place + 1].prefix { $0 != "(" })
         kernel = name
         kernels[name] = []
       }
@@ -41,4 +43,11 @@ struct PTXText {
   func count(_ prefix: String, in kernel: String) -> Int {
     kernels[kernel]!.count { $0.hasPrefix(prefix) }
   }
+}
+
+/// `dispatch` of `swiftep::dispatch()`, as C++ mangles it.
+private func plainName(_ symbol: Substring) -> String {
+  let name = symbol.dropFirst("_ZN7swiftep".count).drop(while: \.isNumber).dropLast("Ev".count)
+  #expect(symbol == "_ZN7swiftep\(name.count)\(name)Ev", "\(symbol)")
+  return String(name)
 }

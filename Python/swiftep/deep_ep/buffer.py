@@ -290,7 +290,7 @@ class Buffer:
                     **order.options,
                 )
             received = _received(result, rows, scales)
-            event = order.end((rows, scales), (received,), result)
+            event = order.end((rows, scales), (), result)
             return received, None, None, None, None, event
 
         required(num_tokens_per_rank is not None, "num_tokens_per_rank", "int32 [ranks]", None)
@@ -342,7 +342,7 @@ class Buffer:
         none = torch.empty((self.group_size, 0), dtype=torch.int32, device=rows.device)
         send_head = torch.empty((rows.shape[0], 0), dtype=torch.int32, device=rows.device)
         made = (prefix, none, none, source_index, is_token_in_rank, send_head)
-        event = order.end((rows, scales, topk_idx, topk_weights, is_token_in_rank), (received, prefix), result)
+        event = order.end((rows, scales, topk_idx, topk_weights, is_token_in_rank), (prefix,), result)
         return received, recv_topk_idx, recv_topk_weights, per_expert, made, event
 
     def combine(
@@ -391,7 +391,7 @@ class Buffer:
             )
         weights = result.top_k_weights
         summed = None if weights is None else _torch.as_tensor(weights)
-        event = order.end((x, topk_weights, *biases), (output, summed))
+        event = order.end((x, topk_weights, *biases), (output,) if summed is None else (output, summed))
         return output, summed, event
 
     def internode_dispatch(self, *_: Any, **__: Any) -> Any:
@@ -740,7 +740,8 @@ class _Order:
         if not buffer._is_on_gpu:
             return
         self._current = torch.cuda.current_stream(buffer._device)
-        self._stream = self._current if runs_here else buffer._streams[0]
+        # Where this stream waits for all of it, and it for all of this stream, it may as well run here.
+        self._stream = buffer._streams[0] if (is_async or previous_event is not None) and not runs_here else self._current
         if self._stream is not self._current:
             event = previous_event.event.event if previous_event is not None and previous_event.event else None
             if event is not None:
@@ -754,23 +755,23 @@ class _Order:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def end(
-        self, used: tuple[Any, ...], made: tuple[Any, ...], result: Optional[DispatchResult] = None
+        self, used: tuple[Any, ...], made: tuple[Tensor, ...], result: Optional[DispatchResult] = None
     ) -> EventOverlap:
-        """The call has been queued: what it uses and has made is not used again before all have done with it."""
+        """The call has been queued: what it uses, and PyTorch's tensors that it has made, are not used again before all have
+        done with them."""
         if self._stream is None:
             return EventOverlap(EventHandle() if self._is_async else None)
-        is_recorded = torch.cuda.is_current_stream_capturing()
-        if result is not None and not is_recorded:
-            # It is made for the stream of the call, and read on this one.
-            result.rows.note_use(self._current)
         if self._stream is self._current:
             return EventOverlap(None)
         if not self._is_async:
             self._current.wait_stream(self._stream)
-        if not is_recorded:
+        if not torch.cuda.is_current_stream_capturing():
+            if result is not None:
+                # It is made for the stream of the call, and read on this one.
+                result.rows.note_use(self._current)
             for tensor in _flat(used) if self._is_async else []:
                 tensor.record_stream(self._stream)
-            for tensor in _flat(made):
+            for tensor in made:
                 tensor.record_stream(self._current)
                 tensor.record_stream(self._stream)
         return EventOverlap(EventHandle(self._stream) if self._is_async else None, used if self._is_async else None)

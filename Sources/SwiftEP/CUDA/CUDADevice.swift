@@ -186,8 +186,8 @@ package final class CUDADevice: Device {
     _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, on stream: CUDADriver.Stream
   ) throws(DriverError) {
     switch launch {
-    case .prepareDispatch(let arguments): try start(.prepareDispatch, arguments, end, workerCount, on: stream)
-    case .deliverDispatch(let arguments): try start(.deliverDispatch, arguments, end, workerCount, on: stream)
+    case .prepareDispatch(let arguments): try start(.layout, arguments, end, workerCount, on: stream)
+    case .deliverDispatch(let arguments): try start(.dispatchRows, arguments, end, workerCount, on: stream)
     case .dispatch(let arguments): try start(.dispatch, arguments, end, workerCount, on: stream)
     case .combine(let arguments): try start(.combine, arguments, end, workerCount, on: stream)
     case .combineStep(let arguments): try start(.combineStep, arguments, end, workerCount, on: stream)
