@@ -107,6 +107,7 @@ class Buffer:
         expert_alignment: int = 1,
         zeroes_padding: bool = False,
         sizing: Sizing = Sizing.EXACT,
+        rows_max: Optional[int] = None,
         quantization: Scales = Scales.NONE,
         global_scale: Optional[float] = None,
         scale_order: ScaleOrder = ScaleOrder.ROW_MAJOR,
@@ -136,6 +137,8 @@ class Buffer:
             expert_alignment: by expert: each group of rows begins at a multiple of this.
             zeroes_padding: by expert: rows between groups are zero bytes.
             sizing: how large the result is. Grouped rows, and those of buffers with masks, are of worst-case size in any case.
+            rows_max: by source and by expert, of worst-case size: rows of the result, whatever the plan says; None: as many as
+                the plan does. Where more arrive on any rank, all raise `OutOfMemory`.
             quantization: bf16 rows arrive as FP8 with scales in this format, or as NVFP4.
             global_scale: of NVFP4 rows; None: 1.
             scale_order: of grouped rows that are quantized on the way.
@@ -183,6 +186,8 @@ class Buffer:
             options.zeroes_padding = 1
         if sizing:
             options.sizing = int32(sizing)
+        if rows_max is not None:
+            options.rows_max = count_or_refused(rows_max)
         if quantization:
             options.quantization = int32(quantization)
         if global_scale is not None:

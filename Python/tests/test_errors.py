@@ -72,6 +72,8 @@ DISPATCHES = {
         "expert_alignment",
     ),
     "alignment beyond 32 bits": (lambda b: b.dispatch(x(), indices(), expert_alignment=2**40), "expert_alignment"),
+    "rows of exact size": (lambda b: b.dispatch(x(), indices(), rows_max=4), "rows_max"),
+    "rows 0": (lambda b: b.dispatch(x(), indices(), rows_max=0, sizing=Sizing.WORST_CASE), "rows_max"),
     "workers 0": (lambda b: b.dispatch(x(), indices(), workers=0), "workers"),
     "too many workers": (lambda b: b.dispatch(x(), indices(), workers=2**40), "workers"),
     "too many tokens": (

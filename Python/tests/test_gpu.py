@@ -315,6 +315,28 @@ def test_the_plain_package() -> None:
             assert torch.equal(torch.from_dlpack(graph.result.tokens), x)
 
 
+def test_calls_that_run_ahead_take_no_more_memory(make_buffer: Any) -> None:
+    """The host is far ahead of the GPU: what it has let go of is used again behind what still uses it."""
+    buffer = make_buffer(plan(result_count=2))
+    x, indices, _ = tokens_of(0)
+
+    def step() -> Any:
+        received = buffer.dispatch(x, indices, sizing=Sizing.WORST_CASE)
+        return buffer.combine(received.rows * 1, received.handle)
+
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    before = buffer.buffer.arena_byte_count
+    torch.cuda._sleep(1_000_000_000)
+    for _ in range(200):
+        last = step()
+    assert not torch.cuda.current_stream().query(), "the host was not ahead"
+    torch.testing.assert_close(last, x)
+    # Each keeps 128 KiB.
+    assert buffer.buffer.arena_byte_count - before <= 2 << 20
+
+
 def test_nothing_leaks(make_buffer: Any) -> None:
     buffer = make_buffer(plan(layout=Layout.BY_EXPERT))
     x, indices, weights = tokens_of(0)

@@ -365,6 +365,34 @@ def test_two_ranks_do_not_hold_each_other_up():
     on_buffers(plan, 2, body)
 
 
+@pytest.mark.parametrize("layout", (swiftep.Layout.BY_SOURCE, swiftep.Layout.BY_EXPERT))
+def test_rows_of_the_callers_number(layout):
+    """More and fewer than the plan has."""
+    plan = swiftep.Plan(
+        2, TOKENS, HIDDEN, TOP_K, EXPERTS, dtype="float32", combine_dtype="float32", received_tokens_max=6, result_count=2
+    )
+
+    def body(buffer):
+        given = x(1 + buffer.rank) * np.arange(1, TOKENS + 1, dtype=np.float32)[:, None]
+        wanted = buffer.dispatch(given, INDICES, layout=layout)
+        count = wanted.rows.shape[0]
+        for rows_max in (count, count + 7, 100 * count):
+            options = {"layout": layout, "sizing": Sizing.WORST_CASE, "rows_max": rows_max}
+            found = buffer.dispatch(given, INDICES, **options)
+            rows, origins = found.rows.numpy(), found.origins.numpy()
+            assert len(rows) == len(origins) == rows_max
+            assert np.array_equal(rows[:count], wanted.rows.numpy()) and np.all(origins[count:] == -1)
+            again = buffer.dispatch(2 * given, handle=found.handle, sizing=Sizing.WORST_CASE).rows.numpy()
+            assert len(again) == rows_max and np.array_equal(again[:count], 2 * rows[:count])
+            copies = 2 if layout == swiftep.Layout.BY_EXPERT else 1 + (INDICES[:, :1] // 2 != INDICES[:, 1:] // 2)
+            assert np.array_equal(buffer.combine(rows.copy(), found.handle).tokens.numpy(), copies * given)
+            with pytest.raises(swiftep.OutOfMemory):
+                buffer.dispatch(given, INDICES, **{**options, "rows_max": count - 1})
+        return count
+
+    assert all(on_buffers(plan, 2, body))
+
+
 def test_arena_memory_that_the_caller_divides_is_combined_in_place():
     plan = swiftep.Plan(
         2, TOKENS, HIDDEN, TOP_K, EXPERTS, dtype="float32", combine_dtype="float32", arena_byte_count_max=1

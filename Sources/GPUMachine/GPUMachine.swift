@@ -270,24 +270,47 @@ extension UInt64 {
 // MARK: - Small copies
 
 extension GPUMachine {
-  /// As many lanes a record as it has words, a power of two.
+  /// In vectors where a record has whole ones, otherwise in words.
   @inline(__always)
   public func copyRecords(_ count: Int32, byteCount: Int32, route: (Int32) -> RecordRoute) {
-    let wordCount = byteCount / 4
+    if byteCount % 16 == 0 {
+      copyUnits(count, byteCount / 16, route, Vector(repeating: 0), load: { $0.unalignedVector(at: 16 &* $1) }) {
+        $0.storeUnaligned($1, atByte: 16 &* $2)
+      }
+    } else {
+      copyUnits(count, byteCount / 4, route, UInt32(0), load: { $0.load(UInt32.self, at: $1) }) { $0.store($1, at: $2) }
+    }
+  }
+
+  /// As many lanes a record as it has units, a power of two; four records at a time, so that no load waits for another.
+  @inline(__always)
+  private func copyUnits<Unit>(
+    _ count: Int32, _ unitCount: Int32, _ route: (Int32) -> RecordRoute, _ nothing: Unit,
+    load: (Address, Int32) -> Unit, store: (Address, Unit, Int32) -> Void
+  ) {
     var shift: Int32 = 0
-    while shift < 5 && (1 &<< shift) < wordCount { shift = shift &+ 1 }
+    while shift < 5 && (1 &<< shift) < unitCount { shift = shift &+ 1 }
     let lanesPerRecord: Int32 = 1 &<< shift
+    let step = (workerCount &* Self.threadCount) &>> shift
+    @inline(__always) func routeOf(_ record: Int32) -> RecordRoute { record < count ? route(record) : .none }
+    @inline(__always) func loaded(_ route: RecordRoute, _ unit: Int32) -> Unit {
+      route.target.isNull ? nothing : load(route.source, unit)
+    }
     var record = (workerIndex &* Self.threadCount &+ thread) &>> shift
     while record < count {
-      let route = route(record)
-      if !route.target.isNull {
-        var word = thread & (lanesPerRecord &- 1)
-        while word < wordCount {
-          route.target.store(route.source.load(UInt32.self, at: word), at: word)
-          word = word &+ lanesPerRecord
-        }
+      let (a, b) = (routeOf(record), routeOf(record &+ step))
+      let (c, d) = (routeOf(record &+ 2 &* step), routeOf(record &+ 3 &* step))
+      var unit = thread & (lanesPerRecord &- 1)
+      while unit < unitCount {
+        let (w, x) = (loaded(a, unit), loaded(b, unit))
+        let (y, z) = (loaded(c, unit), loaded(d, unit))
+        if !a.target.isNull { store(a.target, w, unit) }
+        if !b.target.isNull { store(b.target, x, unit) }
+        if !c.target.isNull { store(c.target, y, unit) }
+        if !d.target.isNull { store(d.target, z, unit) }
+        unit = unit &+ lanesPerRecord
       }
-      record = record &+ (workerCount &* Self.threadCount) &>> shift
+      record = record &+ 4 &* step
     }
   }
 

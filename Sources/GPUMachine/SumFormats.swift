@@ -10,6 +10,23 @@ extension Address {
   @inline(__always) func store(_ vector: Vector, atByte byteOffset: Int32) {
     advanced(byBytes: Int64(byteOffset)).store(vector, at: 0)
   }
+
+  /// Of an address that may be a multiple of 4 alone.
+  @inline(__always) func unalignedVector(at byteOffset: Int32) -> Vector {
+    if bits & 15 == 0 { return vector(at: byteOffset) }
+    let words = advanced(byBytes: Int64(byteOffset))
+    return Vector(
+      words.load(UInt32.self, at: 0), words.load(UInt32.self, at: 1), words.load(UInt32.self, at: 2),
+      words.load(UInt32.self, at: 3))
+  }
+  @inline(__always) func storeUnaligned(_ vector: Vector, atByte byteOffset: Int32) {
+    if bits & 15 == 0 { return store(vector, atByte: byteOffset) }
+    let words = advanced(byBytes: Int64(byteOffset))
+    words.store(vector.x, at: 0)
+    words.store(vector.y, at: 1)
+    words.store(vector.z, at: 2)
+    words.store(vector.w, at: 3)
+  }
 }
 
 /// An element type that can be summed: how a vector becomes Floats and back.

@@ -44,7 +44,7 @@ package struct ArgumentFault: Error, Equatable {
     case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
     case rows, topKWeights, rowWeights, biases, output
     case stream, handleTokens, expertStatistics, waitStatistics, scaleOrder, after, globalScale
-    case sizing, quantization, waiting
+    case sizing, quantization, waiting, rowsMax
   }
 
   package let kind: Kind

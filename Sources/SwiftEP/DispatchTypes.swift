@@ -42,6 +42,9 @@ public struct DispatchOptions: Sendable {
   public var zeroesPadding = false
   /// Grouped rows, and those of buffers whose ranks can be masked, are of worst-case size in any case.
   public var sizing: Sizing = .exact
+  /// By source and by expert, of worst-case size: rows of the result, whatever the plan says; nil: as many as the plan does. Where
+  /// more arrive on any rank, all throw `outOfMemory`.
+  public var rowsMax: Int?
   /// BF16 rows arrive as FP8 E4M3 with scales in this format, or as NVFP4.
   public var quantization: ScaleFormat?
   /// Of NVFP4 rows: by what the scales of all rows have been multiplied (see `ScaleFormat.nvfp4`), 2^-118 to 2^118, the

@@ -216,6 +216,12 @@ final class PendingOperation: Sendable {
   /// The end of all launches queued so far.
   var fence: (any StreamFence)? { core.device.fence(behind: ticket.withLock { $0 }) }
 
+  /// All launches have been queued: arena blocks are kept no longer than the caller keeps them, see `handOver(until:)`.
+  func handOver(_ resources: OperationResources, stream: CUDAStream?) throws(EPError) {
+    if try core.isGraphed(stream) { return }
+    if let fence { resources.handOver(until: fence) }
+  }
+
   /// Waits for all launches queued so far.
   func wait() { core.device.wait(for: ticket.withLock { $0 }) }
 
@@ -294,6 +300,18 @@ final class OperationResources: Sendable {
     OperationResources(
       view: view, memory: memory, arena: arena, membership: membership, masks: masks,
       maskedBefore: maskedBefore, retained: retained.withLock { $0 })
+  }
+
+  /// From now on the arena's blocks are not kept: they are in use until the fence, and free for what comes behind it as soon as
+  /// the caller has let go of them, however far ahead of the GPU it is. Not of buffers that go on where a rank is missed, since
+  /// that one may come late.
+  func handOver(until fence: any StreamFence) {
+    if masks != nil { return }
+    let blocks = retained.withLock { retained in
+      defer { retained.removeAll { $0 is ArenaBlock } }
+      return retained.compactMap { $0 as? ArenaBlock }
+    }
+    for block in blocks { block.noteUse(until: fence) }
   }
 
   func retain(_ more: any Sendable) { retained.withLock { $0.append(more) } }

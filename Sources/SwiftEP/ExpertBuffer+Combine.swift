@@ -91,7 +91,7 @@ private struct CombineCall {
       core, stepCount: Int(steps.stepCount), waiting: options.waiting,
       waitStatistics: options.waitStatistics, firstHalf: options.receivesLater ? .sendCombine : nil)
     let resources = pending.makeResources(
-      [rows, handle, options.biases, options.rowWeights as any Sendable, core.arenas],
+      [rows.storage, handle, options.biases, options.rowWeights as any Sendable, core.arenas],
       isGraphed: try core.isGraphed(options.stream))
     core.queueWaits(options.after, of: .combine, isUrgent: options.isAsynchronous)
 
@@ -102,7 +102,8 @@ private struct CombineCall {
     do throws(EPError) {
       staged = try placeInputs(&header, steps, resources)
       outputs = try makeOutputs()
-      resources.retain([outputs!.tokens, outputs!.topKWeights])
+      resources.retain(outputs!.tokens.storage)
+      if let weights = outputs!.topKWeights { resources.retain(weights.storage) }
     } catch {
       header.set(error)
       if try core.isGraphed(options.stream) { throw core.exhausted(header) }
@@ -121,6 +122,7 @@ private struct CombineCall {
     if options.receivesLater {
       return try makeResult(pending, launch, workerCount: workerCount, resources, outputs)
     }
+    try pending.handOver(resources, stream: options.stream)
     if let stream = options.stream, let outputs { try outputs.tokens.noteUse(on: stream) }
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
@@ -220,7 +222,8 @@ private struct CombineCall {
     let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(stagedRowCount * rowByteCount), to: 128) : 0
     let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
     let block = try core.take(stagedRowBytes + stagedWeightBytes, from: .high, stream: options.stream)
-    resources.retain([block as any Sendable, weights as any Sendable])
+    resources.retain(block)
+    resources.retain(weights as any Sendable)
     header.outputOffset = rowsOffset ?? block.range.lowerBound
     header.weightsOffset = weightsOffset ?? block.range.lowerBound + stagedRowBytes
     return (rowsOffset == nil ? rows.address : .null, weightsOffset == nil ? weights!.address : .null)

@@ -121,6 +121,8 @@ private struct DispatchCall {
       receiving = try PendingReceive(
         pending, launch.with(.receiveDispatch), workerCount: 1, keeping: resources,
         isAsynchronous: options.isAsynchronous, stream: options.stream)
+    } else {
+      try pending.handOver(resources, stream: options.stream)
     }
     if let stream = options.stream {
       try block.noteUse(on: stream)
@@ -203,6 +205,10 @@ private struct DispatchCall {
     try checkRouting()
     if core.masks != nil && layout == .byExpert { throw ArgumentFault(.masks, .layout, expected: 0, found: 1) }
     try check(.expertAlignment, options.expertAlignment, in: 1...max(1, (1 << 30) / max(1, core.owners.count)))
+    if let rowsMax = options.rowsMax {
+      let isUsed = sizing == .worstCase && layout != .grouped && core.masks == nil && cachedHandle == nil
+      try check(.rowsMax, rowsMax, in: isUsed ? 1...Int(Int32.max) / max(4, topKCount) : 0...0)
+    }
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
     try core.check(.expertStatistics, options.expertStatistics)
     try options.expertStatistics?.check(.expertStatistics, shape: [Int(core.view.localExpertCount)])
@@ -295,6 +301,7 @@ private struct DispatchCall {
   private var worstCaseRows: Int {
     if sizing == .exact { return 0 }
     if let cachedHandle { return cachedHandle.rowCapacity }
+    if let rowsMax = options.rowsMax { return rowsMax }
     return buffer.worstCaseRowShape(options.layout, topK: topKCount, expertAlignment: options.expertAlignment)
       .reduce(1, *)
   }

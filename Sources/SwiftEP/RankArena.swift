@@ -98,13 +98,21 @@ package final class ArenaBlock: TensorStorage, @unchecked Sendable {
   /// Changes only while the block's one user trims it, before it is shared.
   package private(set) var range: Range<Int64>
   private let uses = StreamUses()
+  /// The end of the last operation of the buffer's own that has been told to use it, and does not keep it.
+  private let lastUse = Guarded<(any StreamFence)?>(nil)
 
   fileprivate init(arena: RankArena, range: Range<Int64>) {
     self.arena = arena
     self.range = range
   }
 
-  deinit { arena.give(range, behind: arena.memory.gpu.flatMap { uses.fence(on: $0) }) }
+  deinit {
+    let streams = arena.memory.gpu.flatMap { uses.fence(on: $0) as (any StreamFence)? }
+    arena.give(range, behind: AllFences([lastUse.withLock { $0 }, streams]))
+  }
+
+  /// The block is in use until the fence, which comes behind those of earlier calls.
+  func noteUse(until fence: any StreamFence) { lastUse.withLock { $0 = fence } }
 
   package func noteUse(on stream: CUDAStream) throws(EPError) {
     if let gpu = arena.memory.gpu { try uses.note(stream, on: gpu, of: self) }

@@ -22,6 +22,7 @@ final class PendingReceive: Sendable {
     (self.isAsynchronous, self.stream) = (isAsynchronous, stream)
     isGraphed = try pending.core.isGraphed(stream)
     number = pending.core.receives.withLock { $0.expect(resources.again()) }
+    try pending.handOver(resources, stream: stream)
   }
 
   func receive() throws(EPError) {
@@ -39,6 +40,7 @@ final class PendingReceive: Sendable {
           rank: core.rank, argument: "receive", expected: "one call for each result", found: "another")
       }
       pending.enqueue(launch, workerCount: workerCount, keeping: resources, isUrgent: isAsynchronous, stream: stream)
+      try pending.handOver(resources, stream: stream)
       pending.isReceived.withLock { $0 = true }
       if !isAsynchronous { try pending.finish() }
     }

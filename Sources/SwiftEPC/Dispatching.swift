@@ -91,6 +91,7 @@ private struct DispatchCall {
     options.quantization = try value(given.quantization, of: [nil] + ScaleFormat.allCases, .quantization)
     if given.global_scale != 0 { options.globalScale = given.global_scale }
     options.scaleOrder = try value(given.scale_order, of: ScaleOrder.allCases, .scaleOrder)
+    options.rowsMax = unlessZero(given.rows_max)
     options.workers = unlessZero(given.workers)
     options.waiting = try value(given.waiting, of: waitings, .waiting)
     options.receivesLater = given.receives_later != 0

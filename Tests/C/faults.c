@@ -44,6 +44,8 @@ void check_bad_input(Rank *rank) {
   BAD("waiting", input.options.waiting = 2);
   BAD("scale_order", input.options.scale_order = 2);
   BAD("workers", input.options.workers = -1);
+  BAD("rows_max", input.options.rows_max = 4);
+  BAD("rows_max", (input.options.rows_max = -1, input.options.sizing = SWIFTEP_WORST_CASE));
   BAD("expert_alignment", input.options.expert_alignment = -1);
   BAD("global_scale", input.options.global_scale = 2);
   BAD("indices", input.options.table = &input.x);

@@ -22,8 +22,8 @@ from .utils import EventHandle, EventOverlap
 
 #: Address space for the rows that callers keep; memory is taken as they come.
 _ARENA_BYTE_COUNT_MAX = 64 << 30
-#: Tokens of a rank whose dispatch is repeated without any wait of the host.
-_REPEATED_TOKENS_MAX = 1 << 17
+#: Tokens of a rank in a call that the host waits for nothing in.
+_TOKENS_MAX = 1 << 17
 
 _Rows = Union[Tensor, "tuple[Tensor, Tensor]"]
 _Hook = Optional[Callable[[], None]]
@@ -285,7 +285,7 @@ class Buffer:
                     _sent(rows, scales),
                     handle=known.handle,
                     sidecars=_sidecars(scales),
-                    sizing=Sizing.EXACT if rows.shape[0] > _REPEATED_TOKENS_MAX else Sizing.WORST_CASE,
+                    sizing=Sizing.EXACT if rows.shape[0] > _TOKENS_MAX else Sizing.WORST_CASE,
                     workers=self._workers(known.buffer, config),
                     **order.options,
                 )
@@ -310,7 +310,7 @@ class Buffer:
         required((topk_idx is None) == (topk_weights is None), "topk_weights", "with topk_idx, or neither", "one")
         if num_worst_tokens:
             required(topk_idx is not None, "topk_idx", "indices, with num_worst_tokens", None)
-        buffer = self._throughput_buffer(expert_count, num_worst_tokens, config)
+        buffer = self._throughput_buffer(expert_count, config)
         routing: dict[str, Any] = (
             {"table": is_token_in_rank.view(torch.uint8)}
             if topk_idx is None
@@ -324,6 +324,7 @@ class Buffer:
                 _sent(rows, scales),
                 sidecars=_sidecars(scales),
                 sizing=Sizing.WORST_CASE if num_worst_tokens else Sizing.EXACT,
+                rows_max=num_worst_tokens or None,
                 expert_alignment=expert_alignment,
                 workers=self._workers(buffer, config),
                 **routing,
@@ -644,22 +645,22 @@ class Buffer:
             )
         return buffer
 
-    def _throughput_buffer(self, expert_count: int, worst_token_count: int, config: Config) -> _Plain:
+    def _throughput_buffer(self, expert_count: int, config: Config) -> _Plain:
         """All ranks make it in the same call, with the same plan, however many tokens each has and of whatever width: the arena
         grows with what is received and kept."""
 
         def plan() -> Plan:
             return Plan(
                 self.group_size,
-                max(_REPEATED_TOKENS_MAX, worst_token_count),
+                _TOKENS_MAX,
                 16,
                 1,
                 expert_count,
-                received_tokens_max=worst_token_count,
+                received_tokens_max=0,
                 arena_byte_count_max=_ARENA_BYTE_COUNT_MAX,
             )
 
-        return self._made(("throughput", expert_count, worst_token_count), plan, max(config.num_sms, Buffer.num_sms))
+        return self._made(("throughput", expert_count, 0), plan, config.num_sms or None)
 
     def _low_latency_buffer(self, token_count: int, hidden: int, expert_count: int) -> _Plain:
         def plan() -> Plan:

@@ -468,6 +468,9 @@ typedef struct swiftep_dispatch_options {
   /// operation comes behind what is queued there, and what is queued there later behind the operation.
   int32_t uses_stream;
   void *stream;
+  /// By source and by expert, of worst-case size: rows of the result, whatever the plan says; 0: as many as the plan does.
+  /// Where more arrive on any rank, all fail with `SWIFTEP_OUT_OF_MEMORY`.
+  int32_t rows_max;
 } swiftep_dispatch_options;
 
 /// What has arrived at this rank.
