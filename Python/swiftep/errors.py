@@ -175,6 +175,17 @@ def taken(code: int, error: Any) -> Error:
         lib.swiftep_error_free(error)
 
 
+def refusal(argument: str, expected: str, found: Any) -> InvalidArgument:
+    """An error of this rank alone, before the others are told anything."""
+    return InvalidArgument(
+        f"{argument}: expected {expected}, found {found}",
+        code=lib.SWIFTEP_INVALID_ARGUMENT,
+        argument=argument,
+        expected=expected,
+        found=str(found),
+    )
+
+
 def check(code: int, error: Any) -> None:
     """Raises what a call has failed with. `error` is the `swiftep_error **` that it was given."""
     if code != 0:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from ._native_types import ERROR_OUT, INT64S, ffi, lib, new
 from .dtypes import DType
-from .errors import InvalidArgument, check
+from .errors import check, refusal
 
 
 class Layout(enum.IntEnum):
@@ -106,7 +106,7 @@ class Plan:
         if expert_owners is not None:
             owners = [_int32("expert_owners", owner) for owner in expert_owners]
             if len(owners) != expert_count:
-                raise _invalid("expert_owners", f"{expert_count} ranks", len(owners))
+                raise refusal("expert_owners", f"{expert_count} ranks", len(owners))
             held.append(new("int32_t[]", owners))
             options.expert_owners = held[-1]
         if len(sidecar_byte_counts):
@@ -135,7 +135,7 @@ class Plan:
             options.staged_tokens_per_step = _count("staged_tokens_per_step", staged_tokens_per_step)
         if arena_byte_count_max is not None:
             if arena_byte_count_max < 1:
-                raise _invalid("arena_byte_count_max", "at least 1", arena_byte_count_max)
+                raise refusal("arena_byte_count_max", "at least 1", arena_byte_count_max)
             options.arena_byte_count_max = min(arena_byte_count_max, 2**63 - 1)
         made, error = new("swiftep_plan **"), new(ERROR_OUT)
         check(lib.swiftep_plan_create(options, made, error), error)
@@ -175,24 +175,14 @@ class Plan:
         return f"<swiftep.Plan of {self.byte_count} bytes a rank>"
 
 
-def _invalid(argument: str, expected: str, found: Any) -> InvalidArgument:
-    return InvalidArgument(
-        f"{argument}: expected {expected}, found {found}",
-        code=lib.SWIFTEP_INVALID_ARGUMENT,
-        argument=argument,
-        expected=expected,
-        found=str(found),
-    )
-
-
 def _int32(argument: str, value: int) -> int:
     if not -(2**31) <= value < 2**31:
-        raise _invalid(argument, "a 32-bit integer", value)
+        raise refusal(argument, "a 32-bit integer", value)
     return value
 
 
 def _count(argument: str, value: int) -> int:
     # 0 is the library's default.
     if value < 1:
-        raise _invalid(argument, "at least 1", value)
+        raise refusal(argument, "at least 1", value)
     return _int32(argument, value)

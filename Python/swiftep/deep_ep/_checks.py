@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._native_types import lib
-from ..errors import InvalidArgument
-
-
-def refusal(argument: str, expected: str, found: Any) -> InvalidArgument:
-    """An error of this rank alone, before the others are told anything."""
-    return InvalidArgument(
-        f"{argument}: expected {expected}, found {found}",
-        code=lib.SWIFTEP_INVALID_ARGUMENT,
-        argument=argument,
-        expected=expected,
-        found=str(found),
-    )
+from ..errors import refusal
 
 
 def required(holds: bool, argument: str, expected: str, found: Any) -> None:

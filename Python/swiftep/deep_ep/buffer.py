@@ -12,11 +12,13 @@ from torch import Tensor
 
 from .. import torch as _torch
 from ..buffer import Buffer as _Plain
+from ..combine import CombineResult
 from ..communicator import Communicator
 from ..dispatch import DispatchResult, ScaleOrder, Sizing
 from ..dispatch import Handle as _Handle
+from ..errors import refusal
 from ..plan import Layout, Plan, Scales
-from ._checks import refusal, required
+from ._checks import required
 from .config import Config
 from .utils import EventHandle, EventOverlap
 
@@ -500,20 +502,14 @@ class Buffer:
             if waits is not None and dispatch_wait_recv_cost_stats is not None:
                 dispatch_wait_recv_cost_stats.add_(_cycles(waits, x.device))
 
-        def receive() -> None:
-            result.receive()
-            finish()
-
-        if not return_recv_hook:
-            with order.on_stream():
-                finish()
+        hook = _finished(result, finish, order, return_recv_hook)
         received: _Rows = rows if scales is None else (rows, _torch.as_tensor(scales).transpose(1, 2))
         source_index = _torch.as_tensor(result.origins)[..., 1]
         handle = (source_index, ranges, num_max_dispatch_tokens_per_rank, x.shape[1], num_experts)
         _keep_known(ranges, _Known(buffer, result.handle))
         used = (x, topk_idx, cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats, waits)
         event = order.end(used, (ranges,), result)
-        return received, counts, handle, event, receive if return_recv_hook else None
+        return received, counts, handle, event, hook
 
     def low_latency_combine(
         self,
@@ -585,15 +581,9 @@ class Buffer:
             if stats is not None and waits is not None:
                 stats.add_(_cycles(waits, x.device))
 
-        def receive() -> None:
-            result.receive()
-            finish()
-
-        if not return_recv_hook:
-            with order.on_stream():
-                finish()
+        hook = _finished(result, finish, order, return_recv_hook)
         event = order.end((rows, topk_weights, stats, waits), (tokens,))
-        return tokens, event, receive if return_recv_hook else None
+        return tokens, event, hook
 
     def get_next_low_latency_combine_buffer(self, handle: tuple[Any, ...]) -> Tensor:
         """Where to write a combine's rows, for `zero_copy`.
@@ -776,6 +766,22 @@ class _Order:
                 tensor.record_stream(self._current)
                 tensor.record_stream(self._stream)
         return EventOverlap(EventHandle(self._stream) if self._is_async else None, used if self._is_async else None)
+
+
+def _finished(
+    result: Union[DispatchResult, CombineResult], finish: Callable[[], None], order: _Order, is_later: bool
+) -> _Hook:
+    """Does what is left of a call, or returns the hook that does."""
+
+    def receive() -> None:
+        result.receive()
+        finish()
+
+    if is_later:
+        return receive
+    with order.on_stream():
+        finish()
+    return None
 
 
 class _Known:

@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import torch
 
-from ._checks import refusal
+from ..errors import refusal
 
 
 class EventHandle:
