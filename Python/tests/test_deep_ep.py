@@ -34,7 +34,7 @@ def tokens_of(rank: int, rank_count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
-    blocks = x.float().view(len(x), -1, 128)
+    blocks = x.float().view(len(x), x.shape[1] // 128, 128)
     scales = blocks.abs().amax(2).clamp(min=1e-4) / 448
     # Of other strides than the rows'.
     return (blocks / scales.unsqueeze(2)).to(FP8).view(x.shape), scales.T.contiguous().T
@@ -42,7 +42,8 @@ def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def restored(rows: tuple[Tensor, Tensor]) -> Tensor:
     values, scales = rows
-    return (values.float().view(*values.shape[:-1], -1, 128) * scales.unsqueeze(-1)).view(values.shape)
+    blocks = values.float().view(*values.shape[:-1], values.shape[-1] // 128, 128)
+    return (blocks * scales.unsqueeze(-1)).view(values.shape)
 
 
 class Oracle:
@@ -236,6 +237,37 @@ def check_low_latency(buffer: deep_ep.Buffer) -> None:
     assert not masked.any()
 
 
+def check_nothing(buffer: deep_ep.Buffer) -> None:
+    """A rank without tokens; and all tokens to the first expert, so that the other ranks receive nothing."""
+    count = 0 if buffer.rank == 0 and buffer.group_size > 1 else 5
+    x = torch.full((count, HIDDEN), 1.0 + buffer.rank).bfloat16()
+    indices, weights = torch.zeros((count, 1), dtype=torch.int64), torch.full((count, 1), 2.0)
+    per_rank, _, per_expert, is_token_in_rank, _ = buffer.get_dispatch_layout(indices, EXPERTS)
+    assert int(per_rank.sum()) == int(per_expert[0]) == count
+    layout = {
+        "num_tokens_per_rank": per_rank,
+        "is_token_in_rank": is_token_in_rank,
+        "num_tokens_per_expert": per_expert,
+    }
+    total = 5 * max(1, buffer.group_size - 1) if buffer.rank == 0 else 0
+    for given in (x, quantized(x)):
+        for top_k in ({}, {"topk_idx": indices, "topk_weights": weights}):
+            rows, _, row_weights, counts, handle, _ = buffer.dispatch(given, **layout, **top_k)
+            received = restored(rows).bfloat16() if isinstance(rows, tuple) else rows
+            assert len(received) == total == sum(counts) and counts[0] == total
+            tokens, summed, _ = buffer.combine(received, handle, topk_weights=row_weights)
+            torch.testing.assert_close(tokens, x)
+            assert summed is None or torch.equal(summed, weights)
+            again, *_ = buffer.dispatch(given, handle=handle)
+            assert len(again[0] if isinstance(again, tuple) else again) == total
+    for use_fp8 in (False, True):
+        _, counts, handle, _, _ = buffer.low_latency_dispatch(x, indices, 8, EXPERTS, use_fp8=use_fp8)
+        assert int(counts.sum()) == int(counts[0]) == total
+        experts = torch.ones((len(counts), 8 * buffer.group_size, HIDDEN), dtype=torch.bfloat16)
+        tokens, _, _ = buffer.low_latency_combine(experts, indices, weights, handle)
+        assert torch.equal(tokens, torch.full_like(x, 2))
+
+
 def check_bad_input(buffer: deep_ep.Buffer) -> None:
     """The same on all ranks, which go on."""
     oracle = Oracle(buffer.rank, buffer.group_size)
@@ -253,6 +285,11 @@ def check_bad_input(buffer: deep_ep.Buffer) -> None:
         assert str(raised.value.argument).startswith(argument), raised.value
 
     top_k = {"topk_idx": indices, "topk_weights": weights}
+    refused("topk_idx", lambda: buffer.get_dispatch_layout(indices.int(), EXPERTS))
+    refused("num_experts", lambda: buffer.get_dispatch_layout(indices, 0))
+    beyond = buffer.get_dispatch_layout(indices + EXPERTS * (indices >= 0), EXPERTS)
+    assert not any(bool(part.any()) for part in (beyond[0], beyond[2], beyond[3]))
+    refused("config", lambda: buffer.dispatch(x, config=deep_ep.Config(7), **layout, **top_k))
     refused("x", lambda: buffer.dispatch(x.T, **layout))
     refused("x", lambda: buffer.dispatch((x, torch.ones(len(x), 4)), **layout))
     refused("x", lambda: buffer.dispatch((x.to(FP8), torch.ones(1, 4)), **layout))
@@ -294,14 +331,23 @@ def check_bad_input(buffer: deep_ep.Buffer) -> None:
     torch.testing.assert_close(tokens.float(), wanted, rtol=0.02, atol=0.02)
 
 
-def check_all(buffer: deep_ep.Buffer) -> None:
+def check_all(buffer: deep_ep.Buffer, has_group: bool) -> None:
     runtime = buffer.runtime
     assert runtime is not None and runtime.is_available() and runtime.get_num_rdma_ranks() == 1
     check_throughput(buffer)
     check_low_latency(buffer)
+    check_nothing(buffer)
     check_bad_input(buffer)
     raw = buffer.get_local_buffer_tensor(torch.bfloat16, torch.Size([2, 3]), offset=1)
     assert list(raw.shape) == [2, 3] and raw.dtype == torch.bfloat16
+    other = deep_ep.Buffer(buffer.group if has_group else None, comm=buffer.group, explicitly_destroy=True, timeout=20)
+    ranks_rows = torch.zeros((1, 16), dtype=torch.bfloat16)
+    indices = torch.full((1, 1), -1, dtype=torch.int64)
+    per_rank, _, per_expert, goes, _ = other.get_dispatch_layout(indices, EXPERTS)
+    theirs = other.dispatch(ranks_rows, None, per_rank, None, goes, per_expert)[4]
+    with pytest.raises(swiftep.InvalidArgument):
+        buffer.combine(ranks_rows[:0], theirs)
+    other.destroy()
     buffer.destroy()
     for call in (
         buffer.destroy,
@@ -341,7 +387,7 @@ def _rank(rank: int, rank_count: int, port: int, has_group: bool, results: Any) 
         buffer = deep_ep.Buffer(
             num_nvl_bytes=1 << 12, low_latency_mode=True, explicitly_destroy=True, timeout=20, **given
         )
-        check_all(buffer)
+        check_all(buffer, has_group)
         dist.destroy_process_group()
         results.put("")
     except BaseException:
@@ -386,5 +432,6 @@ def test_configs() -> None:
     assert deep_ep.Config().get_rdma_buffer_size_hint(7168 * 2, 8) == 0
     small, large = (deep_ep.Buffer.get_low_latency_rdma_size_hint(tokens, 1024, 2, 8) for tokens in (16, 128))
     assert large > small > 2 * 8 // 2 * 32 * 2048
-    with pytest.raises(swiftep.InvalidArgument):
-        deep_ep.Buffer(None)
+    for given in ({}, {"comm": object(), "num_nvl_bytes": 100}, {"comm": object(), "enable_shrink": True}):
+        with pytest.raises(swiftep.InvalidArgument):
+            deep_ep.Buffer(None, **given)

@@ -377,6 +377,7 @@ def test_rows_of_the_callers_number(layout):
         wanted = buffer.dispatch(given, INDICES, layout=layout)
         count = wanted.rows.shape[0]
         for rows_max in (count, count + 7, 100 * count):
+            rows_max += 3 * buffer.rank
             options = {"layout": layout, "sizing": Sizing.WORST_CASE, "rows_max": rows_max}
             found = buffer.dispatch(given, INDICES, **options)
             rows, origins = found.rows.numpy(), found.origins.numpy()

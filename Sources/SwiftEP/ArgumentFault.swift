@@ -91,6 +91,8 @@ package struct ArgumentFault: Error, Equatable {
       argument += ".strides[\(dimension)]"
       texts = ("\(expected) elements, since rows lie without gaps", "\(found)")
     case .presence where name == .stream: texts = ("none on a machine without streams", "one")
+    case .presence where name == .rowsMax:
+      texts = ("none but for new routing of worst-case size, not grouped and without masks", "one")
     case .presence: texts = expected == 1 ? ("a tensor", "none") : ("none", "a tensor")
     case .atLeast: texts = ("at least \(expected)", "\(found)")
     case .atMost: texts = ("at most \(expected)", "\(found)")

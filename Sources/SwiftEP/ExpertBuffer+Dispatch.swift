@@ -207,7 +207,8 @@ private struct DispatchCall {
     try check(.expertAlignment, options.expertAlignment, in: 1...max(1, (1 << 30) / max(1, core.owners.count)))
     if let rowsMax = options.rowsMax {
       let isUsed = sizing == .worstCase && layout != .grouped && core.masks == nil && cachedHandle == nil
-      try check(.rowsMax, rowsMax, in: isUsed ? 1...Int(Int32.max) / max(4, topKCount) : 0...0)
+      if !isUsed { throw ArgumentFault(.presence, .rowsMax, expected: 0, found: 1) }
+      try check(.rowsMax, rowsMax, in: 1...Int(Int32.max) / max(4, topKCount))
     }
     if let workers = options.workers { try check(.workers, workers, in: 1...core.device.workerCountMax) }
     try core.check(.expertStatistics, options.expertStatistics)

@@ -94,24 +94,26 @@ import Testing
     #expect(places.elements(Int32.self) == [count - 1, -1, some])
   }
 
-  @Test(arguments: [Int32(4), 12, 64, 260])
-  func copiesRecordsAndFills(byteCount: Int32) {
-    let count: Int32 = 70
-    let source = Memory((0..<count * byteCount).map { UInt8(truncatingIfNeeded: $0 % 251) })
-    let target = Memory(byteCount: Int(count * byteCount))
+  /// More than the lanes take at once, in words and in vectors, also of addresses that are no multiples of 16.
+  @Test(arguments: [(Int32(4), 0, 0), (12, 0, 0), (64, 0, 0), (64, 4, 0), (64, 0, 8), (64, 12, 12), (260, 0, 4)])
+  func copiesRecordsAndFills(byteCount: Int32, sourceShift: Int, targetShift: Int) {
+    let count: Int32 = 4000
+    let source = Memory((0..<count * byteCount + 16).map { UInt8(truncatingIfNeeded: $0 % 251) })
+    let target = Memory(byteCount: Int(count * byteCount) + 16)
     let filled = Memory(byteCount: 4 * 700)
     let fault = emulate(blockCount: 3) { machine in
       machine.copyRecords(count, byteCount: byteCount) { record in
         if record % 5 == 0 { return .none }
         return RecordRoute(
-          source: source.address.advanced(byBytes: Int64(record * byteCount)),
-          target: target.address.advanced(byBytes: Int64((count - 1 - record) * byteCount)))
+          source: source.address.advanced(byBytes: Int64(sourceShift) + Int64(record * byteCount)),
+          target: target.address.advanced(byBytes: Int64(targetShift) + Int64((count - 1 - record) * byteCount)))
       }
       machine.fill(filled.address, byteCount: 4 * 699, pattern: 0x0102_0304)
     }
-    var expected = [UInt8](repeating: Memory.untouched, count: Int(count * byteCount))
+    var expected = [UInt8](repeating: Memory.untouched, count: Int(count * byteCount) + 16)
     for record in 0..<count where record % 5 != 0 {
-      let (from, to) = (Int(record * byteCount), Int((count - 1 - record) * byteCount))
+      let from = sourceShift + Int(record * byteCount)
+      let to = targetShift + Int((count - 1 - record) * byteCount)
       expected.replaceSubrange(
         to..<to + Int(byteCount), with: source.bytes[from..<from + Int(byteCount)])
     }

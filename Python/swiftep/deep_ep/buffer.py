@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any, Callable, Optional, Union
@@ -12,13 +11,13 @@ from torch import Tensor
 
 from .. import torch as _torch
 from ..buffer import Buffer as _Plain
-from ..combine import CombineResult
 from ..communicator import Communicator
 from ..dispatch import DispatchResult, ScaleOrder, Sizing
 from ..dispatch import Handle as _Handle
 from ..errors import refusal
 from ..plan import Layout, Plan, Scales
 from ._checks import required
+from ._order import Hook, Order, finished
 from .config import Config
 from .utils import EventHandle, EventOverlap
 
@@ -27,8 +26,9 @@ _ARENA_BYTE_COUNT_MAX = 64 << 30
 #: Tokens of a rank in a call that the host waits for nothing in.
 _TOKENS_MAX = 1 << 17
 
+_FROM_LAYOUT = "what get_dispatch_layout returns"
+
 _Rows = Union[Tensor, "tuple[Tensor, Tensor]"]
-_Hook = Optional[Callable[[], None]]
 
 
 class Buffer:
@@ -73,7 +73,7 @@ class Buffer:
     ) -> None:
         required(group is not None or comm is not None, "group", "a process group, or one of mpi4py's as comm", None)
         for name, byte_count in (("num_nvl_bytes", num_nvl_bytes), ("num_rdma_bytes", num_rdma_bytes)):
-            required(byte_count >= 0, name, "at least 0", byte_count)
+            required(byte_count >= 0 and byte_count % 128 == 0, name, "a multiple of 128", byte_count)
         required(not enable_shrink, "enable_shrink", "False: ranks cannot be masked here yet", enable_shrink)
         if group is not None:
             self.rank, self.group_size, self.group = group.rank(), group.size(), group
@@ -143,12 +143,11 @@ class Buffer:
     @staticmethod
     def get_dispatch_config(num_ranks: int) -> Config:
         """The tuning of a dispatch of so many ranks: any number, since there is nothing to tune."""
-        return _config(num_ranks)
+        required(num_ranks >= 1, "num_ranks", "at least 1", num_ranks)
+        return Config(Buffer.num_sms)
 
-    @staticmethod
-    def get_combine_config(num_ranks: int) -> Config:
-        """The same for a combine."""
-        return _config(num_ranks)
+    #: The same for a combine.
+    get_combine_config = get_dispatch_config
 
     def get_comm_stream(self) -> Any:
         """The stream that calls run on: a `torch.cuda.Stream`."""
@@ -204,10 +203,12 @@ class Buffer:
         """
         self._open()
         required(topk_idx.dim() == 2 and topk_idx.is_contiguous(), "topk_idx", "a dense [tokens, top_k]", _shape(topk_idx))
+        required(topk_idx.dtype == torch.int64, "topk_idx", "torch.int64", topk_idx.dtype)
         required(num_experts > 0, "num_experts", "at least 1", num_experts)
-        order = _Order(self, previous_event, async_finish, allocate_on_comm_stream)
+        order = Order(self, previous_event, async_finish, allocate_on_comm_stream)
         with order.on_stream():
-            none = topk_idx < 0
+            # Experts that do not exist count as none; dispatch refuses them.
+            none = (topk_idx < 0) | (topk_idx >= num_experts)
             owners = topk_idx.div(num_experts // self.group_size or 1, rounding_mode="floor")
             owners = owners.clamp(max=self.group_size - 1).masked_fill(none, self.group_size)
             goes = torch.zeros(
@@ -218,8 +219,8 @@ class Buffer:
             per_expert = torch.zeros(num_experts + 1, dtype=torch.int32, device=topk_idx.device)
             per_expert.scatter_add_(0, experts, torch.ones_like(experts, dtype=torch.int32))
             per_rank = is_token_in_rank.sum(0, dtype=torch.int32)
-        made = (per_rank, per_expert[:-1], is_token_in_rank)
-        return per_rank, None, made[1], is_token_in_rank, order.end((topk_idx,), made)
+        event = order.end((topk_idx,), (per_rank, per_expert, is_token_in_rank))
+        return per_rank, None, per_expert[:-1], is_token_in_rank, event
 
     def dispatch(
         self,
@@ -277,11 +278,11 @@ class Buffer:
                 f"scales of {rows.shape[0]} tokens",
                 _shape(scales),
             )
-        config = config or Buffer.get_dispatch_config(self.group_size)
-        order = _Order(self, previous_event, async_finish, allocate_on_comm_stream)
+        config = self._checked(config)
+        order = Order(self, previous_event, async_finish, allocate_on_comm_stream)
         if handle is not None:
             required(topk_idx is None and topk_weights is None, "handle", "no topk_idx, nor topk_weights", "both")
-            known = _known(handle)
+            known = self._known(handle)
             with order.on_stream():
                 result = known.buffer.dispatch(
                     _sent(rows, scales),
@@ -295,10 +296,12 @@ class Buffer:
             event = order.end((rows, scales), (), result)
             return received, None, None, None, None, event
 
-        required(num_tokens_per_rank is not None, "num_tokens_per_rank", "int32 [ranks]", None)
-        if is_token_in_rank is None or num_tokens_per_expert is None or num_tokens_per_rank is None:
-            missing = "is_token_in_rank" if is_token_in_rank is None else "num_tokens_per_expert"
-            raise refusal(missing, "what get_dispatch_layout returns", None)
+        if num_tokens_per_rank is None:
+            raise refusal("num_tokens_per_rank", _FROM_LAYOUT, None)
+        if is_token_in_rank is None:
+            raise refusal("is_token_in_rank", _FROM_LAYOUT, None)
+        if num_tokens_per_expert is None:
+            raise refusal("num_tokens_per_expert", _FROM_LAYOUT, None)
         required(
             is_token_in_rank.dtype == torch.bool and list(is_token_in_rank.shape) == [rows.shape[0], self.group_size],
             "is_token_in_rank",
@@ -378,9 +381,9 @@ class Buffer:
         required(x.dim() == 2 and x.is_contiguous(), "x", "a dense [rows, hidden]", _shape(x))
         biases = () if bias is None else bias if isinstance(bias, tuple) else (bias,)
         required(len(biases) <= 2, "bias", "two at most", len(biases))
-        known = _known(handle)
-        config = config or Buffer.get_combine_config(self.group_size)
-        order = _Order(self, previous_event, async_finish, allocate_on_comm_stream)
+        known = self._known(handle)
+        config = self._checked(config)
+        order = Order(self, previous_event, async_finish, allocate_on_comm_stream)
         output = torch.empty((handle[4].shape[0], x.shape[1]), dtype=x.dtype, device=x.device)
         with order.on_stream():
             result = known.buffer.combine(
@@ -424,7 +427,7 @@ class Buffer:
         use_ue8m0: bool = False,
         async_finish: bool = False,
         return_recv_hook: bool = False,
-    ) -> tuple[_Rows, Tensor, tuple[Any, ...], EventOverlap, _Hook]:
+    ) -> tuple[_Rows, Tensor, tuple[Any, ...], EventOverlap, Hook]:
         """Sends each token to each of its experts, in groups of fixed size.
 
         Args:
@@ -472,7 +475,7 @@ class Buffer:
         quantization = Scales.NONE
         if use_fp8:
             quantization = Scales.UE8M0 if use_ue8m0 else Scales.POWER_OF_TWO if round_scale else Scales.FP32
-        order = _Order(self, None, async_finish, runs_here=return_recv_hook)
+        order = Order(self, None, async_finish, runs_here=return_recv_hook)
         with order.on_stream():
             waits = None if dispatch_wait_recv_cost_stats is None else torch.zeros_like(dispatch_wait_recv_cost_stats)
             result = buffer.dispatch(
@@ -502,7 +505,7 @@ class Buffer:
             if waits is not None and dispatch_wait_recv_cost_stats is not None:
                 dispatch_wait_recv_cost_stats.add_(_cycles(waits, x.device))
 
-        hook = _finished(result, finish, order, return_recv_hook)
+        hook = finished(result, finish, order, return_recv_hook)
         received: _Rows = rows if scales is None else (rows, _torch.as_tensor(scales).transpose(1, 2))
         source_index = _torch.as_tensor(result.origins)[..., 1]
         handle = (source_index, ranges, num_max_dispatch_tokens_per_rank, x.shape[1], num_experts)
@@ -523,7 +526,7 @@ class Buffer:
         return_recv_hook: bool = False,
         out: Optional[Tensor] = None,
         combine_wait_recv_cost_stats: Optional[Tensor] = None,
-    ) -> tuple[Tensor, EventOverlap, _Hook]:
+    ) -> tuple[Tensor, EventOverlap, Hook]:
         """Brings rows back to their tokens' owners, and sums them, multiplied by the tokens' weights, in Float, rounded once.
 
         Args:
@@ -546,7 +549,7 @@ class Buffer:
         """
         self._open()
         self._check_low_latency(async_finish, return_recv_hook)
-        known, row_count, hidden = _find_known(handle[1]), self.group_size * handle[2], handle[3]
+        known, row_count, hidden = self._find_known(handle[1]), self.group_size * handle[2], handle[3]
         wanted = [known.buffer.local_expert_count, row_count, hidden]
         required(
             list(x.shape) == wanted and x.is_contiguous() and x.dtype == torch.bfloat16,
@@ -563,7 +566,7 @@ class Buffer:
         tokens = out
         if tokens is None:
             tokens = torch.empty((topk_weights.shape[0], hidden), dtype=x.dtype, device=x.device)
-        order = _Order(self, None, async_finish, runs_here=return_recv_hook)
+        order = Order(self, None, async_finish, runs_here=return_recv_hook)
         stats = combine_wait_recv_cost_stats
         with order.on_stream():
             waits = None if stats is None else torch.zeros_like(stats)
@@ -581,7 +584,7 @@ class Buffer:
             if stats is not None and waits is not None:
                 stats.add_(_cycles(waits, x.device))
 
-        hook = _finished(result, finish, order, return_recv_hook)
+        hook = finished(result, finish, order, return_recv_hook)
         event = order.end((rows, topk_weights, stats, waits), (tokens,))
         return tokens, event, hook
 
@@ -592,7 +595,7 @@ class Buffer:
             bf16 `[local experts, ranks * num_max_dispatch_tokens_per_rank, hidden]`, with whatever lay there before.
         """
         self._open()
-        known, hidden = _find_known(handle[1]), handle[3]
+        known, hidden = self._find_known(handle[1]), handle[3]
         made = _torch.as_tensor(known.buffer.combine_input(known.handle, hidden))
         if self._is_on_gpu:
             made.record_stream(torch.cuda.current_stream(self._device))
@@ -618,6 +621,22 @@ class Buffer:
     def _open(self) -> None:
         if self.runtime is None:
             raise refusal("buffer", "one that has not been destroyed", "a destroyed one")
+
+    @staticmethod
+    def _checked(config: Optional[Config]) -> Config:
+        config = config or Config(Buffer.num_sms)
+        required(config.num_sms % 2 == 0, "config", "an even num_sms", config.num_sms)
+        return config
+
+    def _known(self, handle: tuple[Any, ...]) -> _Known:
+        required(len(handle) == 6, "handle", "six tensors", len(handle))
+        return self._find_known(handle[0])
+
+    def _find_known(self, tensor: Any) -> _Known:
+        known = getattr(tensor.untyped_storage(), "_swiftep", None) if isinstance(tensor, Tensor) else None
+        if not isinstance(known, _Known) or all(known.buffer is not buffer for buffer in self._buffers.values()):
+            raise refusal("handle", "what a dispatch of this buffer has returned", "another")
+        return known
 
     def _check_low_latency(self, async_finish: bool, return_recv_hook: bool) -> None:
         required(self.low_latency_mode, "low_latency_mode", "True", False)
@@ -664,7 +683,7 @@ class Buffer:
         return min(config.num_sms, buffer.worker_count_max)
 
     def _counted(
-        self, buffer: _Plain, num_tokens_per_expert: Tensor, expert_alignment: int, order: _Order
+        self, buffer: _Plain, num_tokens_per_expert: Tensor, expert_alignment: int, order: Order
     ) -> list[int]:
         """Tokens of this rank's experts, where no top-k indices have told: each rank sends its counts to their owners."""
         counts = num_tokens_per_expert.to(torch.int32).view(self.group_size, -1)
@@ -710,80 +729,6 @@ class _Runtime:
         return self._buffer.get_comm_stream()
 
 
-class _Order:
-    """What a call comes behind, and what comes behind it: on CPUs everything in turn."""
-
-    def __init__(
-        self,
-        buffer: Buffer,
-        previous_event: Optional[EventOverlap],
-        is_async: bool,
-        allocates_there: bool = False,
-        runs_here: bool = False,
-    ) -> None:
-        if allocates_there:
-            required(
-                previous_event is not None and is_async, "allocate_on_comm_stream", "previous_event and async_finish", "none"
-            )
-        self.options: dict[str, Any] = {}
-        self._is_async = is_async
-        self._stream: Any = None
-        if not buffer._is_on_gpu:
-            return
-        self._current = torch.cuda.current_stream(buffer._device)
-        # Where this stream waits for all of it, and it for all of this stream, it may as well run here.
-        self._stream = buffer._streams[0] if (is_async or previous_event is not None) and not runs_here else self._current
-        if self._stream is not self._current:
-            event = previous_event.event.event if previous_event is not None and previous_event.event else None
-            if event is not None:
-                self._stream.wait_event(event)
-            else:
-                self._stream.wait_stream(self._current)
-        self.options = {"asynchronous": True, "stream": self._stream.cuda_stream, "_keeps": False}
-
-    def on_stream(self) -> Any:
-        """What PyTorch does of it runs on the same stream."""
-        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def end(
-        self, used: tuple[Any, ...], made: tuple[Tensor, ...], result: Optional[DispatchResult] = None
-    ) -> EventOverlap:
-        """The call has been queued: what it uses, and PyTorch's tensors that it has made, are not used again before all have
-        done with them."""
-        if self._stream is None:
-            return EventOverlap(EventHandle() if self._is_async else None)
-        if self._stream is self._current:
-            return EventOverlap(None)
-        if not self._is_async:
-            self._current.wait_stream(self._stream)
-        if not torch.cuda.is_current_stream_capturing():
-            if result is not None:
-                # It is made for the stream of the call, and read on this one.
-                result.rows.note_use(self._current)
-            for tensor in _flat(used) if self._is_async else []:
-                tensor.record_stream(self._stream)
-            for tensor in made:
-                tensor.record_stream(self._current)
-                tensor.record_stream(self._stream)
-        return EventOverlap(EventHandle(self._stream) if self._is_async else None, used if self._is_async else None)
-
-
-def _finished(
-    result: Union[DispatchResult, CombineResult], finish: Callable[[], None], order: _Order, is_later: bool
-) -> _Hook:
-    """Does what is left of a call, or returns the hook that does."""
-
-    def receive() -> None:
-        result.receive()
-        finish()
-
-    if is_later:
-        return receive
-    with order.on_stream():
-        finish()
-    return None
-
-
 class _Known:
     """SwiftEP's own handle, and whose it is."""
 
@@ -798,25 +743,6 @@ class _Known:
 def _keep_known(tensor: Tensor, known: _Known) -> None:
     """The memory of a handle's tensor stands for it, and keeps it: also where a caller has saved the tensors one by one."""
     tensor.untyped_storage()._swiftep = known
-
-
-def _find_known(tensor: Any) -> _Known:
-    known = getattr(tensor.untyped_storage(), "_swiftep", None) if isinstance(tensor, Tensor) else None
-    if not isinstance(known, _Known):
-        raise refusal("handle", "what a dispatch of this buffer has returned", "another")
-    return known
-
-
-def _known(handle: tuple[Any, ...]) -> _Known:
-    required(len(handle) == 6, "handle", "six tensors", len(handle))
-    return _find_known(handle[0])
-
-
-def _flat(values: tuple[Any, ...]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        found.extend(_flat(value) if isinstance(value, tuple) else [] if value is None else [value])
-    return found
 
 
 def _sent(rows: Tensor, scales: Optional[Tensor]) -> Tensor:
@@ -839,11 +765,6 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-def _config(num_ranks: int) -> Config:
-    required(num_ranks >= 1, "num_ranks", "at least 1", num_ranks)
-    return Config(Buffer.num_sms)
-
-
 def _low_latency_plan(rank_count: int, token_count: int, hidden: int, expert_count: int) -> Plan:
     return Plan(
         rank_count,
@@ -858,12 +779,11 @@ def _low_latency_plan(rank_count: int, token_count: int, hidden: int, expert_cou
 
 
 def _cycles(nanoseconds: Tensor, device: torch.device) -> Tensor:
-    """Of the GPU's clock; on CPUs, nanoseconds."""
+    """Of the GPU's clock, or of 1 GHz where PyTorch does not tell it, as on CPUs."""
     return (nanoseconds.double() * _gigahertz(device)).long()
 
 
 @functools.lru_cache(maxsize=None)
 def _gigahertz(device: torch.device) -> float:
-    if device.type != "cuda":
-        return 1.0
-    return float(getattr(torch.cuda.get_device_properties(device), "clock_rate", 1_000_000)) / 1e6
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return float(getattr(properties, "clock_rate", 1_000_000)) / 1e6
