@@ -126,7 +126,8 @@ extension ConformanceTests {
       try expectSameError(smallJob(), invalid("workers", "at least 1", "0")) { $1.workers = 0 }
       try expectSameError(smallJob(), invalid("workers", "at most 1", "2")) { $1.workers = 2 }
       try expectSameError(smallJob(), invalid("expertAlignment", "at least 1", "0")) { $1.expertAlignment = 0 }
-      try expectSameError(smallJob(), invalid("rowsMax", "none but for new routing of worst-case size, not grouped and without masks", "one")) { $1.rowsMax = 8 }
+      let elsewhere = "none but for new routing of worst-case size, not grouped and without masks"
+      try expectSameError(smallJob(), invalid("rowsMax", elsewhere, "one")) { $1.rowsMax = 8 }
       try expectSameError(smallJob(), invalid("rowsMax", "at least 1", "0")) {
         $1.rowsMax = 0
         $1.sizing = .worstCase
