@@ -231,6 +231,14 @@ def check_low_latency(buffer: deep_ep.Buffer) -> None:
                 assert tokens.data_ptr() == out.data_ptr()
                 torch.testing.assert_close(tokens.float(), wanted, rtol=0.1, atol=0.1)
             assert int(waits[rank]) == 0 and bool((waits >= 0).all())
+            exact, _, _ = buffer.low_latency_combine(experts, indices, weights, handle)
+            coded, _, hook = buffer.low_latency_combine(
+                experts, indices, weights, handle, use_logfmt=True, return_recv_hook=hooks
+            )
+            if hook is not None:
+                hook()
+            torch.testing.assert_close(coded.float(), exact.float(), rtol=0.02, atol=1e-3)
+            assert len(x) == 0 or not torch.equal(coded, exact)
     buffer.clean_low_latency_buffer(most, HIDDEN, EXPERTS)
     masked = torch.ones(rank_count, dtype=torch.int32)
     buffer.low_latency_query_mask_buffer(masked)
@@ -325,6 +333,8 @@ def check_bad_input(buffer: deep_ep.Buffer) -> None:
     low = buffer.low_latency_dispatch(x, indices, most, EXPERTS, use_fp8=False)
     refused("x", lambda: buffer.low_latency_combine(low[0][:, 1:], indices, weights, low[2]))
     refused("zero_copy", lambda: buffer.low_latency_combine(low[0], indices, weights, low[2], zero_copy=True))
+    both = {"use_logfmt": True, "zero_copy": True}
+    refused("use_logfmt", lambda: buffer.low_latency_combine(low[0], indices, weights, low[2], **both))
     refused("enable_shrink", lambda: buffer.low_latency_update_mask_buffer(0, True))
     tokens, *_ = buffer.low_latency_combine(low[0], indices, weights, low[2])
     wanted = x.float() * torch.where(indices >= 0, weights, 0).sum(1, keepdim=True)
