@@ -23,6 +23,13 @@
   public var expertStatistics: Address
   /// The handle is complete: no layout, no counts.
   public var isCached: Bool
+  /// The column that is written with the rows: their scales that are made, or else the first of scales and sidecars that can be
+  /// copied beside them; that of the rows where there is none.
+  public var besideColumn: Int32
+  /// Bytes a row there.
+  public var besideByteCount: Int32
+  /// Row 0 of what is copied; null where nothing is.
+  public var beside: Address
 
   @inlinable public init(
     view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, routing: RoutingView,
@@ -46,6 +53,19 @@
     self.zeroesPadding = zeroesPadding
     self.expertStatistics = expertStatistics
     self.isCached = isCached
+    (besideColumn, besideByteCount, beside) = (Columns.rows, 0, .null)
+    besideColumn = transform == .copy ? columnToCopy : Columns.scales
+    if besideColumn == Columns.rows { return }
+    besideByteCount = columns[besideColumn]
+    if transform == .copy { beside = source(ofColumn: besideColumn) }
+  }
+
+  @usableFromInline var columnToCopy: Int32 {
+    if handle.layout.slotCount > 32 { return Columns.rows }
+    return (Columns.scales..<Columns.origins).first { column in
+      let fits = columns[column] % 8 == 0 && columns[column] <= ScatterJob.besideByteCountMax
+      return fits && !source(ofColumn: column).isNull
+    } ?? Columns.rows
   }
 
   @inlinable func source(ofColumn column: Int32) -> Address {
@@ -233,12 +253,12 @@
 @inlinable func moveRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let rowWidth = Int64(arguments.columns[Columns.rows])
-  let scaleWidth = Int64(arguments.columns[Columns.scales])
-  let quantizes = arguments.transform != .copy
+  let scaleWidth = Int64(arguments.besideByteCount)
   let job = ScatterJob(
     source: arguments.source(ofColumn: Columns.rows), rowCount: handle.layout.chunks.tokenCount,
     rowByteCount: arguments.sourceRowByteCount, slotCount: handle.layout.slotCount, transform: arguments.transform,
     scaleStride: arguments.scaleStride, globalScale: arguments.globalScale,
+    beside: arguments.beside, besideByteCount: arguments.besideByteCount,
     writtenByteCount: handle.at(handle.layout.sentRows).load(Int64.self, at: 0) &* rowWidth, counter: operation.counter)
   let expertCount = arguments.columns[Columns.indices] / max(1, arguments.routing.indexByteCount)
   machine.scatterRows(
@@ -247,8 +267,8 @@
       let place = handle.place(token: token, slot: slot, view)
       if place.rank < 0 { return .none }
       let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowWidth)
-      if !quantizes { return RowTarget(row: row, scales: .null) }
-      let scales = operation.column(Columns.scales, atRank: place.rank)
+      if arguments.besideByteCount == 0 { return RowTarget(row: row, scales: .null) }
+      let scales = operation.column(arguments.besideColumn, atRank: place.rank)
       var offset = Int64(place.row) &* scaleWidth
       if arguments.scaleStride != 4 {
         let rowInGroup = Int64(place.row % handle.layout.groupCapacity)
@@ -267,7 +287,7 @@
   markPadding(machine, arguments)
 }
 
-/// Scales and sidecars, as the caller gave them.
+/// Scales and sidecars, as the caller gave them, but for what is copied with the rows.
 @inlinable func copyColumns<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let slotCount = handle.layout.slotCount
@@ -275,7 +295,7 @@
   while column < Columns.origins {
     let source = arguments.source(ofColumn: column)
     let (copied, width) = (column, arguments.columns[column])
-    if !source.isNull {
+    if !source.isNull && column != arguments.besideColumn {
       machine.copyRecords(handle.layout.chunks.tokenCount &* slotCount, byteCount: width) { cell in
         let token = cell / slotCount
         let place = handle.place(token: token, slot: cell % slotCount, view)

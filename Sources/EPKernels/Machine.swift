@@ -213,6 +213,11 @@ extension Machine {
   public var scaleStride: Int32
   /// Of NVFP4 rows: a channel is its element times its block's scale, divided by this.
   public var globalScale: Float
+  /// A record of each row that is copied beside it, to where its scales go: row 0's, of `besideByteCount` bytes, a multiple of 8
+  /// and at most `besideByteCountMax`. Null where there is none: with rows that are quantized, which have scales of their
+  /// own, and with more than 32 slots.
+  public var beside: Address
+  public var besideByteCount: Int32
   /// Bytes that all workers of this rank together will write: lets a machine choose between cached and streaming
   /// stores.
   public var writtenByteCount: Int64
@@ -222,7 +227,8 @@ extension Machine {
 
   @inlinable public init(
     source: Address, rowCount: Int32, rowByteCount: Int32, slotCount: Int32, transform: RowTransform,
-    scaleStride: Int32 = 4, globalScale: Float = 1, writtenByteCount: Int64, counter: Address = .null
+    scaleStride: Int32 = 4, globalScale: Float = 1, beside: Address = .null, besideByteCount: Int32 = 0,
+    writtenByteCount: Int64, counter: Address = .null
   ) {
     self.source = source
     self.rowCount = rowCount
@@ -231,16 +237,20 @@ extension Machine {
     self.transform = transform
     self.scaleStride = scaleStride
     self.globalScale = globalScale
+    self.beside = beside
+    self.besideByteCount = besideByteCount
     self.writtenByteCount = writtenByteCount
     self.counter = counter
   }
+
+  @inlinable public static var besideByteCountMax: Int32 { 256 }
 }
 
 /// One destination of a row.
 @frozen public struct RowTarget {
   /// Null: this slot has no destination.
   public var row: Address
-  /// Where the scales of a quantized row go; null when the transform makes none.
+  /// Where the scales of a quantized row go, or what is copied beside a row; null where there is neither.
   public var scales: Address
 
   @inlinable public init(row: Address, scales: Address) {

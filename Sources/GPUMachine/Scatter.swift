@@ -18,12 +18,13 @@ extension GPUMachine {
       let stages = Stages(self, count: 3)
       stages.open()
       var ahead = walk
-      var (issued, use) = (Int32(0), Int32(0))
-      while issued < 2 && !ahead.isOver {
-        stages.load(issued, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
-        issued = issued &+ 1
+      var use: Int32 = 0
+      while use < 2 && !ahead.isOver {
+        stages.load(use, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
+        use = use &+ 1
         ahead.step(self, pieces, &runs)
       }
+      use = 0
     #endif
     var targets = Targets(slotCount: job.slotCount)
     while !walk.isOver {
@@ -44,8 +45,7 @@ extension GPUMachine {
         if !ahead.isOver {
           // Its stage is that of the piece before this one, whose stores must have read it.
           if lane == 0 { ptx_bulk_wait_read_but_one() }
-          stages.load(issued, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
-          issued = issued &+ 1
+          stages.load(use &+ 2, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
           ahead.step(self, pieces, &runs)
         }
         use = use &+ 1
@@ -59,6 +59,7 @@ extension GPUMachine {
       #endif
       // Meanwhile, rows are on their way.
       if piece.offset == 0 {
+        if !job.beside.isNull { copyBeside(job, piece.row, targets) }
         var part = lane
         while part < job.slotCount &* labelCount {
           write(label(piece.row, part / labelCount), part % labelCount)
@@ -77,6 +78,17 @@ extension GPUMachine {
   @inline(__always)
   private func source(of job: ScatterJob, _ piece: Piece) -> Address {
     job.source.advanced(byBytes: Int64(piece.row) &* Int64(job.rowByteCount) &+ Int64(piece.offset))
+  }
+
+  /// Eight bytes a lane, to the destinations that the row has just been sent to.
+  @inline(__always)
+  private func copyBeside(_ job: ScatterJob, _ row: Int32, _ targets: Targets) {
+    let isThere = 8 &* lane < job.besideByteCount
+    let record = job.beside.advanced(byBytes: Int64(row) &* Int64(job.besideByteCount))
+    let part = isThere ? record.load(SIMD2<UInt32>.self, at: lane) : SIMD2(0, 0)
+    targets.forEachKnown(self) { target in
+      if isThere { target.scales.store(part, at: lane) }
+    }
   }
 
   #if !BULK_COPIES
@@ -300,13 +312,18 @@ struct Targets {
         present = ptx_ballot(own.row.isNull ? 0 : 1)
         self.row = row
       }
-      var slots = LaneSlots(present: present)
-      while slots.present != 0 {
-        let lane = slots.removeFirst()
-        body(
-          RowTarget(row: machine.shuffle(own.row, from: lane), scales: machine.shuffle(own.scales, from: lane)))
-      }
+      forEachKnown(machine, body)
       firstSlot = firstSlot &+ 32
     } while firstSlot < slotCount
+  }
+
+  /// Of the slots that were looked at last: all, where there are at most 32.
+  @inline(__always)
+  func forEachKnown(_ machine: GPUMachine, _ body: (RowTarget) -> Void) {
+    var slots = LaneSlots(present: present)
+    while slots.present != 0 {
+      let lane = slots.removeFirst()
+      body(RowTarget(row: machine.shuffle(own.row, from: lane), scales: machine.shuffle(own.scales, from: lane)))
+    }
   }
 }

@@ -22,6 +22,7 @@ extension HostMachine {
     if job.transform == .copy {
       let pieces = Pieces(rowCount: job.rowCount, rowSize: job.rowByteCount, granule: 64, workerCount: workerCount)
       forEachTarget(job, pieces, route: route) { row, bytes, targets in
+        if bytes.lowerBound == 0 && !job.beside.isNull { copyBeside(job, row, targets) }
         for index in targets.indices { targets[index].row += Int(bytes.lowerBound) }
         let source = job.source.hostPointer + Int(row) * Int(job.rowByteCount) + Int(bytes.lowerBound)
         scatter(source, byteCount: bytes.count, to: targets, streams: streams)
@@ -30,6 +31,12 @@ extension HostMachine {
       quantizeRows(job, streams: streams, route: route)
     }
     if streams { swiftep_store_fence() }
+  }
+
+  private func copyBeside(_ job: ScatterJob, _ row: Int32, _ targets: UnsafeMutableBufferPointer<Target>) {
+    let byteCount = Int(job.besideByteCount)
+    let record = job.beside.hostPointer + Int(row) * byteCount
+    for target in targets { target.scales!.copyMemory(from: record, byteCount: byteCount) }
   }
 
   private func scatter(

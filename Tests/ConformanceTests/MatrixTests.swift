@@ -70,6 +70,19 @@ extension ConformanceTests {
         })
     }
 
+    /// Those that are copied beside rows, and those that are not.
+    @Test(arguments: [[8], [224, 8, 12], [260, 256], [264]], RowLayout.allCases)
+    func sidecars(_ byteCounts: [Int], _ layout: RowLayout) throws {
+      try run(
+        smallJob().with {
+          ($0.sidecarByteCounts, $0.layout, $0.workers, $0.hidden) = (byteCounts, layout, 2, 1040)
+        })
+      try run(
+        smallJob().with {
+          ($0.sidecarByteCounts, $0.layout, $0.quantization, $0.hidden) = (byteCounts, layout, .float, 128)
+        })
+    }
+
     /// Combines whose rows travel as LogFMT, from wherever they lie, in one call or two.
     @Test(arguments: RowLayout.allCases, [128, 640, 7168])
     func logFMT(_ layout: RowLayout, hidden: Int) throws {

@@ -29,6 +29,19 @@ import Testing
     }
   }
 
+  @Test(arguments: [1, 3], [8, 224, 256])
+  func copiesBeside(blockCount: Int, byteCount: Int) {
+    for (rowCount, channelCount, slotCount) in [(1, 16, 1), (40, 272, 3), (9, 7168, 2), (5, 2880, 32)] {
+      var random = Random(UInt64(channelCount))
+      var work = ScatterWork(rowCount, channelCount, slotCount, .copy, &random)
+      work.records = Memory((0..<rowCount * byteCount).map { _ in UInt8(truncatingIfNeeded: random.next() >> 32) })
+      work.besideByteCount = byteCount
+      let (fault, found) = work.done(blockCount: blockCount, isCounted: true)
+      #expect(fault == nil)
+      #expect(found == work.expected, "\(rowCount) rows of \(channelCount) channels")
+    }
+  }
+
   @Test(arguments: nvfp4GlobalScales)
   func quantizesNVFP4(globalScale: Float) {
     let channelCount = nvfp4Patterns.count / 64 * 64
@@ -80,6 +93,9 @@ private struct ScatterWork {
   /// `[rowCount, slotCount]`, -1 for nowhere.
   var places: [Int]
   var hasScaleColumns = false
+  /// What is copied beside rows, to where scales go.
+  var records: Memory?
+  var besideByteCount = 0
 
   static let labelCount = 3
   static let globalScale: Float = 1.7
@@ -87,6 +103,7 @@ private struct ScatterWork {
   var blockCount: Int { (channelCount + 127) / 128 }
   var scalesByteCount: Int {
     switch transform {
+    case .copy where besideByteCount > 0: besideByteCount
     case .quantizeNVFP4: channelCount / 16
     case .quantizeUE8M0Scales: (blockCount + 3) / 4 * 4
     default: 4 * blockCount
@@ -125,6 +142,9 @@ private struct ScatterWork {
       let channels = source.base + 2 * row * channelCount
       if transform == .copy {
         values.base.copyMemory(from: channels, byteCount: targetByteCount)
+        if let records {
+          scales.base.copyMemory(from: records.base + row * besideByteCount, byteCount: besideByteCount)
+        }
       } else if transform == .quantizeNVFP4 {
         swiftep_quantize_nvfp4(
           values.base.assumingMemoryBound(to: UInt8.self), scales.base.assumingMemoryBound(to: UInt8.self),
@@ -147,7 +167,7 @@ private struct ScatterWork {
         if place < 0 { continue }
         let labels = (0..<Self.labelCount).flatMap { Self.label(row: row, slot: slot, part: $0).bytes }
         expected.rows.replaceSubrange(place * targetByteCount..<(place + 1) * targetByteCount, with: values.bytes)
-        if transform != .copy {
+        if transform != .copy || records != nil {
           expected.scales.replaceSubrange(place * scalesByteCount..<(place + 1) * scalesByteCount, with: scales.bytes)
         }
         expected.labels.replaceSubrange(place * labels.count..<(place + 1) * labels.count, with: labels)
@@ -174,7 +194,7 @@ private struct ScatterWork {
       source: source.address, rowCount: Int32(rowCount), rowByteCount: Int32(2 * channelCount),
       slotCount: Int32(slotCount), transform: transform,
       scaleStride: Int32(hasScaleColumns ? 4 * rowCount * slotCount : 4), globalScale: Self.globalScale,
-      writtenByteCount: 1,
+      beside: records?.address ?? .null, besideByteCount: Int32(besideByteCount), writtenByteCount: 1,
       counter: isCounted ? counter.address : .null)
     let fault = emulate(blockCount: blockCount) { machine in
       machine.scatterRows(
