@@ -63,15 +63,16 @@ class PackedGroups(Groups):
         if result.source_counts is None:
             raise refusal("handle", "how many rows of each source there are", None)
         self._token_count_max = token_count_max
+        # As they lie in the slots.
         self._source_counts = _torch.as_tensor(result.source_counts)
-        self._rows = _torch.as_tensor(result.rows)
-        self._scales = None if result.scales is None else _torch.as_tensor(result.scales)
-        self._source_tokens = _torch.as_tensor(result.origins)[..., 1]
-        self.rows = torch.empty_like(self._rows)
-        # Columns as they lie in memory, and as callers want them.
-        self._columns = None if self._scales is None else torch.empty_like(self._scales)
+        self._slot_rows = _torch.as_tensor(result.rows)
+        self._slot_scales = None if result.scales is None else _torch.as_tensor(result.scales)
+        self._slot_tokens = _torch.as_tensor(result.origins)[..., 1]
+        self.rows = torch.empty_like(self._slot_rows)
+        # Columns, as in memory.
+        self._columns = None if self._slot_scales is None else torch.empty_like(self._slot_scales)
         self.scales = None if self._columns is None else self._columns.transpose(1, 2)
-        self.source_tokens = self._source_tokens.new_empty(self._source_tokens.shape)
+        self.source_tokens = self._slot_tokens.new_empty(self._slot_tokens.shape)
         self.counts = self._source_counts.new_empty(len(self._source_counts))
         self.ranges = torch.empty_like(self._source_counts, dtype=torch.int64)
         self.places = self._places = self.ranges.new_empty(self.source_tokens.numel())
@@ -92,10 +93,10 @@ class PackedGroups(Groups):
         source = torch.searchsorted(ends, row, right=True).clamp(max=counts.shape[1] - 1)
         slot = source * self._token_count_max + row - begins.gather(1, source)
         slot = torch.where(row < total, slot, 0)
-        torch.index_select(_words(self._rows), 0, (firsts + slot).flatten(), out=_words(self.rows))
-        torch.gather(self._source_tokens, 1, slot, out=self.source_tokens)
-        if self._scales is not None and self._columns is not None:
-            torch.gather(self._scales, 2, slot.unsqueeze(1).expand(self._scales.shape), out=self._columns)
+        torch.index_select(_words(self._slot_rows), 0, (firsts + slot).flatten(), out=_words(self.rows))
+        torch.gather(self._slot_tokens, 1, slot, out=self.source_tokens)
+        if self._slot_scales is not None and self._columns is not None:
+            torch.gather(self._slot_scales, 2, slot.unsqueeze(1).expand(self._slot_scales.shape), out=self._columns)
 
         token = torch.arange(self._token_count_max, device=ends.device)
         place = torch.where(token < counts.unsqueeze(2), begins.unsqueeze(2) + token, 0)

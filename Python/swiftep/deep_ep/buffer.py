@@ -38,11 +38,11 @@ class Buffer:
     `low_latency_dispatch` and `low_latency_combine` for few. Calls are collective.
 
     Memory is taken by the first call of a kind, which knows how many tokens there are: `num_nvl_bytes` and `num_rdma_bytes` are
-    kept, and mean nothing. Without a GPU, the same runs on CPUs.
+    kept, and mean nothing, but to `enable_shrink`. Without a GPU, the same runs on CPUs.
 
     Args:
         group: a process group whose ranks are processes of one host; None: `comm`.
-        num_nvl_bytes, num_rdma_bytes: as the size hints say.
+        num_nvl_bytes, num_rdma_bytes: as the size hints say, which see.
         low_latency_mode: whether the calls for few tokens are made.
         num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric: of no meaning here.
         explicitly_destroy: `destroy` is called, instead of leaving it to the garbage collector.
@@ -635,7 +635,7 @@ class Buffer:
         What the current stream has been told to do is done first.
 
         Raises:
-            InvalidArgument; RankMissing: the rank to be taken back, or another, is not there: nothing has changed.
+            InvalidArgument; RankMissing: the rank to be taken back, or another, is not there; all can call again.
         """
         buffers = self._maskable()
         is_other = 0 <= rank_to_mask < self.group_size and not (mask and rank_to_mask == self.rank)
