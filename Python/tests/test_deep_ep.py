@@ -459,7 +459,7 @@ def check_as_without_masks(plain: deep_ep.Buffer, buffer: deep_ep.Buffer) -> Non
                     experts, oracle.indices, oracle.weights, our_handle, return_recv_hook=hooks
                 )
                 if hook is not None:
-                    # In between, memory that nobody keeps is used again.
+                    # What is under way is not disturbed by what comes in between.
                     low_latency_dispatch(buffer, False, kind)
                     buffer.get_next_low_latency_combine_buffer(our_handle).fill_(7)
                     buffer.low_latency_combine(torch.zeros_like(experts), oracle.indices, oracle.weights, our_handle)

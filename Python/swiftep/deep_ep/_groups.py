@@ -21,7 +21,7 @@ class Groups:
         counts: int32 `[local experts]`: rows that are valid.
         source_tokens: int32 `[local experts, rows]`: each row's token at its source.
         ranges: int64 `[local experts, ranks]`: where a source's rows begin, times 2**32, plus their number.
-        places: see `PackedGroups`; None: rows lie where they are combined from.
+        places: see `PackedGroups`; None: a combine reads rows as they lie.
         made: which of them are memory of PyTorch's.
     """
 
@@ -103,9 +103,9 @@ class PackedGroups(Groups):
         self._places.copy_((firsts + place.flatten(1)).flatten())
 
 
-def fill_slots(slots: Tensor, rows: Tensor, places: Tensor) -> None:
-    """Copies a caller's rows to where a combine reads them; both `[local experts, rows, hidden]`."""
-    torch.index_select(rows.detach().flatten(0, 1), 0, places, out=slots.flatten(0, 1))
+def in_slots(rows: Tensor, places: Tensor) -> Tensor:
+    """A caller's rows, as a combine of a buffer with masks reads them: `[local experts, rows, hidden]`, too."""
+    return rows.flatten(0, 1).index_select(0, places).view(rows.shape)
 
 
 def _ranges(begins: Tensor, counts: Tensor) -> Tensor:

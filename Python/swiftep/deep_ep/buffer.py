@@ -17,7 +17,7 @@ from ..dispatch import Handle as _Handle
 from ..errors import refusal
 from ..plan import Layout, Masking, Plan, Scales
 from ._checks import required
-from ._groups import Groups, PackedGroups, fill_slots
+from ._groups import Groups, PackedGroups, in_slots
 from ._order import Hook, Order, finished
 from .config import Config
 from .utils import EventHandle, EventOverlap
@@ -549,7 +549,7 @@ class Buffer:
 
         Args:
             x: bf16 `[local experts, ranks * num_max_dispatch_tokens_per_rank, hidden]`. In the buffer's own memory, nothing is
-                copied.
+                copied, but with `enable_shrink`.
             topk_idx: as the dispatch's.
             topk_weights: fp32 `[tokens, top_k]`.
             handle: of the dispatch; twice, if the caller likes.
@@ -588,12 +588,8 @@ class Buffer:
         stats = combine_wait_recv_cost_stats
         with order.on_stream():
             waits = None if stats is None else torch.zeros_like(stats)
-            rows = given
-            if known.places is not None:
-                rows = self._combine_input(known, hidden)
-                fill_slots(rows, given, known.places)
             result = known.buffer.combine(
-                rows,
+                given if known.places is None else in_slots(given, known.places),
                 known.handle,
                 row_weights=topk_weights,
                 output=tokens,
@@ -602,13 +598,12 @@ class Buffer:
                 **order.options,
             )
 
-        # Peers read the rows until then.
-        def finish(_keeps: Tensor = rows) -> None:
+        def finish() -> None:
             if stats is not None and waits is not None:
                 stats.add_(_cycles(waits, x.device))
 
         hook = finished(result, finish, order, return_recv_hook)
-        event = order.end((given, rows, topk_weights, stats, waits, known.places), (tokens,))
+        event = order.end((given, topk_weights, stats, waits, known.places), (tokens,))
         return tokens, event, hook
 
     def get_next_low_latency_combine_buffer(self, handle: tuple[Any, ...]) -> Tensor:
@@ -620,11 +615,15 @@ class Buffer:
         self._open()
         known, hidden = self._find_known(handle[1]), handle[3]
         if known.places is None:
-            known.combine_input = self._combine_input(known, hidden, *self._streams[:1])
+            made = _torch.as_tensor(known.buffer.combine_input(known.handle, hidden))
         else:
             shape = (known.buffer.local_expert_count, self.group_size * handle[2], hidden)
-            known.combine_input = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
-        return known.combine_input
+            made = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
+        if self._is_on_gpu:
+            made.record_stream(torch.cuda.current_stream(self._device))
+            made.record_stream(self._streams[0])
+        known.combine_input = made
+        return made
 
     # Masks
 
@@ -751,14 +750,6 @@ class Buffer:
             buffer.mask(self._masked_by_hand)
         return buffer
 
-    def _combine_input(self, known: _Known, hidden: int, *others: Any) -> Tensor:
-        """Memory that peers read, for use on the current stream and others."""
-        made = known.buffer.combine_input(known.handle, hidden)
-        if self._is_on_gpu:
-            for stream in (torch.cuda.current_stream(self._device), *others):
-                made.note_use(stream)
-        return _torch.as_tensor(made)
-
     def _workers(self, buffer: _Plain, config: Config) -> Optional[int]:
         if not self._is_on_gpu or config.num_sms < 1:
             return None
@@ -818,7 +809,7 @@ class _Known:
 
     def __init__(self, buffer: _Plain, handle: _Handle, places: Optional[Tensor] = None) -> None:
         self.buffer, self.handle = buffer, handle
-        #: See `PackedGroups`; None: a caller's rows are combined as they lie.
+        #: See `Groups`.
         self.places = places
         #: What `get_next_low_latency_combine_buffer` has returned last.
         self.combine_input: Optional[Tensor] = None
