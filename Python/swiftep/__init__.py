@@ -44,7 +44,7 @@ from .errors import (
 )
 from .events import Event
 from .graphs import Graph
-from .plan import Layout, Masking, Plan, Scales
+from .plan import Encoding, Layout, Masking, Plan, Scales
 from .tensors import Tensor
 
 __version__: str = _ffi.string(_lib.swiftep_version()).decode()
@@ -61,6 +61,7 @@ __all__ = [
     "DType",
     "DispatchResult",
     "DriverError",
+    "Encoding",
     "Error",
     "Event",
     "Graph",

@@ -27,7 +27,7 @@ from .dtypes import DType
 from .errors import InvalidArgument, check, taken
 from .events import Event
 from .graphs import Graph
-from .plan import Layout, Plan, Scales
+from .plan import Encoding, Layout, Plan, Scales
 from .tensors import Tensor
 
 _dispatch = lib.swiftep_py_dispatch
@@ -236,6 +236,7 @@ class Buffer:
         top_k_weights: Any = None,
         biases: Sequence[Any] = (),
         output: Any = None,
+        encoding: Encoding = Encoding.NONE,
         workers: Optional[int] = None,
         waiting: Waiting = Waiting.WORKERS,
         wait_statistics: Any = None,
@@ -256,6 +257,7 @@ class Buffer:
             top_k_weights: fp32 `[rows, top_k]`, by expert `[rows, 1]`: brought back to the tokens' owners and summed.
             biases: up to two arrays `[tokens, hidden]` in the rows' dtype, added last.
             output: where to put the sums, `[tokens, hidden]` in the rows' dtype; None: memory that the result owns.
+            encoding: how rows travel, the same on all ranks.
             workers, waiting, wait_statistics, asynchronous, after, stream: see `dispatch`.
             receives_later: the call only tells the peers that the rows are ready; the result's `receive`, which is
                 collective, does the rest.
@@ -279,6 +281,8 @@ class Buffer:
             set_argument(call, "output", output, held)
         if workers is not None or waiting or wait_statistics is not None or after or stream is not None:
             _set_common(call, workers, waiting, wait_statistics, after, stream, held)
+        if encoding:
+            options.encoding = encoding
         returns_early = receives_later or asynchronous
         if returns_early:
             options.receives_later = bool(receives_later)

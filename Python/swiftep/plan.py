@@ -36,6 +36,15 @@ class Scales(enum.IntEnum):
     NVFP4 = lib.SWIFTEP_SCALES_NVFP4
 
 
+class Encoding(enum.IntEnum):
+    """How rows travel in a combine."""
+
+    NONE = lib.SWIFTEP_NO_ENCODING
+    #: bf16 rows of a multiple of 128 channels as 10 bits a channel: a sign, and the logarithm of the magnitude in 510 steps
+    #: between the least and the largest of 128 channels. What that would change by more than 1.1% is read as it is.
+    LOGFMT = lib.SWIFTEP_LOGFMT
+
+
 class Masking(enum.IntEnum):
     """Whether a buffer can go on without some of its ranks."""
 
@@ -61,6 +70,7 @@ class Plan:
         layout: of received rows.
         expert_alignment: by expert: each group of rows begins at a multiple of this.
         combine_dtype: of the rows that combine sums.
+        combine_encoding: how they travel.
         index_byte_count: of a top-k index, 4 or 8.
         result_count: results that are alive at the same time.
         workers: that one call uses.
@@ -91,6 +101,7 @@ class Plan:
         layout: Layout = Layout.BY_SOURCE,
         expert_alignment: int = 1,
         combine_dtype: Any = DType.BF16,
+        combine_encoding: Encoding = Encoding.NONE,
         index_byte_count: int = 8,
         result_count: int = 1,
         workers: int = 1,
@@ -126,6 +137,7 @@ class Plan:
         options.layout = layout
         options.expert_alignment = _count("expert_alignment", expert_alignment)
         options.combine_dtype = DType.of(combine_dtype)
+        options.combine_encoding = combine_encoding
         options.index_byte_count = _count("index_byte_count", index_byte_count)
         options.result_count = _count("result_count", result_count)
         options.workers = _count("workers", workers)

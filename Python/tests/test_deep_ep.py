@@ -263,6 +263,14 @@ def check_low_latency_combine(
         assert tokens.data_ptr() == out.data_ptr()
         torch.testing.assert_close(tokens.float(), wanted, rtol=0.1, atol=0.1)
     assert int(waits[buffer.rank]) == 0 and bool((waits >= 0).all())
+    exact, _, _ = buffer.low_latency_combine(experts, indices, weights, handle)
+    coded, _, hook = buffer.low_latency_combine(
+        experts, indices, weights, handle, use_logfmt=True, return_recv_hook=hooks
+    )
+    if hook is not None:
+        hook()
+    torch.testing.assert_close(coded.float(), exact.float(), rtol=0.02, atol=1e-3)
+    assert not torch.equal(coded, exact)
 
 
 def check_low_latency(buffer: deep_ep.Buffer, absent: set[int] = set()) -> None:  # noqa: B006
@@ -361,6 +369,8 @@ def check_bad_input(buffer: deep_ep.Buffer) -> None:
     low = buffer.low_latency_dispatch(x, indices, most, EXPERTS, use_fp8=False)
     refused("x", lambda: buffer.low_latency_combine(low[0][:, 1:], indices, weights, low[2]))
     refused("zero_copy", lambda: buffer.low_latency_combine(low[0], indices, weights, low[2], zero_copy=True))
+    both = {"use_logfmt": True, "zero_copy": True}
+    refused("use_logfmt", lambda: buffer.low_latency_combine(low[0], indices, weights, low[2], **both))
     refused("enable_shrink", lambda: buffer.low_latency_update_mask_buffer(0, True))
     refused("enable_shrink", lambda: buffer.low_latency_query_mask_buffer(torch.zeros(buffer.group_size, dtype=torch.int32)))
     refused("enable_shrink", buffer.low_latency_clean_mask_buffer)
@@ -507,7 +517,7 @@ def check_masks_by_hand(buffer: deep_ep.Buffer) -> None:
 
 
 #: How long a rank is waited for that does not come: long against what others are late by.
-SILENCE = 3.0
+SILENCE = 2.0
 
 
 def check_silence(buffer: deep_ep.Buffer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ranks import TIMEOUT, errors, errors_on_buffers, on_buffers, results
 
 import swiftep
-from swiftep import InvalidArgument, Layout, Masking, Scales, Sizing
+from swiftep import Encoding, InvalidArgument, Layout, Masking, Scales, Sizing
 
 RANKS, TOKENS, HIDDEN, TOP_K, EXPERTS = 2, 4, 16, 2, 4
 
@@ -149,6 +149,8 @@ COMBINES = {
     "a bias's shape": (lambda b, r: b.combine(r.rows, r.handle, biases=[x(shape=(1, 1))]), "biases"),
     "output's shape": (lambda b, r: b.combine(r.rows, r.handle, output=x(shape=(1, 1))), "output"),
     "output's dtype": (lambda b, r: b.combine(r.rows, r.handle, output=x(np.float16)), "output"),
+    "encoding": (lambda b, r: b.combine(r.rows, r.handle, encoding=7), "encoding"),
+    "encoding of fp32": (lambda b, r: b.combine(r.rows, r.handle, encoding=Encoding.LOGFMT), "rows"),
 }
 
 

@@ -142,6 +142,107 @@ INLINE u32x8 round_e2m1(f32x8 value) {
   return select_bits((i32x8)(bits < 0x40000000), small, large);
 }
 
+// MARK: LogFMT
+
+// See EPKernels.LogFMT, which says the same for one channel.
+
+enum { LOGFMT_CHANNELS = 128 };
+
+struct logfmt_record {
+  uint32_t start, step;
+  uint8_t low[LOGFMT_CHANNELS];
+  uint8_t high[LOGFMT_CHANNELS / 4];
+};
+static const uint32_t LOGFMT_APART = UINT32_MAX;
+
+INLINE f32x8 logfmt_significand(u32x8 bits) { return (f32x8)((bits & 0x7fffff) | 0x3f800000); }
+
+INLINE u32x8 logfmt_logarithm(u32x8 bits) {
+  f32x8 u = logfmt_significand(bits);
+  f32x8 y = (f32x8){} + 0.04514904320240021f;
+  y = y * u;
+  y = y - 0.41932088136672974f;
+  y = y * u;
+  y = y + 1.6413991451263428f;
+  y = y * u;
+  y = y - 3.568859100341797f;
+  y = y * u;
+  y = y + 5.10697603225708f;
+  y = y * u;
+  y = y - 1.8053442239761353f;
+  return (bits & 0x7f800000) + (u32x8)y - 0x3f800000;
+}
+
+INLINE u32x8 logfmt_power(u32x8 logarithm) {
+  f32x8 u = logfmt_significand(logarithm);
+  f32x8 y = (f32x8){} + 0.013701998628675938f;
+  y = y * u;
+  y = y - 0.003063733922317624f;
+  y = y * u;
+  y = y + 0.16852903366088867f;
+  y = y * u;
+  y = y + 0.3103290796279907f;
+  y = y * u;
+  y = y + 0.5105036497116089f;
+  return (logarithm & 0x7f800000) + (u32x8)y - 0x3f800000;
+}
+
+/// Eight channels, whose BF16 bits are in the lower halves of their lanes, as codes with the sign at bit 9.
+INLINE u32x8 logfmt_codes(u32x8 channels, uint32_t start, float inverse) {
+  u32x8 magnitudes = channels & 0x7fff;
+  f32x8 steps = __builtin_convertvector((i32x8)(logfmt_logarithm(magnitudes << 16) - start), f32x8) * inverse;
+  // The sum rounds to whole steps.
+  u32x8 codes = ((u32x8)(steps + 0x1p23f) & 0x1ff) + 1;
+  return (codes & (u32x8)(magnitudes != 0)) | ((channels & 0x8000) >> 6);
+}
+
+/// Channels of codes of nine bits and signs of one.
+INLINE f32x8 logfmt_values(u32x8 codes, u32x8 signs, const struct logfmt_record *record) {
+  u32x8 magnitudes = logfmt_power(record->start + (codes - 1) * record->step);
+  return (f32x8)((magnitudes & (u32x8)(codes != 0)) | signs << 31);
+}
+
+INLINE void encode_logfmt_block(struct logfmt_record *record, void *exact, const uint16_t *source) {
+  u16x16 largest = {}, least = ~(u16x16){};
+  for (int i = 0; i < LOGFMT_CHANNELS; i += 16) {
+    u16x16 magnitudes = (u16x16)load_lanes(source + i) & 0x7fff;
+    largest = __builtin_elementwise_max(largest, magnitudes);
+    // Zero comes last.
+    least = __builtin_elementwise_min(least, magnitudes - 1);
+  }
+  uint32_t top = __builtin_reduce_max(largest), bottom = __builtin_reduce_min(least);
+  bool is_zero = bottom == UINT16_MAX;
+  u32x8 ends = logfmt_logarithm((u32x8){(bottom + 1) << 16, top << 16});
+  uint32_t span = ends[1] - ends[0];
+  bool is_apart = top >= 0x7f80 || (!is_zero && (bottom < 0x7f || span > 16u << 23));
+  record->start = is_zero ? 0 : ends[0];
+  record->step = is_apart ? LOGFMT_APART : is_zero ? 0 : (span + 509) / 510;
+  if (is_apart) {
+    if (exact != source) memcpy(exact, source, 2 * LOGFMT_CHANNELS);
+    memset(record->low, 0, sizeof record->low + sizeof record->high);
+    return;
+  }
+  float inverse = record->step == 0 ? 0 : 1 / (float)record->step;
+  for (int i = 0; i < LOGFMT_CHANNELS; i += 16) {
+    u32x8 lanes = load_lanes(source + i);
+    u32x8 even = logfmt_codes(lanes & 0xffff, record->start, inverse);
+    u32x8 odd = logfmt_codes(lanes >> 16, record->start, inverse);
+    u16x8 low = __builtin_convertvector((even & 0xff) | (odd & 0xff) << 8, u16x8);
+    memcpy(record->low + i, &low, sizeof low);
+    u32x8 high = (even >> 8 | odd >> 8 << 2) << (u32x8){0, 4, 8, 12, 16, 20, 24, 28};
+    uint32_t word = __builtin_reduce_or(high);
+    memcpy(record->high + i / 4, &word, sizeof word);
+  }
+}
+
+INLINE void encode_logfmt_any(void *records, void *exact, const void *source, size_t channel_count) {
+  for (size_t i = 0; i < channel_count / LOGFMT_CHANNELS; i++) {
+    size_t offset = 2 * LOGFMT_CHANNELS * i;
+    encode_logfmt_block(
+        (struct logfmt_record *)records + i, (char *)exact + offset, (const uint16_t *)((const char *)source + offset));
+  }
+}
+
 // MARK: Reduction
 
 /// Sixteen elements. Of a format of 16 bits, `first` holds those at even indices and `second` those at odd ones: taking a 32-bit lane
@@ -168,6 +269,23 @@ INLINE struct sixteen load_sixteen(int format, const void *from) {
     values.first = (f32x8)lanes;
     memcpy(&values.second, (const char *)from + 32, 32);
   }
+  return values;
+}
+
+/// Of a row of records, channels `first` and up.
+INLINE struct sixteen load_logfmt(const void *records, const void *exact, size_t first) {
+  const struct logfmt_record *record = (const struct logfmt_record *)records + first / LOGFMT_CHANNELS;
+  if (record->step == LOGFMT_APART) return load_sixteen(SWIFTEP_BF16, (const char *)exact + 2 * first);
+  size_t channel = first % LOGFMT_CHANNELS;
+  u16x8 low;
+  uint32_t word;
+  memcpy(&low, record->low + channel, sizeof low);
+  memcpy(&word, record->high + channel / 4, sizeof word);
+  u32x8 lanes = __builtin_convertvector(low, u32x8);
+  u32x8 high = ((u32x8){} + word) >> (u32x8){0, 4, 8, 12, 16, 20, 24, 28};
+  struct sixteen values;
+  values.first = logfmt_values((lanes & 0xff) | (high & 1) << 8, high >> 1 & 1, record);
+  values.second = logfmt_values(lanes >> 8 | (high & 4) << 6, high >> 3 & 1, record);
   return values;
 }
 
@@ -201,12 +319,15 @@ INLINE void reduce_block(
       __builtin_prefetch((char *)output + first * size + 1024 + byte, 1);
     }
   }
+  bool is_coded = format == SWIFTEP_LOGFMT;
+  int plain = is_coded ? SWIFTEP_BF16 : format;
   for (int s = 0; s < r->row_count; s++) {
-    const char *from = (const char *)r->rows[s] + first * size;
-    for (size_t byte = 0; byte < 16 * units * size; byte += 64) __builtin_prefetch(from + PREFETCH + byte);
+    const char *from = (const char *)r->rows[s] + (is_coded ? 0 : first * size);
+    for (size_t byte = 0; !is_coded && byte < 16 * units * size; byte += 64) __builtin_prefetch(from + PREFETCH + byte);
 #pragma clang loop unroll(full)
     for (int u = 0; u < units; u++) {
-      struct sixteen values = load_sixteen(format, from + 16 * u * size);
+      struct sixteen values =
+          is_coded ? load_logfmt(from, r->exact[s], first + 16 * u) : load_sixteen(format, from + 16 * u * size);
       if (is_weighted) {
         values.first *= r->weights[s];
         values.second *= r->weights[s];
@@ -220,13 +341,13 @@ INLINE void reduce_block(
     if (!biases[b]) continue;
 #pragma clang loop unroll(full)
     for (int u = 0; u < units; u++) {
-      struct sixteen values = load_sixteen(format, (const char *)biases[b] + (first + 16 * u) * size);
+      struct sixteen values = load_sixteen(plain, (const char *)biases[b] + (first + 16 * u) * size);
       sums[u].first += values.first;
       sums[u].second += values.second;
     }
   }
 #pragma clang loop unroll(full)
-  for (int u = 0; u < units; u++) store_sixteen(format, (char *)output + (first + 16 * u) * size, sums[u], streaming);
+  for (int u = 0; u < units; u++) store_sixteen(plain, (char *)output + (first + 16 * u) * size, sums[u], streaming);
 }
 
 /// The last, fewer than sixteen elements: the same arithmetic on padded copies.
@@ -261,13 +382,15 @@ INLINE void reduce_format(
     for (; first + 64 <= end; first += 64) reduce_block(format, output, r, false, first, 4, streaming);
     for (; first + 16 <= end; first += 16) reduce_block(format, output, r, false, first, 1, streaming);
   }
-  if (first < end) reduce_tail(format, output, r, first, end - first);
+  // LogFMT rows have none.
+  if (first < end) reduce_tail(format == SWIFTEP_LOGFMT ? SWIFTEP_BF16 : format, output, r, first, end - first);
 }
 
 INLINE void reduce_any(void *output, const struct swiftep_reduction *r, size_t first, size_t count, bool streaming) {
   switch (r->format) {
   case SWIFTEP_BF16: reduce_format(SWIFTEP_BF16, output, r, first, count, streaming); break;
   case SWIFTEP_FP16: reduce_format(SWIFTEP_FP16, output, r, first, count, streaming); break;
+  case SWIFTEP_LOGFMT: reduce_format(SWIFTEP_LOGFMT, output, r, first, count, streaming); break;
   default: reduce_format(SWIFTEP_FP32, output, r, first, count, streaming); break;
   }
 }
@@ -375,6 +498,9 @@ AVX2 static void quantize_nvfp4_avx2(
     uint8_t *values, uint8_t *scales, const uint16_t *source, size_t channel_count, float global_scale) {
   quantize_nvfp4_any(values, scales, source, channel_count, global_scale);
 }
+AVX2 static void encode_logfmt_avx2(void *records, void *exact, const void *source, size_t channel_count) {
+  encode_logfmt_any(records, exact, source, channel_count);
+}
 #define HAS_AVX2 __builtin_cpu_supports("avx2")
 #else
 #define HAS_AVX2 0
@@ -382,6 +508,7 @@ AVX2 static void quantize_nvfp4_avx2(
 #define reduce_avx2 reduce_any
 #define quantize_avx2 quantize_any
 #define quantize_nvfp4_avx2 quantize_nvfp4_any
+#define encode_logfmt_avx2 encode_logfmt_any
 #endif
 
 void swiftep_scatter(
@@ -415,5 +542,13 @@ void swiftep_quantize_nvfp4(
     quantize_nvfp4_avx2(values, scales, source, channel_count, global_scale);
   } else {
     quantize_nvfp4_any(values, scales, source, channel_count, global_scale);
+  }
+}
+
+void swiftep_encode_logfmt(void *records, void *exact, const void *source, size_t channel_count) {
+  if (HAS_AVX2) {
+    encode_logfmt_avx2(records, exact, source, channel_count);
+  } else {
+    encode_logfmt_any(records, exact, source, channel_count);
   }
 }

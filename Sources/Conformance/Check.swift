@@ -163,17 +163,19 @@ struct Script: Sendable {
     if job.givesOutput {
       options.output = try buffer.makeTensor(zeros: [job.tokensPerRank[rank], hidden], job.combineDType)
     }
+    options.encoding = job.combineEncoding
     options.workers = job.workersPerCall
     options.waiting = job.waiting(ofRank: rank)
     options.isAsynchronous = job.isAsynchronous
-    options.receivesLater = job.receivesLater && !(source == .memory && job.tokensPerStep != nil)
+    let isInSteps = source == .memory && job.tokensPerStep != nil && job.combineEncoding == .none
+    options.receivesLater = job.receivesLater && !isInSteps
     let result = try buffer.combine(rows, with: handle, options: options)
     if options.receivesLater { try result.receive() }
     if job.isAsynchronous { try result.event.wait() }
 
     let name = "combine from \(source)"
     let sums = oracles[0].combined(
-      at: rank, rows: expertRows[step], rowWeights: rowWeights, biases: biases)
+      at: rank, rows: expertRows[step], encoding: job.combineEncoding, rowWeights: rowWeights, biases: biases)
     try require(difference(result.tokens, from: sums, named: "tokens"), rank: rank, name)
     guard job.combinesTopKWeights else { return }
     guard let found = result.topKWeights else { return try require("topKWeights: none", rank: rank, name) }

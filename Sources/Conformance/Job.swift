@@ -40,6 +40,7 @@ package struct Job: Codable, Equatable, Sendable {
   package var cachedRepeats = 1
   package var combines: [CombineSource] = CombineSource.allCases
   package var combineDType: DType = .bf16
+  package var combineEncoding = RowEncoding.none
   /// Elements of a row that combine sums; nil: `hidden`.
   package var combineHidden: Int?
   package var biasCount = 0
@@ -108,7 +109,7 @@ extension Job {
       rankCount: rankCount, tokensPerRankMax: tokensPerRankMax, hidden: hidden, topK: usesTable ? 0 : topK,
       expertCount: expertCount, expertOwners: expertOwners, dtype: receivedDType, scales: quantization ?? scales,
       sidecarByteCounts: sidecarByteCounts, layout: layout, expertAlignment: expertAlignment,
-      combineDType: combineDType, indexByteCount: indexDType.byteCount)
+      combineDType: combineDType, combineEncoding: combineEncoding, indexByteCount: indexDType.byteCount)
   }
 
   package func makePlan() throws(EPError) -> ExpertBuffer.Plan {
@@ -162,6 +163,7 @@ extension Job: CustomStringConvertible {
     if let workersPerCall { parts.append("workers per call \(workersPerCall)") }
     parts.append("cached \(cachedRepeats)")
     parts.append("combines \(combines.map(\.rawValue)) \(combineDType) x \(combineHidden ?? hidden)")
+    if combineEncoding != .none { parts.append("as \(combineEncoding)") }
     if biasCount > 0 { parts.append("biases \(biasCount)") }
     if usesRowWeights { parts.append("row weights") }
     if combinesTopKWeights { parts.append("combines weights") }

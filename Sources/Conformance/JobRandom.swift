@@ -17,6 +17,7 @@ extension Job {
     job.chooseTokens(&random)
     job.chooseCalls(&random)
     job.chooseMasks(&random)
+    job.chooseEncoding(&random)
     return job
   }
 
@@ -98,6 +99,13 @@ extension Job {
     if masking == .automatic && random.chance(0.6) {
       masked = Set((0..<rankCount).filter { _ in random.chance(0.4) })
       masked.remove(random.pick(0...rankCount - 1))
+    }
+  }
+
+  private mutating func chooseEncoding(_ random: inout SplitMix64) {
+    // Coded rows are of the hidden size that the plan has memory for.
+    if combineHidden == nil && combineDType == .bf16 && hidden % 128 == 0 && random.chance(0.5) {
+      combineEncoding = .logFMT
     }
   }
 }

@@ -2,9 +2,11 @@ import SwiftEP
 
 extension Oracle {
   /// `rows[r]` is the `[rows, hidden]` tensor that rank `r` gives to combine. Returns the sums for the tokens of
-  /// `rank`, as bytes: in Float, from zero, in the order of ranks (by expert: of top-k slots), each row times its
-  /// weight where there are weights, then the biases, rounded once.
-  package func combined(at rank: Int, rows: [Tensor], rowWeights: Tensor?, biases: [Tensor]) -> [UInt8] {
+  /// `rank`, as bytes: in Float, from zero, in the order of ranks (by expert: of top-k slots), each row as it is after it has
+  /// travelled, times its weight where there are weights, then the biases, rounded once.
+  package func combined(
+    at rank: Int, rows: [Tensor], encoding: RowEncoding = .none, rowWeights: Tensor?, biases: [Tensor]
+  ) -> [UInt8] {
     let (dtype, hidden) = (rows[rank].dtype, rows[rank].shape[1])
     let tokenCount = choices[rank].tokenCount
     let slotCount = layout == .bySource ? tokens.count : choices[rank].topK
@@ -16,7 +18,8 @@ extension Oracle {
       for slot in 0..<slotCount {
         let cell = token * slotCount + slot
         guard let destination = destinations[rank][cell] else { continue }
-        add(row: destination.row, of: rows[destination.rank], times: weights?[cell], to: &sums)
+        let source = rows[destination.rank]
+        add(row: destination.row, of: source, encoding: encoding, times: weights?[cell], to: &sums)
       }
       for bias in biases { add(row: token, of: bias, times: nil, to: &sums) }
       store(sums, dtype, row: token, of: &bytes)
@@ -47,16 +50,16 @@ extension Oracle {
     return weights
   }
 
-  private func add(row: Int, of tensor: Tensor, times weight: Float?, to sums: inout [Float]) {
+  private func add(
+    row: Int, of tensor: Tensor, encoding: RowEncoding = .none, times weight: Float?, to sums: inout [Float]
+  ) {
     let hidden = tensor.shape[1]
     let first = row * hidden
-    tensor.withUnsafeBytes { bytes in
-      for channel in 0..<hidden {
-        var value = element(first + channel, of: bytes, tensor.dtype)
-        if let weight { value *= weight }
-        sums[channel] += value
-      }
+    var values = tensor.withUnsafeBytes { bytes in
+      (first..<first + hidden).map { element($0, of: bytes, tensor.dtype) }
     }
+    if encoding == .logFMT { values = logFMTRow(values) }
+    for (channel, value) in values.enumerated() { sums[channel] += weight.map { value * $0 } ?? value }
   }
 
   private func element(_ index: Int, of bytes: UnsafeRawBufferPointer, _ dtype: DType) -> Float {

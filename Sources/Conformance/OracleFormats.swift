@@ -146,3 +146,49 @@ private func biasedExponentRoundedUp(_ scale: Float) -> UInt8 {
   let exponent = Int(scale.exponent) + (scale.significand > 1 ? 1 : 0)
   return UInt8(127 + exponent)
 }
+
+/// One BF16 row after it has travelled as LogFMT.
+package func logFMTRow(_ row: [Float]) -> [Float] {
+  stride(from: 0, to: row.count, by: 128).flatMap { logFMTBlock(Array(row[$0..<$0 + 128])) }
+}
+
+private func logFMTBlock(_ block: [Float]) -> [Float] {
+  let magnitudes = block.map(\.magnitude).filter { $0 != 0 }
+  guard let least = magnitudes.min(), let largest = magnitudes.max() else { return block }
+  if magnitudes.contains(where: { !$0.isFinite || $0 < .leastNormalMagnitude }) { return block }
+  let start = logFMTLogarithm(least)
+  let span = logFMTLogarithm(largest) - start
+  if span > 16 << 23 { return block }
+  let step = (span + 509) / 510
+  let inverse = step == 0 ? 0 : 1 / Float(step)
+  return block.map { channel in
+    if channel == 0 { return channel }
+    let steps = (Float(logFMTLogarithm(channel.magnitude) - start) * inverse).rounded(.toNearestOrEven)
+    let magnitude = logFMTPower(start + Int(steps) * step)
+    return channel.sign == .minus ? -magnitude : magnitude
+  }
+}
+
+/// In units of 2 to the power of -23, from the exponent's zero on.
+private func logFMTLogarithm(_ value: Float) -> Int {
+  let one = Int(Float(1).bitPattern)
+  let coefficients: [Float] = [
+    0.04514904320240021, -0.41932088136672974, 1.6413991451263428, -3.568859100341797, 5.10697603225708,
+    -1.8053442239761353,
+  ]
+  return Int(value.exponentBitPattern) << 23 + Int(polynomial(coefficients, value.significand).bitPattern) - one
+}
+
+private func logFMTPower(_ logarithm: Int) -> Float {
+  let one = Int(Float(1).bitPattern)
+  let (exponent, fraction) = (logarithm >> 23, logarithm & 0x7f_ffff)
+  let coefficients: [Float] = [
+    0.013701998628675938, -0.003063733922317624, 0.16852903366088867, 0.3103290796279907, 0.5105036497116089,
+  ]
+  let significand = polynomial(coefficients, 1 + Float(fraction) * 0x1p-23)
+  return Float(bitPattern: UInt32(exponent << 23 + Int(significand.bitPattern) - one))
+}
+
+private func polynomial(_ coefficients: [Float], _ x: Float) -> Float {
+  coefficients.dropFirst().reduce(coefficients[0]) { $0 * x + $1 }
+}

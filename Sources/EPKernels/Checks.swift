@@ -127,6 +127,10 @@ extension RankView {
     let readRowCount = arguments.steps.stepCount == 0 ? rowCount : stagedRowCount
     _ = view.checkArena(of: rank, header.outputOffset, byteCount: readRowCount &* Int64(arguments.rowByteCount))
     _ = view.checkArena(of: rank, header.weightsOffset, byteCount: rowCount &* weightsByteCount)
+    if arguments.isEncoded {
+      let width = Int64(LogFMT.byteCount(channelCount: arguments.elementsPerRow))
+      _ = view.checkArena(of: rank, header.recordsOffset, byteCount: rowCount &* width)
+    }
   }
 }
 

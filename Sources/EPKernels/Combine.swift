@@ -9,7 +9,7 @@
   public var stagedWeights: Address
   public var rowCount: Int32
   public var steps: CombineSteps
-  /// BF16, FP16 or FP32.
+  /// BF16, FP16 or FP32; or LogFMT, which BF16 rows become on the way.
   public var format: RowFormat
   public var elementsPerRow: Int32
   /// Sum of the token's rows, `[tokenCount, elementsPerRow]`, in this rank's memory.
@@ -44,13 +44,16 @@
   @inlinable var rowByteCount: Int32 { elementsPerRow &* (format == .fp32 ? 4 : 2) }
   /// Top-k weights that one received row carries.
   @inlinable var weightsPerRow: Int32 { handle.layout.layout == .bySource ? handle.layout.topK : 1 }
-  /// Whether this rank reads the rows of its own tokens where the caller has them: by source, they lie together.
-  @inlinable var readsOwnRows: Bool { !stagedRows.isNull && handle.layout.layout == .bySource }
-  /// Whether anything is copied into the arena first. What lies there already was written by earlier launches.
-  @inlinable var stages: Bool { !stagedRows.isNull || !stagedWeights.isNull }
-  /// A row with its weights, where those are asked for.
+  @inlinable var isEncoded: Bool { format == .logFMT }
+  /// Whether this rank reads the rows of its own tokens where the caller has them: by source, they lie together. Not those
+  /// that travel coded, so that sums do not depend on where tokens are.
+  @inlinable var readsOwnRows: Bool { !stagedRows.isNull && handle.layout.layout == .bySource && !isEncoded }
+  /// Whether anything is written into the arena first. What lies there already was written by earlier launches.
+  @inlinable var stages: Bool { !stagedRows.isNull || !stagedWeights.isNull || isEncoded }
+  /// A row as it is read, with its weights where those are asked for.
   @inlinable var byteCountPerRow: Int64 {
-    Int64(rowByteCount) &+ (weightsOutput.isNull ? 0 : 4 &* Int64(weightsPerRow))
+    let sentByteCount = isEncoded ? LogFMT.byteCount(channelCount: elementsPerRow) : rowByteCount
+    return Int64(sentByteCount) &+ (weightsOutput.isNull ? 0 : 4 &* Int64(weightsPerRow))
   }
 }
 
@@ -115,6 +118,7 @@
   machine.forEach(view.rankCount) { rank in
     let peer = exchangeHeader(view, source: rank)
     operation.setColumn(Columns.rows, atRank: rank, rows(rank, peer))
+    operation.setColumn(Columns.scales, atRank: rank, view.arena(of: rank).advanced(byBytes: peer.recordsOffset))
     operation.setColumn(
       Columns.weights, atRank: rank, view.arena(of: rank).advanced(byBytes: peer.weightsOffset))
   }
@@ -131,7 +135,7 @@
 }
 
 @inlinable func stageRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  if arguments.stagedRows.isNull { return }
+  if arguments.stagedRows.isNull && !arguments.isEncoded { return }
   let (view, handle, rowByteCount) = (arguments.view, arguments.handle, arguments.rowByteCount)
   #if CHECKED
     let byteCount = Int64(arguments.rowCount) &* Int64(rowByteCount)
@@ -147,8 +151,14 @@
     let run = handle.run(index / 2, view)
     let first = index & 1 == 0 ? run.lowerBound : max(run.lowerBound, own.upperBound)
     let end = min(run.upperBound, index & 1 == 0 ? own.lowerBound : rowCount)
-    if end > first { copyRows(machine, arguments, from: Range(uncheckedBounds: (first, end)), to: first) }
     index = index &+ 1
+    if end <= first { continue }
+    let rows = Range(uncheckedBounds: (first, end))
+    if arguments.isEncoded {
+      encodeRows(machine, arguments, rows)
+    } else {
+      copyRows(machine, arguments, from: rows, to: first)
+    }
   }
 }
 
@@ -167,6 +177,22 @@
   machine.scatterRows(job) { row, _ in
     RowTarget(row: staged.advanced(byBytes: Int64(row) &* rowByteCount), scales: .null)
   }
+}
+
+/// Encodes rows of this rank's, whether they lie in its arena or not.
+@inlinable func encodeRows<M: Machine>(_ machine: M, _ arguments: CombineArguments, _ rows: Range<Int32>) {
+  let arena = arguments.view.ownArena
+  let first = Int64(rows.lowerBound)
+  let recordsByteCount = Int64(LogFMT.byteCount(channelCount: arguments.elementsPerRow))
+  let exact = arena.advanced(byBytes: arguments.header.outputOffset)
+  let source = arguments.stagedRows.isNull ? exact : arguments.stagedRows
+  let rowOffset = first &* Int64(arguments.rowByteCount)
+  machine.encodeRows(
+    EncodeJob(
+      source: source.advanced(byBytes: rowOffset), rowCount: rows.upperBound &- rows.lowerBound,
+      elementCount: arguments.elementsPerRow,
+      records: arena.advanced(byBytes: arguments.header.recordsOffset &+ first &* recordsByteCount),
+      exact: exact.advanced(byBytes: rowOffset)))
 }
 
 @inlinable func stageWeights<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
@@ -206,6 +232,7 @@
 ) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let rowByteCount = Int64(arguments.rowByteCount)
+  let recordsByteCount = Int64(LogFMT.byteCount(channelCount: arguments.elementsPerRow))
   let job = ReduceJob(
     output: arguments.output, firstRow: tokens.lowerBound, rowCount: tokens.upperBound &- tokens.lowerBound,
     elementCount: arguments.elementsPerRow, slotCount: handle.layout.slotCount, format: arguments.format,
@@ -213,9 +240,12 @@
   machine.reduceRows(job) { token, slot in
     let place = handle.place(token: token, slot: slot, view)
     if place.rank < 0 { return .none }
-    let rows = operation.column(Columns.rows, atRank: place.rank)
+    let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowByteCount)
     let weight = rowWeights.isNull ? 1 : rowWeights.load(Float.self, at: token &* handle.layout.slotCount &+ slot)
-    return RowSource(row: rows.advanced(byBytes: Int64(place.row) &* rowByteCount), weight: weight)
+    if !arguments.isEncoded { return RowSource(row: row, weight: weight) }
+    let records = operation.column(Columns.scales, atRank: place.rank)
+    return RowSource(
+      row: records.advanced(byBytes: Int64(place.row) &* recordsByteCount), weight: weight, exact: row)
   }
 }
 

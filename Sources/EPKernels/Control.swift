@@ -239,6 +239,8 @@
   public var weightsOffset: Int64 = 0
   /// The ranks that this one has masked, one bit each.
   public var masked: Int64 = 0
+  /// Combine of LogFMT rows: where this rank's records lie in its arena.
+  public var recordsOffset: Int64 = 0
 
   @inlinable public init() {}
 

@@ -7,6 +7,8 @@
   case fp8E4M3 = 4
   /// Opaque: moved, never looked at.
   case bytes = 5
+  /// `LogFMT`.
+  case logFMT = 6
 }
 
 /// What happens to a row between the sender's tensor and the receiver's.
@@ -20,6 +22,8 @@
   case quantizePowerOfTwoScales = 3
   /// BF16 to NVFP4: E2M1, two to a byte, with one E4M3 scale per 16 channels, and one Float for the whole tensor.
   case quantizeNVFP4 = 4
+  /// Of a combine: BF16 to LogFMT, and back where rows are summed.
+  case encodeLogFMT = 5
 
   @inlinable public var hasPowerOfTwoScales: Bool {
     self == .quantizeUE8M0Scales || self == .quantizePowerOfTwoScales

@@ -71,6 +71,9 @@ public protocol Machine {
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
   func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource)
 
+  /// Codes BF16 rows as LogFMT; shared out over all workers, ordered as `scatterRows` is.
+  func encodeRows(_ job: EncodeJob)
+
   /// Copies `count` small records, shared out over all workers. `byteCount` is a multiple of 4, all addresses are
   /// aligned to 4; a record whose target is null is left out.
   func copyRecords(_ count: Int32, byteCount: Int32, route: (_ record: Int32) -> RecordRoute)
@@ -258,7 +261,7 @@ extension Machine {
   public var elementCount: Int32
   /// A row has at most this many sources.
   public var slotCount: Int32
-  /// BF16, FP16 or FP32, of sources, biases and output alike.
+  /// BF16, FP16 or FP32, of sources, biases and output alike. LogFMT: of sources; the others are BF16.
   public var format: RowFormat
   /// Multiply each source row by its weight.
   public var isWeighted: Bool
@@ -283,16 +286,40 @@ extension Machine {
   }
 }
 
+/// Rows to code as LogFMT: what `Machine.encodeRows` reads and writes. Rows are contiguous everywhere.
+@frozen public struct EncodeJob {
+  /// BF16 `[rowCount, elementCount]`.
+  public var source: Address
+  public var rowCount: Int32
+  /// A multiple of `LogFMT.channelsPerBlock`.
+  public var elementCount: Int32
+  /// Where the records go, `LogFMT.byteCount` a row.
+  public var records: Address
+  /// As `source`: where blocks go that are sent as they are. The same address: they lie there.
+  public var exact: Address
+
+  @inlinable public init(source: Address, rowCount: Int32, elementCount: Int32, records: Address, exact: Address) {
+    self.source = source
+    self.rowCount = rowCount
+    self.elementCount = elementCount
+    self.records = records
+    self.exact = exact
+  }
+}
+
 /// One source of an output row.
 @frozen public struct RowSource {
   /// Null: this slot has no row.
   public var row: Address
   /// 1 unless the job is weighted: machines may multiply by it then, or not.
   public var weight: Float
+  /// Of a LogFMT row: where its channels lie of blocks that are sent as they are.
+  public var exact: Address
 
-  @inlinable public init(row: Address, weight: Float) {
+  @inlinable public init(row: Address, weight: Float, exact: Address = .null) {
     self.row = row
     self.weight = weight
+    self.exact = exact
   }
 
   @inlinable public static var none: RowSource { RowSource(row: .null, weight: 0) }

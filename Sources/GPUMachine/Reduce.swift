@@ -6,6 +6,7 @@ extension GPUMachine {
     switch job.format {
     case .bf16: reduce(job, BF16.self, source)
     case .fp16: reduce(job, FP16.self, source)
+    case .logFMT: reduceVectors(job, CodedBF16.self, 2 &* job.elementCount, source)
     default: reduce(job, FP32.self, source)
     }
   }
@@ -48,7 +49,8 @@ extension GPUMachine {
   ) {
     let pieces = Pieces(
       firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: rowByteCount,
-      pieceByteCountMax: TermCursor.termByteCountMax, granule: 16)
+      // Terms that are coded take more registers.
+      pieceByteCountMax: Format.isCoded ? 1024 : TermCursor.termByteCountMax, granule: Format.isCoded ? 512 : 16)
     var runs = Runs(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
     var terms = TermCursor(self, pieces, &runs, slotCount: job.slotCount, source)
     if terms.isOver { return }
@@ -57,14 +59,15 @@ extension GPUMachine {
       let stages = Stages(self, count: 2)
       stages.open()
       var (issued, used) = (Int32(0), Int32(0))
-      if terms.lanes != 0 { terms.load(&issued, stages, pieces) }
+      if terms.lanes != 0 { terms.load(format, &issued, stages, pieces) }
       var isOver: Bool
       repeat {
         // While these are on their way or added, the next ones are, too: into the stage that was read last.
         let (lanes, weight, piece, isLast) = (terms.lanes, terms.weight, terms.walk.piece, terms.isLast)
+        let exact = terms.exact
         terms.advance(self, pieces, &runs, source)
         isOver = terms.isOver
-        if !isOver && terms.lanes != 0 { terms.load(&issued, stages, pieces) }
+        if !isOver && terms.lanes != 0 { terms.load(format, &issued, stages, pieces) }
         let byteCount = pieces.byteCount(of: piece)
         if lanes != 0 {
           var stage = stages.offset(of: used)
@@ -72,7 +75,11 @@ extension GPUMachine {
           var slots = LaneSlots(present: lanes)
           while slots.present != 0 {
             let slot = slots.removeFirst()
-            if job.isWeighted {
+            if Format.isCoded {
+              let factor = job.isWeighted ? shuffle(weight, from: slot) : 1
+              let row = shuffle(exact, from: slot).advanced(byBytes: Int64(piece.offset))
+              sums.add(recordsAt: StageOffset(offset: stage), exact: row, weight: factor, lane: lane, byteCount)
+            } else if job.isWeighted {
               let factor = shuffle(weight, from: slot)
               sums.add(format, weight: factor, lane: lane, byteCount) { Shared.vector(stage &+ $0) }
             } else {
@@ -94,8 +101,14 @@ extension GPUMachine {
         var slots = LaneSlots(present: terms.lanes)
         while slots.present != 0 {
           let slot = slots.removeFirst()
-          let row = terms.address(self, of: slot)
-          sums.add(format, weight: shuffle(terms.weight, from: slot), lane: lane, byteCount) { row.vector(at: $0) }
+          let weight = shuffle(terms.weight, from: slot)
+          let row = terms.address(self, format, of: slot)
+          if Format.isCoded {
+            let exact = shuffle(terms.exact, from: slot).advanced(byBytes: Int64(piece.offset))
+            sums.add(recordsAt: row, exact: exact, weight: weight, lane: lane, byteCount)
+          } else {
+            sums.add(format, weight: weight, lane: lane, byteCount) { row.vector(at: $0) }
+          }
         }
         if terms.isLast { finish(&sums, job, format, piece, rowByteCount, byteCount) }
         terms.advance(self, pieces, &runs, source)
@@ -145,6 +158,18 @@ private struct PieceSums {
     Format.add(z, weight: weight, to: &d)
   }
 
+  /// Adds LogFMT records of at most 512 channels, from shared memory or an address.
+  ///
+  /// - Parameter exact: where the piece's channels lie of blocks that are sent as they are.
+  @inline(__always)
+  mutating func add<Records: RecordMemory>(
+    recordsAt records: Records, exact: Address, weight: Float, lane: Int32, _ byteCount: Int32
+  ) {
+    let first = lane &* 16
+    if first < byteCount { a.add(records.values(at: first, exact), weight: weight) }
+    if first &+ 512 < byteCount { b.add(records.values(at: first &+ 512, exact), weight: weight) }
+  }
+
   @inline(__always)
   func store<Format: SumFormat>(_ format: Format.Type, _ row: Address, lane: Int32, _ byteCount: Int32) {
     let first = lane &* 16
@@ -183,6 +208,7 @@ private struct TermCursor {
   @inline(__always) var isLast: Bool { left == 0 && firstSlot &+ 32 >= slotCount }
   /// Of this lane's term.
   @inline(__always) var weight: Float { own.weight }
+  @inline(__always) var exact: Address { own.exact }
 
   @inline(__always)
   mutating func advance(
@@ -223,15 +249,17 @@ private struct TermCursor {
 
   #if BULK_COPIES
     /// Starts to fill a stage with these terms.
-    @inline(__always) func load(_ issued: inout Int32, _ stages: Stages, _ pieces: Pieces) {
+    @inline(__always)
+    func load<Format: SumFormat>(_ format: Format.Type, _ issued: inout Int32, _ stages: Stages, _ pieces: Pieces) {
       stages.load(
-        issued, from: own.row.advanced(byBytes: Int64(walk.piece.offset)), pieces.byteCount(of: walk.piece), of: lanes,
-        distance: Self.termByteCountMax)
+        issued, from: own.row.advanced(byBytes: Int64(Format.termByteCount(walk.piece.offset))),
+        Format.termByteCount(pieces.byteCount(of: walk.piece)), of: lanes, distance: Self.termByteCountMax)
       issued = issued &+ 1
     }
   #else
-    @inline(__always) func address(_ machine: GPUMachine, of lane: Int32) -> Address {
-      machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(walk.piece.offset))
+    @inline(__always)
+    func address<Format: SumFormat>(_ machine: GPUMachine, _ format: Format.Type, of lane: Int32) -> Address {
+      machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(Format.termByteCount(walk.piece.offset)))
     }
   #endif
 }

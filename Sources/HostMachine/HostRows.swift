@@ -146,14 +146,26 @@ extension HostMachine {
     }
   }
 
+  package func encodeRows(_ job: EncodeJob) {
+    let (rowByteCount, recordsByteCount) = (2 * job.elementCount, LogFMT.byteCount(channelCount: job.elementCount))
+    shareOut(job.rowCount) { row in
+      let offset = Int(row) * Int(rowByteCount)
+      swiftep_encode_logfmt(
+        job.records.hostPointer + Int(row) * Int(recordsByteCount), job.exact.hostPointer + offset,
+        job.source.hostPointer + offset, Int(job.elementCount))
+    }
+  }
+
   package func reduceRows(_ job: ReduceJob, source: (Int32, Int32) -> RowSource) {
     let elementSize: Int32 = job.format == .fp32 ? 4 : 2
     let pieces = Pieces(
       rowCount: job.rowCount, rowSize: job.elementCount, granule: 64, workerCount: workerCount)
+    let slotCount = Int(job.slotCount)
     let rowByteCount = Int(job.elementCount * elementSize)
     let streams = Int64(rowByteCount) * Int64(job.rowCount) >= tuning.streamingByteCountMin
-    withUnsafeTemporaryAllocation(of: UnsafeRawPointer?.self, capacity: Int(job.slotCount)) { rows in
-      withUnsafeTemporaryAllocation(of: Float.self, capacity: Int(job.slotCount)) { weights in
+    withUnsafeTemporaryAllocation(of: UnsafeRawPointer?.self, capacity: 2 * slotCount) { rows in
+      let exact = rows.baseAddress! + slotCount
+      withUnsafeTemporaryAllocation(of: Float.self, capacity: slotCount) { weights in
         shareOut(pieces.count) { piece in
           let (index, elements) = pieces[piece]
           let row = job.firstRow &+ index
@@ -162,12 +174,13 @@ extension HostMachine {
             let term = source(row, slot)
             if term.row.isNull { return }
             rows[count] = UnsafeRawPointer(term.row.hostPointer)
+            if job.format == .logFMT { exact[count] = UnsafeRawPointer(term.exact.hostPointer) }
             weights[count] = term.weight
             count += 1
           }
           let offset = Int(row) * rowByteCount
           var reduction = swiftep_reduction(
-            format: job.format.rawValue, row_count: Int32(count), rows: UnsafePointer(rows.baseAddress),
+            format: job.format.rawValue, row_count: Int32(count), rows: UnsafePointer(rows.baseAddress), exact: exact,
             weights: job.isWeighted ? UnsafePointer(weights.baseAddress) : nil, bias0: job.biases.0.rowPointer(offset),
             bias1: job.biases.1.rowPointer(offset))
           swiftep_reduce(

@@ -44,7 +44,7 @@ package struct ArgumentFault: Error, Equatable {
     case x = 1, scales, sidecars, indices, weights, table, handle, layout, expertAlignment, workers
     case rows, topKWeights, rowWeights, biases, output
     case stream, handleTokens, expertStatistics, waitStatistics, scaleOrder, after, globalScale
-    case sizing, quantization, waiting, rowsMax
+    case sizing, quantization, waiting, rowsMax, encoding
   }
 
   package let kind: Kind

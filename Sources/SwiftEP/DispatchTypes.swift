@@ -199,6 +199,18 @@ extension DispatchResult {
   }
 }
 
+/// How rows travel in a combine.
+public enum RowEncoding: String, CaseIterable, Codable, Sendable {
+  /// As they are.
+  case none
+  /// BF16 rows of a multiple of 128 channels as 10 bits a channel: for each block of 128 channels a sign and the magnitude's
+  /// logarithm, in 510 equal steps between the least and the largest of the block that are not zero. A block that this would
+  /// change by more than 1.1% of a value (one with infinities, NaN or subnormals, or with magnitudes more than 2 to the power
+  /// of 16 apart) is read as it is. Rows take 0.66 of their bytes on the way, and are coded in memory of the arena first,
+  /// wherever they lie; all of them, also those of a rank's own tokens. (DeepEP's `use_logfmt`.)
+  case logFMT
+}
+
 public struct CombineOptions: Sendable {
   /// By expert: fp32 `[tokens, topK]`, this rank's own weights, multiplied into its experts' rows as they are summed.
   public var rowWeights: Tensor?
@@ -207,6 +219,9 @@ public struct CombineOptions: Sendable {
   public var topKWeights: Tensor?
   /// Up to two tensors `[tokens, hidden]` in the rows' dtype, added last.
   public var biases: [Tensor] = []
+  /// How rows travel, the same on all ranks. Where the plan does not say so (`JobShape.combineEncoding`), the arena grows for
+  /// the coded rows. They are not combined in steps.
+  public var encoding = RowEncoding.none
   /// Where to put the sums, `[tokens, hidden]` in the rows' dtype, apart from the rows; nil: arena memory that the
   /// result owns.
   public var output: Tensor?

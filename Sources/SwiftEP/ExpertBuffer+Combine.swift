@@ -9,7 +9,7 @@ extension ExpertBuffer {
   /// `tokens[t] = round(sum of w * row over the places t went to + biases)`, in Float, in the order of ranks (by
   /// expert: of top-k slots), rounded once to nearest even. By source, rows arrive as they are to be added; by expert
   /// they can be weighted here. Owners read the rows where they lie; rows outside the arena (see `combineInput`) are
-  /// copied into it, as the plan says (`ExpertBuffer.Staging`).
+  /// copied into it, as the plan says (`ExpertBuffer.Staging`), and those that travel as LogFMT are coded there.
   ///
   /// - Parameters:
   ///   - rows: `[rows, hidden]`, grouped `[local experts, rows of a group, hidden]`; bf16, fp16 or fp32, in rows of a multiple
@@ -112,7 +112,8 @@ private struct CombineCall {
       view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
       stagedRows: staged.rows,
       stagedWeights: staged.weights, rowCount: Int32(handle.rowCapacity), steps: steps,
-      format: rows.dtype.sumFormat, elementsPerRow: Int32(hidden), output: outputs?.tokens.address ?? .null,
+      format: options.encoding == .logFMT ? .logFMT : rows.dtype.sumFormat, elementsPerRow: Int32(hidden),
+      output: outputs?.tokens.address ?? .null,
       rowWeights: options.rowWeights?.address ?? .null,
       biases: (options.biases.first?.address ?? .null, options.biases.dropFirst().first?.address ?? .null),
       weightsOutput: outputs?.topKWeights?.address ?? .null)
@@ -168,6 +169,10 @@ private struct CombineCall {
     try rows.check(.rows, shape: handle.rowShape + [nil])
     try rows.check(.rows, dtype: [.bf16, .fp16, .fp32])
     try rows.check(.rows, rowByteCount: rowByteCount, multipleOf: 16)
+    if options.encoding == .logFMT {
+      try rows.check(.rows, dtype: [.bf16])
+      try rows.check(.rows, rowByteCount: rowByteCount, multipleOf: 2 * Int(LogFMT.channelsPerBlock))
+    }
     if !handle.isReceived.withLock({ $0 }) { throw ArgumentFault(.unreceived, .handle, expected: 0, found: 1) }
     if steps.stepCount > 0 && options.receivesLater { throw ArgumentFault(.steps, .rows, expected: 0, found: 1) }
     if steps.stepCount > 0 { try check(.handleTokens, handle.tokenCount, in: 0...core.plan.shape.tokensPerRankMax) }
@@ -198,13 +203,14 @@ private struct CombineCall {
 
   /// In how many steps rows outside the arena are combined.
   private var steps: CombineSteps {
-    core.arenaOffset(of: rows) == nil ? core.plan.steps(of: handle.rowLayout) : .none
+    core.arenaOffset(of: rows) == nil && options.encoding == .none ? core.plan.steps(of: handle.rowLayout) : .none
   }
 
   private func makeHeader() -> ExchangeHeader {
     var header = ExchangeHeader()
     header.operation = Operation.combine.rawValue
     header.format = Int64(rows.dtype.rawValue)
+    header.transform = Int64((options.encoding == .logFMT ? RowTransform.encodeLogFMT : .copy).rawValue)
     header.elementsPerRow = Int64(hidden)
     header.isWeighted = options.topKWeights == nil ? 0 : 1
     header.layout = handle.rowLayout.code
@@ -220,12 +226,15 @@ private struct CombineCall {
     let weightsOffset = weights.map { core.arenaOffset(of: $0) } ?? 0
     let stagedRowCount = steps.stepCount == 0 ? handle.rowCapacity : steps.stagedRowCount(rankCount: core.rankCount)
     let stagedRowBytes = rowsOffset == nil ? alignUp(Int64(stagedRowCount * rowByteCount), to: 128) : 0
+    let recordBytes = options.encoding.recordByteCount(rowCount: handle.rowCapacity, hidden: hidden)
     let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
-    let block = try core.take(stagedRowBytes + stagedWeightBytes, from: .high, stream: options.stream)
+    let block = try core.take(
+      stagedRowBytes + recordBytes + stagedWeightBytes, from: .high, stream: options.stream)
     resources.retain(block)
     resources.retain(weights as any Sendable)
     header.outputOffset = rowsOffset ?? block.range.lowerBound
-    header.weightsOffset = weightsOffset ?? block.range.lowerBound + stagedRowBytes
+    header.recordsOffset = block.range.lowerBound + stagedRowBytes
+    header.weightsOffset = weightsOffset ?? header.recordsOffset + recordBytes
     return (rowsOffset == nil ? rows.address : .null, weightsOffset == nil ? weights!.address : .null)
   }
 
@@ -240,6 +249,14 @@ private struct CombineCall {
     let weights = Tensor(
       dtype: .fp32, shape: [handle.tokenCount, handle.topK], storage: block, byteOffset: rowBytes)
     return (tokens, weights)
+  }
+}
+
+extension RowEncoding {
+  /// Bytes of the arena that coded rows take.
+  func recordByteCount(rowCount: Int, hidden: Int) -> Int64 {
+    if self == .none { return 0 }
+    return alignUp(Int64(rowCount) * Int64(LogFMT.byteCount(channelCount: Int32(hidden))), to: 128)
   }
 }
 

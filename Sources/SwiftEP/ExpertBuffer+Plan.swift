@@ -9,7 +9,8 @@ extension ExpertBuffer {
     case whole
     /// By source, and where ranks have more tokens than that, in steps: while the rows of so many tokens of every rank are
     /// combined, those of the next are copied. Takes memory for the rows of two steps. The rows of all ranks of a combine
-    /// lie outside the arena then, or those of none, and no rank has more tokens than planned. Otherwise as `whole`.
+    /// lie outside the arena then, or those of none, and no rank has more tokens than planned. Otherwise, and where rows
+    /// travel coded (`JobShape.combineEncoding`), as `whole`.
     case steps(tokens: Int)
   }
 
@@ -96,17 +97,19 @@ extension ExpertBuffer {
         ? 0
         : Self.combinedByteCount(
           rowCount: stagedRowCount, rowByteCount: combinedRowByteCount, weightCount: rowsPerResult * shape.topK)
+      let coded = roundUpToPages(shape.combineEncoding.recordByteCount(rowCount: rowsPerResult, hidden: shape.hidden))
       let limit = Self.arenaByteCountLimit
-      guard result <= limit / Int64(resultCount), output <= limit / Int64(resultCount), staged <= limit else {
+      guard result <= limit / Int64(resultCount), output <= limit / Int64(resultCount), staged <= limit, coded <= limit
+      else {
         throw .invalidArgument(
           rank: -1, argument: "shape", expected: "an arena of at most \(limit) bytes",
-          found: "\(resultCount) results of \(result) bytes and outputs of \(output), staging of \(staged)")
+          found: "\(resultCount) results of \(result) bytes and outputs of \(output), staging of \(staged + coded)")
       }
       let arena = [
         Part(name: "control", byteCount: control.byteCount),
         Part(name: "dispatch results", byteCount: Int64(resultCount) * result),
         Part(name: "combine outputs", byteCount: Int64(resultCount) * output),
-        Part(name: "combine staging", byteCount: staged),
+        Part(name: "combine staging", byteCount: staged + coded),
       ]
       arenaByteCount = arena.reduce(0) { $0 + $1.byteCount }
       let wanted = arenaByteCountMax ?? max(8 * arenaByteCount, 1 << 30)
@@ -152,7 +155,7 @@ extension ExpertBuffer {
 
     private static func steps(_ staging: Staging, of layout: RowLayout, _ shape: JobShape) -> CombineSteps {
       guard case .steps(let tokensPerStep) = staging, layout == .bySource, shape.rankCount > 1,
-        shape.tokensPerRankMax > tokensPerStep
+        shape.tokensPerRankMax > tokensPerStep, shape.combineEncoding == .none
       else { return .none }
       return CombineSteps(tokenCount: Int32(shape.tokensPerRankMax), tokensPerStep: Int32(tokensPerStep))
     }

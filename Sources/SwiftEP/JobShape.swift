@@ -24,13 +24,15 @@ public struct JobShape: Equatable, Sendable {
   public var expertAlignment: Int
   /// The element type of the rows that combine sums.
   public var combineDType: DType
+  /// How combined rows travel: the plan has memory for that.
+  public var combineEncoding: RowEncoding
   /// Bytes of one top-k index, 4 or 8.
   public var indexByteCount: Int
 
   public init(
     rankCount: Int, tokensPerRankMax: Int, hidden: Int, topK: Int, expertCount: Int, expertOwners: [Int]? = nil,
     dtype: DType = .bf16, scales: ScaleFormat? = nil, sidecarByteCounts: [Int] = [], layout: RowLayout = .bySource,
-    expertAlignment: Int = 1, combineDType: DType = .bf16, indexByteCount: Int = 8
+    expertAlignment: Int = 1, combineDType: DType = .bf16, combineEncoding: RowEncoding = .none, indexByteCount: Int = 8
   ) {
     self.rankCount = rankCount
     self.tokensPerRankMax = tokensPerRankMax
@@ -44,6 +46,7 @@ public struct JobShape: Equatable, Sendable {
     self.layout = layout
     self.expertAlignment = expertAlignment
     self.combineDType = combineDType
+    self.combineEncoding = combineEncoding
     self.indexByteCount = indexByteCount
   }
 }
@@ -193,6 +196,10 @@ extension JobShape {
     try require(expertAlignment <= 1 << 20, "expertAlignment", "at most 1048576", expertAlignment)
     try require(layout == .bySource || topK > 0, "layout", "bySource where topK is 0", layout)
     try require([.bf16, .fp16, .fp32].contains(combineDType), "combineDType", "bf16, fp16 or fp32", combineDType)
+    try require(
+      combineEncoding == .none || (combineDType == .bf16 && hidden % Int(LogFMT.channelsPerBlock) == 0),
+      "combineEncoding",
+      "none, but for bf16 rows of a multiple of 128 channels", "\(combineEncoding) of \(hidden) x \(combineDType)")
     try require(indexByteCount == 4 || indexByteCount == 8, "indexByteCount", "4 or 8", indexByteCount)
     if let expertOwners {
       try require(expertOwners.count == expertCount, "expertOwners", "\(expertCount) ranks", expertOwners.count)

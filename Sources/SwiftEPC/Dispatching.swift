@@ -230,6 +230,7 @@ private func combineArguments(
   options.stream = callerStream(given.uses_stream, given.stream)
   do throws(ArgumentFault) {
     options.waiting = try value(given.waiting, of: waitings, .waiting)
+    options.encoding = try value(given.encoding, of: RowEncoding.allCases, .encoding)
   } catch {
     rows = Tensor(unusable: error)
   }

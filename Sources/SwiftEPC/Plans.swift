@@ -42,6 +42,7 @@ private func makePlan(_ options: swiftep_plan_options) throws(EPError) -> Expert
   shape.layout = try value(options.layout, of: RowLayout.allCases, "layout")
   shape.expertAlignment = unlessZero(options.expert_alignment) ?? 1
   shape.combineDType = try .given(options.combine_dtype, orElse: .bf16, "combine_dtype")
+  shape.combineEncoding = try value(options.combine_encoding, of: RowEncoding.allCases, "combine_encoding")
   shape.indexByteCount = unlessZero(options.index_byte_count) ?? 8
   let stepTokens = unlessZero(options.staged_tokens_per_step)
   let staging: ExpertBuffer.Staging =

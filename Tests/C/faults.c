@@ -78,6 +78,11 @@ void check_bad_input(Rank *rank) {
     swiftep_combine(rank->buffer, rank->rank == 1 ? &bad : &options, &combined, &error), SWIFTEP_INVALID_ARGUMENT,
     CHECK(error->rank == 1 && strcmp(error->argument, "rows.strides[0]") == 0));
   bad = options;
+  bad.encoding = 2;
+  FAIL(
+    swiftep_combine(rank->buffer, rank->rank == 1 ? &bad : &options, &combined, &error), SWIFTEP_INVALID_ARGUMENT,
+    CHECK(error->rank == 1 && strcmp(error->argument, "encoding") == 0));
+  bad = options;
   bad.bias_count = 3;
   bad.biases = (const swiftep_tensor *[]){&input.x, &input.x, &input.x};
   FAIL(

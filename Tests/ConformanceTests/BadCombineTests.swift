@@ -37,6 +37,16 @@ extension ConformanceTests {
       }
     }
 
+    @Test func encoding() throws {
+      try expectSameError("rows", "rows of a positive multiple of 256 bytes, at most 2^30", "128 bytes") {
+        $1.encoding = .logFMT
+      }
+      try expectSameError("rows", "bf16", "fp32") { rows, options in
+        rows = try! Tensor(zeros: [rows.shape[0], 128], .fp32)
+        options.encoding = .logFMT
+      }
+    }
+
     @Test(arguments: [-1, 1])
     func rowCounts(_ excess: Int) throws {
       let job = smallJob()
@@ -85,11 +95,17 @@ extension ConformanceTests {
         let other = try! Tensor(zeros: [handle.rowCapacity, 64], isOdd ? .fp16 : .bf16)
         var options = CombineOptions()
         if isOdd { options.topKWeights = try! Tensor(zeros: [handle.rowCapacity, 2], .fp32) }
+        var coded = CombineOptions()
+        if isOdd { coded.encoding = .logFMT }
         return [
           try error { () throws(EPError) in _ = try buffer.combine(narrow, with: handle) },
           try error { () throws(EPError) in _ = try buffer.combine(other, with: handle) },
           try error { () throws(EPError) in
             _ = try buffer.combine(try! Tensor(zeros: [handle.rowCapacity, 64], .bf16), with: handle, options: options)
+          },
+          try error { () throws(EPError) in
+            let wide = try! Tensor(zeros: [handle.rowCapacity, 128], .bf16)
+            _ = try buffer.combine(wide, with: handle, options: coded)
           },
         ]
       }
@@ -97,6 +113,7 @@ extension ConformanceTests {
         .ranksDisagree(about: "hidden", rank: 2, expected: "64", found: "32"),
         .ranksDisagree(about: "the rows' dtype", rank: 2, expected: "bf16", found: "fp16"),
         .ranksDisagree(about: "whether weights are given", rank: 2, expected: "none", found: "weights"),
+        .ranksDisagree(about: "quantization", rank: 2, expected: "copy", found: "encodeLogFMT"),
       ]
       #expect(errors == [expected, expected, expected])
     }
@@ -136,6 +153,36 @@ extension ConformanceTests {
         }
       }
       #expect(sums[0] == sums[1] && sums[0].contains { $0.contains { $0 != 0 } })
+    }
+
+    /// In an arena that cannot grow, coded rows find room where the plan says that there are any.
+    @Test(arguments: [false, true])
+    func codedRowsTakeWhatThePlanSays(inPlace: Bool) throws {
+      let job = smallJob().with { ($0.sizing, $0.hidden, $0.combineEncoding) = (.worstCase, 2048, .logFMT) }
+      var shapes = [job.shape, job.shape]
+      shapes[1].combineEncoding = .none
+      let errors = try shapes.map { shape in
+        let plan = try ExpertBuffer.Plan(shape, staging: inPlace ? .unplanned : .whole, arenaByteCountMax: 0)
+        return try onEachRank(plan) { buffer in
+          let result = try job.dispatch(on: buffer)
+          let ordinary = try! Tensor(zeros: result.rows.shape, .bf16)
+          var options = CombineOptions()
+          options.encoding = .logFMT
+          do throws(EPError) {
+            _ = try buffer.combine(inPlace ? result.rows : ordinary, with: result.handle, options: options)
+            return EPError?.none
+          } catch {
+            return error
+          }
+        }
+      }
+      #expect(errors[0] == [nil, nil, nil])
+      for error in errors[1] {
+        guard case .outOfMemory = error else {
+          Issue.record("\(String(describing: error))")
+          continue
+        }
+      }
     }
 
     /// Exact sizing takes more tokens than were planned; steps are for those that were.

@@ -1,4 +1,5 @@
 import Conformance
+import Foundation
 import SwiftEP
 import Testing
 
@@ -67,6 +68,37 @@ extension ConformanceTests {
           ($0.quantization, $0.layout, $0.scaleOrder) = (format, .grouped, .columnMajor)
           $0.tokensPerRank = [0, 0, 0]
         })
+    }
+
+    /// Combines whose rows travel as LogFMT, from wherever they lie, in one call or two.
+    @Test(arguments: RowLayout.allCases, [128, 640, 7168])
+    func logFMT(_ layout: RowLayout, hidden: Int) throws {
+      for receivesLater in [false, true] {
+        try run(
+          smallJob().with {
+            ($0.layout, $0.hidden, $0.combineEncoding, $0.receivesLater) = (layout, hidden, .logFMT, receivesLater)
+            ($0.sizing, $0.workers, $0.biasCount, $0.expertAlignment) = (.worstCase, 2, 1, 4)
+            ($0.usesRowWeights, $0.combinesTopKWeights) = (layout.hasRowPerExpert, true)
+          })
+      }
+      try run(
+        smallJob().with {
+          ($0.layout, $0.hidden, $0.combineEncoding, $0.tokensPerStep) = (layout, hidden, .logFMT, 5)
+        })
+    }
+
+    /// Of values of a normal distribution: of one, and of all together, as a part of their root mean square.
+    @Test func errorOfLogFMT() {
+      var random = SplitMix64(seed: 1)
+      let row = (0..<128 * 1000).map { _ in
+        let (radius, angle) = (sqrt(-2 * log(1 - random.fraction())), 2 * Double.pi * random.fraction())
+        return Float(bitPattern: Float(radius * cos(angle)).bitPattern & 0xffff_0000)
+      }
+      let errors = zip(row, logFMTRow(row)).map { Double($1) - Double($0) }
+      let largest = zip(row, errors).map { $0 == 0 ? 0 : abs($1 / Double($0)) }.max()!
+      let all = sqrt(errors.reduce(0) { $0 + $1 * $1 } / row.reduce(0) { $0 + Double($1) * Double($1) })
+      #expect((0.005...0.011).contains(largest))
+      #expect((0.002...0.004).contains(all))
     }
 
     @Test(arguments: ScaleFormat.ofRows(.fp8E4M3), [16, 528, 2880])

@@ -41,6 +41,10 @@ struct WrongShape: Sendable, CustomTestStringConvertible {
     WrongShape(argument: "layout", found: "byExpert") { ($0.topK, $0.layout) = (0, .byExpert) },
     WrongShape(argument: "layout", found: "grouped") { ($0.topK, $0.layout) = (0, .grouped) },
     WrongShape(argument: "combineDType", found: "uint8") { $0.combineDType = .uint8 },
+    WrongShape(argument: "combineEncoding", found: "logFMT of 64 x bf16") { $0.combineEncoding = .logFMT },
+    WrongShape(argument: "combineEncoding", found: "logFMT of 128 x fp16") {
+      ($0.hidden, $0.combineDType, $0.combineEncoding) = (128, .fp16, .logFMT)
+    },
     WrongShape(argument: "indexByteCount", found: "2") { $0.indexByteCount = 2 },
     WrongShape(argument: "expertOwners", found: "2") { $0.expertOwners = [0, 1] },
     WrongShape(argument: "expertOwners", found: "3") { $0.expertOwners = [0, 1, 2, 3, 0, 1] },

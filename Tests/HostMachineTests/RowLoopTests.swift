@@ -81,7 +81,7 @@ private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
     pointers.withUnsafeBufferPointer { pointers in
       (weights ?? []).withUnsafeBufferPointer { values in
         var reduction = swiftep_reduction(
-          format: format.rawValue, row_count: Int32(rowCount), rows: pointers.baseAddress,
+          format: format.rawValue, row_count: Int32(rowCount), rows: pointers.baseAddress, exact: nil,
           weights: weights == nil ? nil : values.baseAddress, bias0: biasCount > 0 ? pointers[rowCount] : nil,
           bias1: biasCount > 1 ? pointers[rowCount + 1] : nil)
         swiftep_reduce(output.base, &reduction, first, count, streaming)

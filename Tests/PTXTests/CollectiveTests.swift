@@ -11,8 +11,8 @@ import Testing
 
   @Test(arguments: [
     ("layout", [104, 4, 14, 0, 15, 0, 2]), ("dispatch_rows", [40, 7, 6, 19, 0, 4, 0]),
-    ("dispatch", [133, 11, 16, 19, 15, 4, 2]), ("combine", [85, 24, 18, 19, 0, 0, 0]),
-    ("combine_step", [92, 24, 20, 16, 0, 0, 0]),
+    ("dispatch", [133, 11, 16, 19, 15, 4, 2]), ("combine", [85, 29, 20, 26, 0, 32, 0]),
+    ("combine_step", [92, 29, 22, 22, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_90()))
@@ -21,8 +21,8 @@ import Testing
 
   @Test(arguments: [
     ("layout", [104, 4, 14, 0, 15, 0, 2]), ("dispatch_rows", [40, 0, 8, 23, 0, 7, 0]),
-    ("dispatch", [133, 4, 18, 23, 15, 7, 2]), ("combine", [85, 0, 18, 28, 0, 0, 0]),
-    ("combine_step", [92, 0, 20, 28, 0, 0, 0]),
+    ("dispatch", [133, 4, 18, 23, 15, 7, 2]), ("combine", [85, 0, 20, 37, 0, 32, 0]),
+    ("combine_step", [92, 0, 22, 37, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_80()))

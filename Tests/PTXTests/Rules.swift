@@ -16,9 +16,13 @@ enum Rules {
   }
 
   /// No call into a runtime, no trap, no memory of a lane's own, no load through the cache that is not coherent, nothing
-  /// contracted or flushed.
+  /// contracted, flushed or approximated.
   private static func forbidden(_ instructions: [String]) -> [String] {
-    let prefixes = ["call", "trap", "brkpt", "ld.local", "st.local", "ld.global.nc", "fma.", "mad.rn.f", "ex2", "rcp"]
+    let prefixes = [
+      "call", "trap", "brkpt", "ld.local", "st.local", "ld.global.nc", "fma.", "mad.rn.f", "ex2", "lg2", "rcp.approx",
+      "div.approx",
+      "div.full",
+    ]
     return instructions.filter { instruction in
       prefixes.contains { instruction.hasPrefix($0) } || instruction.prefix { $0 != " " }.contains(".ftz")
     }

@@ -15,7 +15,7 @@ from ..communicator import Communicator
 from ..dispatch import DispatchResult, ScaleOrder, Sizing
 from ..dispatch import Handle as _Handle
 from ..errors import refusal
-from ..plan import Layout, Masking, Plan, Scales
+from ..plan import Encoding, Layout, Masking, Plan, Scales
 from ._checks import required
 from ._groups import Groups, PackedGroups, in_slots
 from ._order import Hook, Order, finished
@@ -553,7 +553,7 @@ class Buffer:
             topk_idx: as the dispatch's.
             topk_weights: fp32 `[tokens, top_k]`.
             handle: of the dispatch; twice, if the caller likes.
-            use_logfmt: rows may lose precision on the way. They do not: they travel as BF16.
+            use_logfmt: rows travel as LogFMT (`swiftep.Encoding`), which changes a value by at most 1.1%. Not with `zero_copy`.
             zero_copy: the rows are those that were written to `get_next_low_latency_combine_buffer(handle)`.
             async_finish, return_recv_hook: see `low_latency_dispatch`; the hook is collective.
             out: bf16 `[tokens, hidden]`, where to put the sums; None: a new tensor.
@@ -576,6 +576,7 @@ class Buffer:
             f"{x.dtype} {_shape(x)}",
         )
         required(topk_idx.shape == topk_weights.shape, "topk_weights", str(_shape(topk_idx)), _shape(topk_weights))
+        required(not (use_logfmt and zero_copy), "use_logfmt", "False, with zero_copy", use_logfmt)
         given = x
         if zero_copy:
             if known.combine_input is None:
@@ -593,6 +594,7 @@ class Buffer:
                 known.handle,
                 row_weights=topk_weights,
                 output=tokens,
+                encoding=Encoding.LOGFMT if use_logfmt else Encoding.NONE,
                 wait_statistics=waits,
                 receives_later=return_recv_hook,
                 **order.options,

@@ -170,7 +170,7 @@ int swiftep_ask_gpu_driver(struct swiftep_gpu_driver *driver, int milliseconds);
 
 // MARK: Rows
 
-enum swiftep_format { SWIFTEP_BF16 = 1, SWIFTEP_FP16 = 2, SWIFTEP_FP32 = 3 };
+enum swiftep_format { SWIFTEP_BF16 = 1, SWIFTEP_FP16 = 2, SWIFTEP_FP32 = 3, SWIFTEP_LOGFMT = 6 };
 
 /// Copies `byte_count` bytes, a multiple of 16, to each destination (16-byte aligned). Streaming stores go around the
 /// caches: end the batch with `swiftep_store_fence`.
@@ -192,10 +192,16 @@ void swiftep_quantize_e4m3(uint8_t *values, void *scales, const uint16_t *source
 /// 2^118.
 void swiftep_quantize_nvfp4(uint8_t *values, uint8_t *scales, const uint16_t *source, size_t channel_count, float global_scale);
 
+/// Codes a BF16 row, a multiple of 128 channels, as LogFMT; see `EPKernels.LogFMT`. Blocks that are sent as they are go to their
+/// places in `exact`, which may be `source`.
+void swiftep_encode_logfmt(void *records, void *exact, const void *source, size_t channel_count);
+
 struct swiftep_reduction {
   int format;
   int row_count;
   const void *const *rows;
+  /// Of LogFMT rows, whose `rows` are their records: where the blocks lie that are sent as they are. Output and biases are BF16.
+  const void *const *exact;
   /// NULL: every weight is one, and nothing is multiplied.
   const float *weights;
   /// NULL where absent.

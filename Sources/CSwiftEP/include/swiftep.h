@@ -253,6 +253,15 @@ enum {
   SWIFTEP_MASKING_AUTOMATIC = 2,
 };
 
+/// How rows travel in a combine.
+enum {
+  /// As they are.
+  SWIFTEP_NO_ENCODING = 0,
+  /// bf16 rows of a multiple of 128 channels as 10 bits a channel: a sign, and the logarithm of the magnitude in 510 steps
+  /// between the least and the largest of 128 channels. What that would change by more than 1.1% is read as it is.
+  SWIFTEP_LOGFMT = 1,
+};
+
 /// A job, and how much of it a buffer holds at a time.
 typedef struct swiftep_plan_options {
   size_t size;
@@ -291,6 +300,8 @@ typedef struct swiftep_plan_options {
   int32_t staged_tokens_per_step;
   /// How far the arena may grow; 0: eight times the plan, at least 1 GiB.
   int64_t arena_byte_count_max;
+  /// How combined rows travel: there is memory for that. As `encoding` of `swiftep_combine_options`.
+  int32_t combine_encoding;
 } swiftep_plan_options;
 
 /// What a buffer takes, to the byte, before anything is allocated.
@@ -551,6 +562,8 @@ typedef struct swiftep_combine_options {
   int32_t after_count;
   int32_t uses_stream;
   void *stream;
+  /// How rows travel, the same on all ranks.
+  int32_t encoding;
 } swiftep_combine_options;
 
 /// What has come back to this rank's tokens.
