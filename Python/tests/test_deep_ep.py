@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from typing import Any, Callable
 
@@ -154,95 +155,130 @@ def check_throughput(buffer: deep_ep.Buffer) -> None:
         assert torch.equal(rows, oracle.rows)
 
 
-def check_low_latency(buffer: deep_ep.Buffer) -> None:
+KINDS: tuple[dict[str, bool], ...] = (
+    {"use_fp8": False},
+    {},
+    {"round_scale": True},
+    {"round_scale": True, "use_ue8m0": True},
+)
+
+
+def low_latency_dispatch(buffer: deep_ep.Buffer, hooks: bool, kind: dict[str, bool], **options: Any) -> Any:
+    """The rows, their counts and the handle, when they are there."""
+    oracle = Oracle(buffer.rank, buffer.group_size)
+    received, counts, handle, event, hook = buffer.low_latency_dispatch(
+        oracle.x,
+        oracle.indices,
+        24 + 9 * buffer.group_size,
+        EXPERTS,
+        async_finish=not hooks,
+        return_recv_hook=hooks,
+        **kind,
+        **options,
+    )
+    if hook is None:
+        event.current_stream_wait()
+    else:
+        hook()
+    return received, counts, handle
+
+
+def check_low_latency_dispatch(
+    buffer: deep_ep.Buffer, hooks: bool, kind: dict[str, bool], absent: set[int]
+) -> tuple[Tensor, Any]:
+    """Returns the rows as BF16, and the handle."""
     rank, rank_count = buffer.rank, buffer.group_size
     oracle = Oracle(rank, rank_count)
+    most, first = 24 + 9 * rank_count, rank * oracle.local_count
+    statistics = torch.zeros(oracle.local_count, dtype=torch.int32)
+    waits = torch.zeros(rank_count, dtype=torch.int64)
+    received, counts, handle = low_latency_dispatch(
+        buffer,
+        hooks,
+        kind,
+        cumulative_local_expert_recv_stats=statistics,
+        dispatch_wait_recv_cost_stats=waits,
+    )
+    assert int(waits[rank]) == 0 and bool((waits >= 0).all())
+    assert torch.equal(counts, statistics) and (absent or counts.tolist() == oracle.expert_counts())
+    source_tokens, ranges, *numbers = handle
+    assert numbers == [most, HIDDEN, EXPERTS]
+    rows = received
+    if isinstance(received, tuple):
+        values, scales = received
+        if kind.get("use_ue8m0"):
+            assert scales.dtype == torch.int32 and scales.shape[-1] == HIDDEN // 512
+            exponents = scales.contiguous().view(torch.uint8).view(*scales.shape[:2], -1).int()
+            scales = (exponents << 23).view(torch.float32)
+        else:
+            assert scales.stride(1) == 1 and scales.shape[-1] == HIDDEN // 128
+        rows = restored((values, scales))
+    assert list(rows.shape) == [oracle.local_count, rank_count * most, HIDDEN]
+    for expert, count in enumerate(counts.tolist()):
+        found = []
+        for source, (other, there, _) in enumerate(oracle.everything):
+            goes = (there == first + expert).any(1) & (source not in absent)
+            found.append((other[goes], goes.nonzero()[:, 0]))
+        wanted = torch.cat([part for part, _ in found]).float()
+        tolerance = 0.0 if not isinstance(received, tuple) else 0.13
+        torch.testing.assert_close(rows[expert, :count].float(), wanted, rtol=tolerance, atol=tolerance / 10)
+        assert torch.equal(source_tokens[expert, :count].long(), torch.cat([tokens for _, tokens in found]))
+        begin = 0
+        for source, (part, _) in enumerate(found):
+            assert (int(ranges[expert, source]) >> 32, int(ranges[expert, source]) & 0xFFFFFFFF) == (begin, len(part))
+            begin += len(part)
+    return rows.bfloat16(), handle
+
+
+def check_low_latency_combine(
+    buffer: deep_ep.Buffer, experts: Tensor, handle: Any, hooks: bool, is_quantized: bool, absent: set[int]
+) -> None:
+    oracle = Oracle(buffer.rank, buffer.group_size)
     x, indices, weights = oracle.x, oracle.indices, oracle.weights
-    most = 24 + 9 * rank_count
-    first = rank * oracle.local_count
+    waits = torch.zeros(buffer.group_size, dtype=torch.int64)
+    there = indices >= 0
+    for rank in absent:
+        there = there & (indices // oracle.local_count != rank)
+    wanted = restored(quantized(x)) if is_quantized else x.float()
+    wanted = wanted * torch.where(there, weights, 0).sum(1, keepdim=True)
+    for zero_copy in (False, True):
+        given = experts
+        if zero_copy:
+            buffer.get_next_low_latency_combine_buffer(handle)[:] = experts
+            given = torch.full_like(experts, float("nan"))
+        out = torch.empty_like(x)
+        tokens, event, hook = buffer.low_latency_combine(
+            given,
+            indices,
+            weights,
+            handle,
+            zero_copy=zero_copy,
+            async_finish=not hooks,
+            return_recv_hook=hooks,
+            out=out,
+            combine_wait_recv_cost_stats=waits,
+        )
+        if hook is not None:
+            hook()
+        assert tokens.data_ptr() == out.data_ptr()
+        torch.testing.assert_close(tokens.float(), wanted, rtol=0.1, atol=0.1)
+    assert int(waits[buffer.rank]) == 0 and bool((waits >= 0).all())
+    exact, _, _ = buffer.low_latency_combine(experts, indices, weights, handle)
+    coded, _, hook = buffer.low_latency_combine(
+        experts, indices, weights, handle, use_logfmt=True, return_recv_hook=hooks
+    )
+    if hook is not None:
+        hook()
+    torch.testing.assert_close(coded.float(), exact.float(), rtol=0.02, atol=1e-3)
+    assert not torch.equal(coded, exact)
+
+
+def check_low_latency(buffer: deep_ep.Buffer, absent: set[int] = set()) -> None:  # noqa: B006
     for hooks in (False, True):
-        for kind in ({"use_fp8": False}, {}, {"round_scale": True}, {"round_scale": True, "use_ue8m0": True}):
-            statistics = torch.zeros(oracle.local_count, dtype=torch.int32)
-            waits = torch.zeros(rank_count, dtype=torch.int64)
-            received, counts, handle, event, hook = buffer.low_latency_dispatch(
-                x,
-                indices,
-                most,
-                EXPERTS,
-                cumulative_local_expert_recv_stats=statistics,
-                dispatch_wait_recv_cost_stats=waits,
-                async_finish=not hooks,
-                return_recv_hook=hooks,
-                **kind,
-            )
-            if hook is None:
-                event.current_stream_wait()
-            else:
-                hook()
-            assert torch.equal(counts, statistics) and counts.tolist() == oracle.expert_counts()
-            source_tokens, ranges, *numbers = handle
-            assert numbers == [most, HIDDEN, EXPERTS]
-            rows = received
-            if isinstance(received, tuple):
-                values, scales = received
-                if kind.get("use_ue8m0"):
-                    assert scales.dtype == torch.int32 and scales.shape[-1] == HIDDEN // 512
-                    exponents = scales.contiguous().view(torch.uint8).view(*scales.shape[:2], -1).int()
-                    scales = (exponents << 23).view(torch.float32)
-                else:
-                    assert scales.stride(1) == 1 and scales.shape[-1] == HIDDEN // 128
-                rows = restored((values, scales))
-            assert list(rows.shape) == [oracle.local_count, rank_count * most, HIDDEN]
-            for expert, count in enumerate(counts.tolist()):
-                found = [
-                    (other[(there == first + expert).any(1)], (there == first + expert).any(1).nonzero()[:, 0])
-                    for other, there, _ in oracle.everything
-                ]
-                wanted = torch.cat([part for part, _ in found]).float()
-                tolerance = 0.0 if not isinstance(received, tuple) else 0.13
-                torch.testing.assert_close(rows[expert, :count].float(), wanted, rtol=tolerance, atol=tolerance / 10)
-                assert torch.equal(source_tokens[expert, :count].long(), torch.cat([tokens for _, tokens in found]))
-                begin = 0
-                for source, (part, _) in enumerate(found):
-                    assert (int(ranges[expert, source]) >> 32, int(ranges[expert, source]) & 0xFFFFFFFF) == (begin, len(part))
-                    begin += len(part)
-            experts = rows.bfloat16()
-            wanted = restored(quantized(x)) if isinstance(received, tuple) else x.float()
-            wanted = wanted * torch.where(indices >= 0, weights, 0).sum(1, keepdim=True)
-            for zero_copy in (False, True):
-                given = experts
-                if zero_copy:
-                    buffer.get_next_low_latency_combine_buffer(handle)[:] = experts
-                    given = torch.full_like(experts, float("nan"))
-                out = torch.empty_like(x)
-                tokens, event, hook = buffer.low_latency_combine(
-                    given,
-                    indices,
-                    weights,
-                    handle,
-                    zero_copy=zero_copy,
-                    async_finish=not hooks,
-                    return_recv_hook=hooks,
-                    out=out,
-                    combine_wait_recv_cost_stats=waits,
-                )
-                if hook is not None:
-                    hook()
-                assert tokens.data_ptr() == out.data_ptr()
-                torch.testing.assert_close(tokens.float(), wanted, rtol=0.1, atol=0.1)
-            assert int(waits[rank]) == 0 and bool((waits >= 0).all())
-            exact, _, _ = buffer.low_latency_combine(experts, indices, weights, handle)
-            coded, _, hook = buffer.low_latency_combine(
-                experts, indices, weights, handle, use_logfmt=True, return_recv_hook=hooks
-            )
-            if hook is not None:
-                hook()
-            torch.testing.assert_close(coded.float(), exact.float(), rtol=0.02, atol=1e-3)
-            assert len(x) == 0 or not torch.equal(coded, exact)
-    buffer.clean_low_latency_buffer(most, HIDDEN, EXPERTS)
-    masked = torch.ones(rank_count, dtype=torch.int32)
-    buffer.low_latency_query_mask_buffer(masked)
-    assert not masked.any()
+        for kind in KINDS:
+            experts, handle = check_low_latency_dispatch(buffer, hooks, kind, absent)
+            check_low_latency_combine(buffer, experts, handle, hooks, kind.get("use_fp8", True), absent)
+    buffer.clean_low_latency_buffer(24 + 9 * buffer.group_size, HIDDEN, EXPERTS)
 
 
 def check_nothing(buffer: deep_ep.Buffer) -> None:
@@ -336,6 +372,8 @@ def check_bad_input(buffer: deep_ep.Buffer) -> None:
     both = {"use_logfmt": True, "zero_copy": True}
     refused("use_logfmt", lambda: buffer.low_latency_combine(low[0], indices, weights, low[2], **both))
     refused("enable_shrink", lambda: buffer.low_latency_update_mask_buffer(0, True))
+    refused("enable_shrink", lambda: buffer.low_latency_query_mask_buffer(torch.zeros(buffer.group_size, dtype=torch.int32)))
+    refused("enable_shrink", buffer.low_latency_clean_mask_buffer)
     tokens, *_ = buffer.low_latency_combine(low[0], indices, weights, low[2])
     wanted = x.float() * torch.where(indices >= 0, weights, 0).sum(1, keepdim=True)
     torch.testing.assert_close(tokens.float(), wanted, rtol=0.02, atol=0.02)
@@ -387,32 +425,186 @@ class FakeMPI:
         return gathered
 
 
-def _rank(rank: int, rank_count: int, port: int, has_group: bool, results: Any) -> None:
+def check_everything(group: Any) -> None:
+    has_group = group.size() < 3
+    given: dict[str, Any] = {"group": group} if has_group else {"group": None, "comm": FakeMPI(group)}
+    buffer = deep_ep.Buffer(num_nvl_bytes=1 << 12, low_latency_mode=True, explicitly_destroy=True, timeout=20, **given)
+    check_all(buffer, has_group)
+
+
+def masked_ranks(buffer: deep_ep.Buffer) -> set[int]:
+    status = torch.full([buffer.group_size], -1, dtype=torch.int32)
+    buffer.low_latency_query_mask_buffer(status)
+    assert bool(((status == 0) | (status == 1)).all())
+    return set(status.nonzero()[:, 0].tolist())
+
+
+def check_as_without_masks(plain: deep_ep.Buffer, buffer: deep_ep.Buffer) -> None:
+    """To the bit, of what is valid."""
+    oracle = Oracle(buffer.rank, buffer.group_size)
+    for hooks in (False, True):
+        for kind in KINDS:
+            received, counts, handle = low_latency_dispatch(plain, hooks, kind)
+            ours, our_counts, our_handle = low_latency_dispatch(buffer, hooks, kind)
+            assert torch.equal(our_counts, counts) and our_counts.dtype == counts.dtype
+            assert torch.equal(our_handle[1], handle[1]) and our_handle[2:] == handle[2:]
+            parts = [received] if not isinstance(received, tuple) else [*received]
+            our_parts = [ours] if not isinstance(ours, tuple) else [*ours]
+            for part, our_part in zip([*parts, handle[0]], [*our_parts, our_handle[0]]):
+                assert our_part.shape == part.shape and our_part.dtype == part.dtype
+                assert part is handle[0] or our_part.stride() == part.stride()
+                for expert, count in enumerate(counts.tolist()):
+                    theirs = part[expert, :count].contiguous().view(torch.uint8)
+                    assert torch.equal(our_part[expert, :count].contiguous().view(torch.uint8), theirs)
+            assert our_handle[0].is_contiguous()
+            random = torch.Generator().manual_seed(1)
+            shape = (oracle.local_count, ours[0].shape[1] if isinstance(ours, tuple) else ours.shape[1], HIDDEN)
+            experts = torch.randn(shape, generator=random).bfloat16()
+            wanted = plain.low_latency_combine(experts, oracle.indices, oracle.weights, handle)[0]
+            # Nobody reads rows that no token fills.
+            for expert, count in enumerate(counts.tolist()):
+                experts[expert, count:] = float("nan")
+            for _ in range(2):
+                tokens, _, hook = buffer.low_latency_combine(
+                    experts, oracle.indices, oracle.weights, our_handle, return_recv_hook=hooks
+                )
+                if hook is not None:
+                    # What is under way is not disturbed by what comes in between.
+                    low_latency_dispatch(buffer, False, kind)
+                    buffer.get_next_low_latency_combine_buffer(our_handle).fill_(7)
+                    buffer.low_latency_combine(torch.zeros_like(experts), oracle.indices, oracle.weights, our_handle)
+                    hook()
+                assert torch.equal(tokens, wanted)
+
+
+def check_masks_by_hand(buffer: deep_ep.Buffer) -> None:
+    """The last rank is masked by the others, at first before any call, learns it, and returns: by its number, then with all."""
+    last = buffer.group_size - 1
+    for takes_back in (lambda: buffer.low_latency_update_mask_buffer(last), buffer.low_latency_clean_mask_buffer):
+        # Nobody masks it before it has ended its last call.
+        dist.barrier()
+        if buffer.rank == last:
+            with pytest.raises(swiftep.RankMasked):
+                low_latency_dispatch(buffer, False, {})
+        else:
+            buffer.low_latency_update_mask_buffer(last, True)
+            assert masked_ranks(buffer) == {last}
+            for hooks in (False, True):
+                experts, handle = check_low_latency_dispatch(buffer, hooks, {}, {last})
+                check_low_latency_combine(buffer, experts, handle, hooks, True, {last})
+            assert masked_ranks(buffer) == {last}
+        takes_back()
+        assert masked_ranks(buffer) == set()
+        check_low_latency_dispatch(buffer, False, {}, set())
+
+    throughput = deep_ep.Buffer(buffer.group, enable_shrink=True, explicitly_destroy=True, timeout=20)
+    for call in (
+        lambda: throughput.low_latency_query_mask_buffer(torch.zeros(buffer.group_size, dtype=torch.int32)),
+        lambda: throughput.clean_low_latency_buffer(1, HIDDEN, EXPERTS),
+    ):
+        with pytest.raises(swiftep.InvalidArgument) as raised:
+            call()
+        assert raised.value.argument == "low_latency_mode"
+    throughput.destroy()
+    for bad in (-1, buffer.group_size, buffer.rank):
+        with pytest.raises(swiftep.InvalidArgument) as raised:
+            buffer.low_latency_update_mask_buffer(bad, True)
+        assert raised.value.argument == "rank_to_mask"
+    for status in (torch.zeros(buffer.group_size), torch.zeros(buffer.group_size + 1, dtype=torch.int32)):
+        with pytest.raises(swiftep.InvalidArgument) as raised:
+            buffer.low_latency_query_mask_buffer(status)
+        assert raised.value.argument == "mask_status"
+
+
+#: How long a rank is waited for that does not come: long against what others are late by.
+SILENCE = 2.0
+
+
+def check_silence(buffer: deep_ep.Buffer) -> None:
+    """The first rank does not come, and returns later."""
+    dist.barrier()
+    if buffer.rank == 0:
+        dist.barrier()
+        with pytest.raises(swiftep.RankMasked):
+            low_latency_dispatch(buffer, False, {})
+    else:
+        began = time.monotonic()
+        experts, handle = check_low_latency_dispatch(buffer, False, {}, {0})
+        assert SILENCE / 2 < time.monotonic() - began < 5 * SILENCE
+        assert masked_ranks(buffer) == {0}
+        check_low_latency_combine(buffer, experts, handle, False, True, {0})
+        dist.barrier()
+    buffer.low_latency_update_mask_buffer(0)
+    assert masked_ranks(buffer) == set()
+    check_low_latency_dispatch(buffer, False, {}, set())
+
+
+def check_ranks_that_go(buffer: deep_ep.Buffer) -> None:
+    """One does before its first call, one before a combine, one before a barrier. The first is left alone."""
+    rank, kind = buffer.rank, {"use_fp8": False}
+    gone = set()
+
+    def goes(which: int) -> bool:
+        gone.add(which)
+        if rank == which:
+            buffer.destroy()
+        return rank == which
+
+    if goes(1):
+        return
+    experts, handle = check_low_latency_dispatch(buffer, True, kind, gone)
+    assert masked_ranks(buffer) == gone
+    if goes(2):
+        return
+    check_low_latency_combine(buffer, experts, handle, True, False, gone)
+    assert masked_ranks(buffer) == gone
+    if goes(3):
+        return
+    buffer.clean_low_latency_buffer(24 + 9 * buffer.group_size, HIDDEN, EXPERTS)
+    assert masked_ranks(buffer) == gone
+    check_low_latency(buffer, gone)
+    # Nobody is there to be taken back.
+    with pytest.raises(swiftep.RankMissing):
+        buffer.low_latency_clean_mask_buffer()
+    assert masked_ranks(buffer) == gone
+
+
+def check_shrink(group: Any) -> None:
+    def made(timeout: float = 20, **options: Any) -> deep_ep.Buffer:
+        return deep_ep.Buffer(group, low_latency_mode=True, explicitly_destroy=True, timeout=timeout, **options)
+
+    plain, buffer = made(), made(enable_shrink=True)
+    buffer.low_latency_clean_mask_buffer()
+    check_as_without_masks(plain, buffer)
+    check_low_latency(buffer)
+    check_masks_by_hand(made(enable_shrink=True))
+    size = deep_ep.Buffer.get_low_latency_rdma_size_hint(24 + 9 * group.size(), HIDDEN, group.size(), EXPERTS)
+    check_silence(made(SILENCE, enable_shrink=True, num_rdma_bytes=size))
+    check_ranks_that_go(made(enable_shrink=True, num_rdma_bytes=size))
+
+
+def _rank(rank: int, rank_count: int, port: int, check: Callable[[Any], None], results: Any) -> None:
     try:
         torch.set_num_threads(1)
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=rank_count)
-        group = dist.new_group(list(range(rank_count)))
-        given: dict[str, Any] = {"group": group} if has_group else {"group": None, "comm": FakeMPI(group)}
-        buffer = deep_ep.Buffer(
-            num_nvl_bytes=1 << 12, low_latency_mode=True, explicitly_destroy=True, timeout=20, **given
-        )
-        check_all(buffer, has_group)
+        check(dist.new_group(list(range(rank_count))))
+        dist.barrier()
         dist.destroy_process_group()
         results.put("")
     except BaseException:
         results.put(f"rank {rank}: {traceback.format_exc()}")
 
 
-@pytest.mark.parametrize("rank_count, has_group", [(1, True), (2, True), (3, False)])
-def test_against_an_oracle(rank_count: int, has_group: bool) -> None:
+@pytest.mark.parametrize("rank_count, check", [*((count, check_everything) for count in (1, 2, 3)), (4, check_shrink)])
+def test_against_an_oracle(rank_count: int, check: Callable[[Any], None]) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
     spawning = multiprocessing.get_context("spawn")
     results = spawning.Queue()
     processes = [
-        spawning.Process(target=_rank, args=(rank, rank_count, port, has_group, results)) for rank in range(rank_count)
+        spawning.Process(target=_rank, args=(rank, rank_count, port, check, results)) for rank in range(rank_count)
     ]
     for process in processes:
         process.start()
@@ -442,6 +634,6 @@ def test_configs() -> None:
     assert deep_ep.Config().get_rdma_buffer_size_hint(7168 * 2, 8) == 0
     small, large = (deep_ep.Buffer.get_low_latency_rdma_size_hint(tokens, 1024, 2, 8) for tokens in (16, 128))
     assert large > small > 2 * 8 // 2 * 32 * 2048
-    for given in ({}, {"comm": object(), "num_nvl_bytes": 100}, {"comm": object(), "enable_shrink": True}):
+    for given in ({}, {"comm": object(), "num_nvl_bytes": 100}):
         with pytest.raises(swiftep.InvalidArgument):
             deep_ep.Buffer(None, **given)

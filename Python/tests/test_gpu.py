@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import pytest
 import ranks
@@ -22,6 +23,8 @@ if not PROMISED:
 
 import swiftep.torch  # noqa: E402
 import torch  # noqa: E402
+from swiftep import deep_ep  # noqa: E402
+from test_deep_ep import quantized, restored  # noqa: E402
 
 if torch.cuda.device_count() < PROMISED:
     pytest.fail(f"SWIFTEP_TEST_GPUS: expected {PROMISED}, found {torch.cuda.device_count()}", pytrace=False)
@@ -378,7 +381,8 @@ def _ends(rank: int, port: str, results: Any) -> None:
     os._exit(0)
 
 
-def test_a_process_that_ends_is_missed() -> None:
+def spawned(body: Callable[..., None], *arguments: Any) -> Any:
+    """What the first of two processes says that says anything."""
     import multiprocessing
     import socket
 
@@ -387,12 +391,237 @@ def test_a_process_that_ends_is_missed() -> None:
         port = str(listening.getsockname()[1])
     spawning = multiprocessing.get_context("spawn")
     results = spawning.Queue()
-    processes = [spawning.Process(target=_ends, args=(rank, port, results)) for rank in range(2)]
+    processes = [spawning.Process(target=body, args=(rank, port, *arguments, results)) for rank in range(2)]
     for process in processes:
         process.start()
-    assert results.get(timeout=120) == 1
-    for process in processes:
-        process.join(30)
+    try:
+        return results.get(timeout=120)
+    finally:
+        for process in processes:
+            process.join(30)
+            process.kill()
+
+
+def test_a_process_that_ends_is_missed() -> None:
+    assert spawned(_ends) == 1
+
+
+# DeepEP's interface: two ranks, which share a GPU where there is one.
+
+WIDE = 1024
+
+
+def wide_tokens_of(rank: int, seed: int = 0) -> tuple[Any, Any, Any]:
+    random = torch.Generator().manual_seed(2 * seed + rank)
+    x = torch.randn(TOKENS, WIDE, generator=random).bfloat16()
+    indices = torch.stack([torch.randperm(EXPERTS, generator=random)[:TOP_K] for _ in range(TOKENS)])
+    indices[:: 3 + seed % 3, 0] = -1
+    return x.cuda(), indices.cuda(), torch.rand(TOKENS, TOP_K, generator=random).cuda()
+
+
+def received_from(rank: int, buffer: deep_ep.Buffer, seed: int = 0) -> tuple[Any, Any]:
+    """The rows that this rank receives from another, and their local experts."""
+    x, indices, _ = wide_tokens_of(rank, seed)
+    local_count = EXPERTS // buffer.group_size
+    first = buffer.rank * local_count
+    here = (indices >= first) & (indices < first + local_count)
+    return x[here.any(1)], torch.where(here, indices - first, -1)[here.any(1)]
+
+
+def check_streams(buffer: deep_ep.Buffer) -> None:
+    """A caller's own stream, on which things take long; what calls take and return is let go of at once."""
+    x, indices, weights = wide_tokens_of(buffer.rank)
+    rows_of = [received_from(rank, buffer) for rank in range(2)]
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    options = {"async_finish": True, "allocate_on_comm_stream": True}
+    found = []
+    with torch.cuda.stream(stream):
+        for factor in range(1, 9):
+            torch.cuda._sleep(10_000_000)
+            given = x * factor
+            before = buffer.capture()
+            per_rank, _, per_expert, goes, event = buffer.get_dispatch_layout(
+                indices, EXPERTS, previous_event=before, **options
+            )
+            sent = given if factor % 2 else quantized(given)
+            rows, row_indices, row_weights, counts, handle, event = buffer.dispatch(
+                sent, None, per_rank, None, goes, per_expert, indices, weights, previous_event=event, **options
+            )
+            del given, sent
+            event.current_stream_wait()
+            rows = rows if factor % 2 else restored(rows).bfloat16()
+            kept = rows.clone()
+            tokens, summed, event = buffer.combine(
+                rows, handle, topk_weights=row_weights, previous_event=buffer.capture(), **options
+            )
+            del rows
+            event.current_stream_wait()
+            found.append((factor, kept, row_indices, counts, tokens, summed, goes))
+            # Whoever has these takes the memory that was let go of.
+            for _ in range(4):
+                torch.full_like(x, float("nan"))
+    torch.cuda.synchronize()
+    for factor, rows, row_indices, counts, tokens, summed, goes in found:
+        assert torch.equal(row_indices, torch.cat([experts for _, experts in rows_of]))
+        assert counts == [int((row_indices == expert).sum()) for expert in range(EXPERTS // 2)]
+        sources = (torch.cat([part for part, _ in rows_of]) * factor, x * factor)
+        wanted, own = sources if factor % 2 else (restored(quantized(source)).bfloat16() for source in sources)
+        assert torch.equal(rows, wanted)
+        assert torch.equal(tokens, own * goes.sum(1, keepdim=True))
+        torch.testing.assert_close(summed, torch.where(indices >= 0, weights, 0))
+
+
+def check_worst_case_graph(buffer: deep_ep.Buffer) -> None:
+    x, indices, weights = wide_tokens_of(buffer.rank)
+
+    def step() -> tuple[Any, ...]:
+        per_rank, _, per_expert, goes, _ = buffer.get_dispatch_layout(indices, EXPERTS)
+        rows, row_indices, row_weights, counts, handle, _ = buffer.dispatch(
+            x, None, per_rank, None, goes, per_expert, indices, weights, num_worst_tokens=2 * TOKENS
+        )
+        assert counts == []
+        return (rows, row_indices, goes, *buffer.combine(rows, handle, topk_weights=row_weights)[:2])
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        rows, row_indices, goes, tokens, summed = step()
+    for seed in range(20):
+        for tensor, changed in zip((x, indices, weights), wide_tokens_of(buffer.rank, seed)):
+            tensor.copy_(changed)
+        graph.replay()
+        wanted, experts = (torch.cat(parts) for parts in zip(*(received_from(rank, buffer, seed) for rank in range(2))))
+        assert torch.equal(rows[: len(wanted)], wanted) and torch.equal(row_indices[: len(wanted)], experts)
+        assert bool((row_indices[len(wanted) :] == -1).all())
+        assert torch.equal(tokens, x * goes.sum(1, keepdim=True))
+        torch.testing.assert_close(summed, torch.where(indices >= 0, weights, 0))
+
+
+def low_latency_rows(buffer: deep_ep.Buffer, received: Any, is_packed: bool) -> Any:
+    """As BF16."""
+    if not isinstance(received, tuple):
+        return received
+    values, scales = received
+    assert scales.stride(1) == 1
+    if is_packed:
+        exponents = scales.contiguous().view(torch.uint8).view(*scales.shape[:2], -1).int()
+        scales = (exponents << 23).view(torch.float32)
+    return restored((values, scales)).bfloat16()
+
+
+def check_groups(buffer: deep_ep.Buffer, rows: Any, counts: Any, seed: int, sources: list[int]) -> None:
+    """Valid rows come first, by source, then token."""
+    for expert, count in enumerate(counts.tolist()):
+        parts = [received_from(source, buffer, seed) for source in sources]
+        wanted = torch.cat([part[(experts == expert).any(1)] for part, experts in parts])
+        assert count == len(wanted)
+        torch.testing.assert_close(rows[expert, :count], wanted, rtol=0.13, atol=0.02)
+
+
+def summed_of(buffer: deep_ep.Buffer, x: Any, indices: Any, weights: Any, ranks: list[int]) -> Any:
+    """What comes back of tokens from the experts of these ranks, which change nothing."""
+    there = (indices >= 0) & torch.isin(indices // (EXPERTS // buffer.group_size), torch.tensor(ranks, device="cuda"))
+    return x.float() * torch.where(there, weights, 0).sum(1, keepdim=True)
+
+
+def check_low_latency(buffer: deep_ep.Buffer) -> None:
+    """With hooks and without, on the default stream and on another; the next dispatch is sent while a combine is under way."""
+    x, indices, weights = wide_tokens_of(buffer.rank)
+    wanted = summed_of(buffer, x, indices, weights, [0, 1])
+    torch.cuda.synchronize()
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        for hooks in (False, True):
+            for kind in ({"use_fp8": False}, {}, {"round_scale": True, "use_ue8m0": True}):
+                with torch.cuda.stream(stream):
+                    options = {"async_finish": not hooks, "return_recv_hook": hooks}
+                    received, counts, handle, event, hook = buffer.low_latency_dispatch(
+                        x, indices, TOKENS, EXPERTS, **options, **kind
+                    )
+                    hook() if hook is not None else event.current_stream_wait()
+                    rows = low_latency_rows(buffer, received, "use_ue8m0" in kind)
+                    check_groups(buffer, rows, counts, 0, [0, 1])
+                    buffer.get_next_low_latency_combine_buffer(handle).copy_(rows)
+                    for zero_copy in (False, True):
+                        given = torch.full_like(rows, float("nan")) if zero_copy else rows
+                        tokens, event, hook = buffer.low_latency_combine(
+                            given, indices, weights, handle, zero_copy=zero_copy, **options
+                        )
+                        if hook is not None:
+                            buffer.low_latency_dispatch(x + 1, indices, TOKENS, EXPERTS, return_recv_hook=True)[4]()
+                            hook()
+                        else:
+                            event.current_stream_wait()
+                        torch.testing.assert_close(tokens.float(), wanted, rtol=0.1, atol=0.1)
+                stream.synchronize()
+
+
+def check_shrink(buffer: deep_ep.Buffer) -> None:
+    """Calls as without masks, and in a graph; both go on when the other rank has gone."""
+    check_low_latency(buffer)
+    x, indices, weights = wide_tokens_of(buffer.rank)
+
+    def step() -> tuple[Any, ...]:
+        rows, counts, handle, _, _ = buffer.low_latency_dispatch(x, indices, TOKENS, EXPERTS, use_fp8=False)
+        return (rows, counts, buffer.low_latency_combine(rows, indices, weights, handle)[0])
+
+    def check(seed: int, ranks: list[int]) -> None:
+        check_groups(buffer, rows, counts, seed, ranks)
+        wanted = summed_of(buffer, x, indices, weights, ranks)
+        torch.testing.assert_close(tokens.float(), wanted, rtol=0.02, atol=0.02)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        rows, counts, tokens = step()
+    for seed in range(20):
+        for tensor, changed in zip((x, indices, weights), wide_tokens_of(buffer.rank, seed)):
+            tensor.copy_(changed)
+        graph.replay()
+        check(seed, [0, 1])
+    status = torch.ones(2, dtype=torch.int32, device="cuda")
+    buffer.low_latency_query_mask_buffer(status)
+    assert status.tolist() == [0, 0]
+    if buffer.rank == 1:
+        return
+    for _ in range(2):
+        graph.replay()
+        buffer.low_latency_query_mask_buffer(status)
+        assert status.tolist() == [0, 1]
+        check(19, [0])
+    rows, counts, tokens = step()
+    check(19, [0])
+    buffer.clean_low_latency_buffer(TOKENS, WIDE, EXPERTS)
+
+
+def _deep_ep_rank(rank: int, port: str, check: Callable[[deep_ep.Buffer], None], results: Any) -> None:
+    import torch.distributed as dist
+
+    try:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+        buffer = deep_ep.Buffer(
+            dist.group.WORLD,
+            low_latency_mode=True,
+            explicitly_destroy=True,
+            enable_shrink=check is check_shrink,
+            timeout=ranks.TIMEOUT,
+        )
+        check(buffer)
+        buffer.destroy()
+        dist.barrier()
+        results.put("")
+    except BaseException:
+        results.put(f"rank {rank}: {traceback.format_exc()}")
+
+
+@pytest.mark.parametrize("check", (check_streams, check_worst_case_graph, check_low_latency, check_shrink))
+def test_deep_ep(check: Callable[[deep_ep.Buffer], None]) -> None:
+    found = spawned(_deep_ep_rank, check)
+    assert not found, found
 
 
 @pytest.mark.parametrize("arguments", (["moe_torch.py", "2"], ["decode_graph.py", "50"]))

@@ -82,14 +82,17 @@ def finished(
 ) -> Hook:
     """Does what is left of a call, or returns the hook that does."""
 
+    def finish_there() -> None:
+        with order.on_stream():
+            finish()
+
     def receive() -> None:
         result.receive()
-        finish()
+        finish_there()
 
     if is_later:
         return receive
-    with order.on_stream():
-        finish()
+    finish_there()
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional, Union
 
 import torch
@@ -15,8 +15,9 @@ from ..communicator import Communicator
 from ..dispatch import DispatchResult, ScaleOrder, Sizing
 from ..dispatch import Handle as _Handle
 from ..errors import refusal
-from ..plan import Encoding, Layout, Plan, Scales
+from ..plan import Encoding, Layout, Masking, Plan, Scales
 from ._checks import required
+from ._groups import Groups, PackedGroups, in_slots
 from ._order import Hook, Order, finished
 from .config import Config
 from .utils import EventHandle, EventOverlap
@@ -26,6 +27,7 @@ _ARENA_BYTE_COUNT_MAX = 64 << 30
 #: Tokens of a rank in a call that the host waits for nothing in.
 _TOKENS_MAX = 1 << 17
 
+_LOW_LATENCY = "low latency"
 _FROM_LAYOUT = "what get_dispatch_layout returns"
 
 _Rows = Union[Tensor, "tuple[Tensor, Tensor]"]
@@ -36,15 +38,16 @@ class Buffer:
     `low_latency_dispatch` and `low_latency_combine` for few. Calls are collective.
 
     Memory is taken by the first call of a kind, which knows how many tokens there are: `num_nvl_bytes` and `num_rdma_bytes` are
-    kept, and mean nothing. Without a GPU, the same runs on CPUs.
+    kept, and mean nothing, but to `enable_shrink`. Without a GPU, the same runs on CPUs.
 
     Args:
         group: a process group whose ranks are processes of one host; None: `comm`.
-        num_nvl_bytes, num_rdma_bytes: as the size hints say.
+        num_nvl_bytes, num_rdma_bytes: as the size hints say, which see.
         low_latency_mode: whether the calls for few tokens are made.
         num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric: of no meaning here.
         explicitly_destroy: `destroy` is called, instead of leaving it to the garbage collector.
-        enable_shrink: refused; masks come later.
+        enable_shrink: calls for few tokens go on without ranks that are masked: by `low_latency_update_mask_buffer`, or since
+            they are gone, or silent for the timeout. Rows are copied once more on both ways. At most 64 ranks.
         comm: a communicator of mpi4py's, instead of a group.
         timeout: how long another rank is waited for, in seconds; None: 100. SwiftEP's own.
 
@@ -54,6 +57,8 @@ class Buffer:
 
     #: Multiprocessors that a call of the throughput path takes, where no `Config` says otherwise.
     num_sms: int = 20
+    #: Tokens, channels and experts of low-latency calls, by the bytes and ranks of the size hint.
+    _hinted: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     def __init__(
         self,
@@ -74,7 +79,6 @@ class Buffer:
         required(group is not None or comm is not None, "group", "a process group, or one of mpi4py's as comm", None)
         for name, byte_count in (("num_nvl_bytes", num_nvl_bytes), ("num_rdma_bytes", num_rdma_bytes)):
             required(byte_count >= 0 and byte_count % 128 == 0, name, "a multiple of 128", byte_count)
-        required(not enable_shrink, "enable_shrink", "False: ranks cannot be masked here yet", enable_shrink)
         if group is not None:
             self.rank, self.group_size, self.group = group.rank(), group.size(), group
             self._communicator = _torch.communicator(group, timeout=timeout)
@@ -95,8 +99,13 @@ class Buffer:
         )
         self._streams = [torch.cuda.Stream(self._device) for _ in range(2)] if self._is_on_gpu else []
         self._buffers: dict[tuple[str, int, int], _Plain] = {}
+        self._masked_by_hand: set[int] = set()
         self._raw: dict[bool, Tensor] = {}
         self.runtime: Optional[_Runtime] = _Runtime(self)
+        # So that a rank can be gone before its first call, as only a buffer that is there can go on without it.
+        job = Buffer._hinted.get((num_rdma_bytes, self.group_size))
+        if low_latency_mode and enable_shrink and job is not None:
+            self._low_latency_buffer(*job)
 
     # What a buffer is
 
@@ -136,9 +145,14 @@ class Buffer:
     def get_low_latency_rdma_size_hint(
         num_max_dispatch_tokens_per_rank: int, hidden: int, num_ranks: int, num_experts: int
     ) -> int:
-        """Bytes that one rank takes for two results of `low_latency_dispatch` of BF16 rows, and their combines."""
-        plan = _low_latency_plan(num_ranks, num_max_dispatch_tokens_per_rank, hidden, num_experts)
-        return -(-plan.byte_count // 128) * 128
+        """Bytes that one rank takes for two results of `low_latency_dispatch` of BF16 rows, and their combines.
+
+        A buffer with `enable_shrink` that is then given them as `num_rdma_bytes` is ready for such calls when it is made.
+        """
+        job = (num_max_dispatch_tokens_per_rank, hidden, num_experts)
+        byte_count = -(-_low_latency_plan(num_ranks, *job, Masking.NONE).byte_count // 128) * 128
+        Buffer._hinted[byte_count, num_ranks] = job
+        return byte_count
 
     @staticmethod
     def get_dispatch_config(num_ranks: int) -> Config:
@@ -411,8 +425,21 @@ class Buffer:
     def clean_low_latency_buffer(
         self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int
     ) -> None:
-        """Nothing: there is nothing to be cleaned."""
+        """There is nothing to be cleaned. With `enable_shrink`, ranks find out who is missing: collective then."""
         self._open()
+        self._check_low_latency()
+        if not self.enable_shrink:
+            return
+        buffer = self._low_latency_buffer(num_max_dispatch_tokens_per_rank, hidden, num_experts)
+        order = Order(self, None, False)
+        with order.on_stream():
+            buffer.dispatch(
+                torch.empty((0, hidden), dtype=torch.bfloat16, device=self._device),
+                torch.empty((0, 1), dtype=torch.int64, device=self._device),
+                layout=Layout.GROUPED,
+                sizing=Sizing.WORST_CASE,
+                **order.options,
+            )
 
     def low_latency_dispatch(
         self,
@@ -490,29 +517,20 @@ class Buffer:
                 receives_later=return_recv_hook,
                 **order.options,
             )
-        rows, scales = _torch.as_tensor(result.rows), result.scales
-        counts = _torch.as_tensor(result.unaligned_tokens_per_expert)
-        offsets = result.source_offsets
-        if offsets is None:
-            raise refusal("handle", "where the rows of each source begin", None)
-        bounds = _torch.as_tensor(offsets)
-        ranges = torch.empty(
-            (buffer.local_expert_count, self.group_size), dtype=torch.int64, device=x.device
-        )
+            groups = PackedGroups(result, num_max_dispatch_tokens_per_rank) if self.enable_shrink else Groups(result)
 
         def finish() -> None:
-            ranges.copy_((bounds[:, :-1].long() << 32) | (bounds[:, 1:] - bounds[:, :-1]))
+            groups.finish()
             if waits is not None and dispatch_wait_recv_cost_stats is not None:
                 dispatch_wait_recv_cost_stats.add_(_cycles(waits, x.device))
 
         hook = finished(result, finish, order, return_recv_hook)
-        received: _Rows = rows if scales is None else (rows, _torch.as_tensor(scales).transpose(1, 2))
-        source_index = _torch.as_tensor(result.origins)[..., 1]
-        handle = (source_index, ranges, num_max_dispatch_tokens_per_rank, x.shape[1], num_experts)
-        _keep_known(ranges, _Known(buffer, result.handle))
+        received: _Rows = groups.rows if groups.scales is None else (groups.rows, groups.scales)
+        handle = (groups.source_tokens, groups.ranges, num_max_dispatch_tokens_per_rank, x.shape[1], num_experts)
+        _keep_known(groups.ranges, _Known(buffer, result.handle, groups.places))
         used = (x, topk_idx, cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats, waits)
-        event = order.end(used, (ranges,), result)
-        return received, counts, handle, event, hook
+        event = order.end(used, groups.made, result)
+        return received, groups.counts, handle, event, hook
 
     def low_latency_combine(
         self,
@@ -531,7 +549,7 @@ class Buffer:
 
         Args:
             x: bf16 `[local experts, ranks * num_max_dispatch_tokens_per_rank, hidden]`. In the buffer's own memory, nothing is
-                copied.
+                copied, but with `enable_shrink`.
             topk_idx: as the dispatch's.
             topk_weights: fp32 `[tokens, top_k]`.
             handle: of the dispatch; twice, if the caller likes.
@@ -559,11 +577,11 @@ class Buffer:
         )
         required(topk_idx.shape == topk_weights.shape, "topk_weights", str(_shape(topk_idx)), _shape(topk_weights))
         required(not (use_logfmt and zero_copy), "use_logfmt", "False, with zero_copy", use_logfmt)
-        rows = x
+        given = x
         if zero_copy:
             if known.combine_input is None:
                 raise refusal("zero_copy", "rows in get_next_low_latency_combine_buffer(handle)", "no such call")
-            rows = known.combine_input
+            given = known.combine_input
         tokens = out
         if tokens is None:
             tokens = torch.empty((topk_weights.shape[0], hidden), dtype=x.dtype, device=x.device)
@@ -572,7 +590,7 @@ class Buffer:
         with order.on_stream():
             waits = None if stats is None else torch.zeros_like(stats)
             result = known.buffer.combine(
-                rows,
+                given if known.places is None else in_slots(given, known.places),
                 known.handle,
                 row_weights=topk_weights,
                 output=tokens,
@@ -587,7 +605,7 @@ class Buffer:
                 stats.add_(_cycles(waits, x.device))
 
         hook = finished(result, finish, order, return_recv_hook)
-        event = order.end((rows, topk_weights, stats, waits), (tokens,))
+        event = order.end((given, topk_weights, stats, waits, known.places), (tokens,))
         return tokens, event, hook
 
     def get_next_low_latency_combine_buffer(self, handle: tuple[Any, ...]) -> Tensor:
@@ -598,25 +616,73 @@ class Buffer:
         """
         self._open()
         known, hidden = self._find_known(handle[1]), handle[3]
-        made = _torch.as_tensor(known.buffer.combine_input(known.handle, hidden))
+        if known.places is None:
+            made = _torch.as_tensor(known.buffer.combine_input(known.handle, hidden))
+        else:
+            shape = (known.buffer.local_expert_count, self.group_size * handle[2], hidden)
+            made = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
         if self._is_on_gpu:
             made.record_stream(torch.cuda.current_stream(self._device))
             made.record_stream(self._streams[0])
         known.combine_input = made
         return made
 
+    # Masks
+
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
-        """Raises: ranks cannot be masked here yet."""
-        raise refusal("enable_shrink", "a buffer whose ranks can be masked, which comes later", self.enable_shrink)
+        """Masks another rank: not collective, the others learn it in the next call, and so does the rank, by `RankMasked`. Or takes
+        one back: collective, for all that are not masked and for the one that returns; handles of before are refused then.
+
+        What the current stream has been told to do is done first.
+
+        Raises:
+            InvalidArgument; RankMissing: the rank to be taken back, or another, is not there; all can call again.
+        """
+        buffers = self._maskable()
+        is_other = 0 <= rank_to_mask < self.group_size and not (mask and rank_to_mask == self.rank)
+        required(is_other, "rank_to_mask", f"another of {self.group_size} ranks", rank_to_mask)
+        if not mask:
+            self._unmask([rank_to_mask])
+            return
+        self._masked_by_hand.add(rank_to_mask)
+        for buffer in buffers:
+            buffer.mask([rank_to_mask])
 
     def low_latency_query_mask_buffer(self, mask_status: Tensor) -> None:
-        """Fills int32 `[ranks]`: 1 for ranks that are masked. There are none yet."""
-        self._open()
-        mask_status.zero_()
+        """Fills int32 `[ranks]`: 1 for ranks that are masked when what the current stream has been told to do is done, for which
+        the call waits."""
+        buffers = self._maskable()
+        required(
+            mask_status.dtype == torch.int32 and mask_status.numel() == self.group_size,
+            "mask_status",
+            f"int32 [{self.group_size}]",
+            f"{mask_status.dtype} {_shape(mask_status)}",
+        )
+        masked = self._masked_by_hand.union(*(buffer.masked_ranks for buffer in buffers))
+        status = torch.tensor([int(rank in masked) for rank in range(self.group_size)], dtype=torch.int32)
+        mask_status.copy_(status.view(mask_status.shape))
 
     def low_latency_clean_mask_buffer(self) -> None:
-        """Unmasks all ranks. None is masked yet."""
+        """Takes all ranks back. Collective for all, masked ones too.
+
+        Raises:
+            RankMissing: as `low_latency_update_mask_buffer`.
+        """
+        self._unmask(range(self.group_size))
+
+    def _maskable(self) -> list[_Plain]:
+        """The buffers whose masks are up to date, since what the current stream has been told to do is done."""
         self._open()
+        self._check_low_latency()
+        required(self.enable_shrink, "enable_shrink", "True", self.enable_shrink)
+        if self._is_on_gpu:
+            torch.cuda.current_stream(self._device).synchronize()
+        return [buffer for (kind, _, _), buffer in self._buffers.items() if kind == _LOW_LATENCY]
+
+    def _unmask(self, ranks: Iterable[int]) -> None:
+        for buffer in self._maskable():
+            buffer.unmask(ranks)
+        self._masked_by_hand.difference_update(ranks)
 
     # What runs
 
@@ -640,7 +706,7 @@ class Buffer:
             raise refusal("handle", "what a dispatch of this buffer has returned", "another")
         return known
 
-    def _check_low_latency(self, async_finish: bool, return_recv_hook: bool) -> None:
+    def _check_low_latency(self, async_finish: bool = False, return_recv_hook: bool = False) -> None:
         required(self.low_latency_mode, "low_latency_mode", "True", False)
         required(not (async_finish and return_recv_hook), "async_finish", "False, with return_recv_hook", True)
 
@@ -674,10 +740,17 @@ class Buffer:
         return self._made(("throughput", expert_count, 0), plan, config.num_sms or None)
 
     def _low_latency_buffer(self, token_count: int, hidden: int, expert_count: int) -> _Plain:
-        def plan() -> Plan:
-            return _low_latency_plan(self.group_size, token_count, hidden, expert_count)
+        masking = Masking.AUTOMATIC if self.enable_shrink else Masking.NONE
 
-        return self._made(("low latency", expert_count, token_count), plan, None)
+        def plan() -> Plan:
+            return _low_latency_plan(self.group_size, token_count, hidden, expert_count, masking)
+
+        key = (_LOW_LATENCY, expert_count, token_count)
+        is_new = key not in self._buffers
+        buffer = self._made(key, plan, None)
+        if is_new and self._masked_by_hand:
+            buffer.mask(self._masked_by_hand)
+        return buffer
 
     def _workers(self, buffer: _Plain, config: Config) -> Optional[int]:
         if not self._is_on_gpu or config.num_sms < 1:
@@ -734,10 +807,12 @@ class _Runtime:
 class _Known:
     """SwiftEP's own handle, and whose it is."""
 
-    __slots__ = ("buffer", "handle", "combine_input")
+    __slots__ = ("buffer", "handle", "places", "combine_input")
 
-    def __init__(self, buffer: _Plain, handle: _Handle) -> None:
+    def __init__(self, buffer: _Plain, handle: _Handle, places: Optional[Tensor] = None) -> None:
         self.buffer, self.handle = buffer, handle
+        #: See `Groups`.
+        self.places = places
         #: What `get_next_low_latency_combine_buffer` has returned last.
         self.combine_input: Optional[Tensor] = None
 
@@ -767,7 +842,9 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-def _low_latency_plan(rank_count: int, token_count: int, hidden: int, expert_count: int) -> Plan:
+def _low_latency_plan(
+    rank_count: int, token_count: int, hidden: int, expert_count: int, masking: Masking
+) -> Plan:
     return Plan(
         rank_count,
         token_count,
@@ -776,6 +853,7 @@ def _low_latency_plan(rank_count: int, token_count: int, hidden: int, expert_cou
         expert_count,
         layout=Layout.GROUPED,
         result_count=2,
+        masking=masking,
         arena_byte_count_max=_ARENA_BYTE_COUNT_MAX,
     )
 
