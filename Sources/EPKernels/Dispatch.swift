@@ -63,7 +63,7 @@
   @usableFromInline var columnToCopy: Int32 {
     if handle.layout.slotCount > 32 { return Columns.rows }
     return (Columns.scales..<Columns.origins).first { column in
-      let fits = columns[column] % 8 == 0 && columns[column] <= ScatterJob.besideByteCountMax
+      let fits = columns[column] % 16 == 0 && columns[column] <= ScatterJob.besideByteCountMax
       return fits && !source(ofColumn: column).isNull
     } ?? Columns.rows
   }

@@ -213,7 +213,7 @@ extension Machine {
   public var scaleStride: Int32
   /// Of NVFP4 rows: a channel is its element times its block's scale, divided by this.
   public var globalScale: Float
-  /// A record of each row that is copied beside it, to where its scales go: row 0's, of `besideByteCount` bytes, a multiple of 8
+  /// A record of each row that is copied beside it, to where its scales go: row 0's, of `besideByteCount` bytes, a multiple of 16
   /// and at most `besideByteCountMax`. Null where there is none: with rows that are quantized, which have scales of their
   /// own, and with more than 32 slots.
   public var beside: Address

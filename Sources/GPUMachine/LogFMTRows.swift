@@ -7,8 +7,7 @@ extension GPUMachine {
     let pieces = Pieces(
       rowCount: job.rowCount, rowByteCount: 2 &* job.elementCount, pieceByteCountMax: 2048, granule: 512)
     let recordsByteCount = Int64(LogFMT.byteCount(channelCount: job.elementCount))
-    var runs = Runs(self, pieces, runLength: 1, counter: .null)
-    var walk = Walk(self, pieces, &runs)
+    var walk = Walk(self, pieces, runLength: 1, counter: .null)
     while !walk.isOver {
       let piece = walk.piece
       let byteCount = pieces.byteCount(of: piece)
@@ -26,7 +25,7 @@ extension GPUMachine {
       encode(b, first &+ 512, below: byteCount, records, exact)
       encode(c, first &+ 1024, below: byteCount, records, exact)
       encode(d, first &+ 1536, below: byteCount, records, exact)
-      walk.step(self, pieces, &runs)
+      walk.step(self, pieces)
     }
   }
 

@@ -24,79 +24,59 @@ struct Pieces {
   @inline(__always) func byteCount(of piece: Piece) -> Int32 { min(pieceByteCount, rowByteCount &- piece.offset) }
 }
 
-/// One of them, as a place in rows: to go to the next takes no division.
+/// One of them.
 struct Piece {
-  var index: Int32
+  /// -1: none.
   var row: Int32
   /// Bytes into the row.
   var offset: Int32
+
+  @inline(__always) static var none: Piece { Piece(row: -1, offset: 0) }
+  @inline(__always) var isNone: Bool { row < 0 }
 }
 
-/// Which pieces a warp takes: runs of neighbours, so that it finds out once where a row goes. Where there are many, warps
-/// take one run after the other as they get done with them, since some are faster than others; a warp then keeps in its
-/// lanes which ones it has taken last.
-struct Runs {
-  private let pieceCount: Int32
+/// A warp's way over pieces: runs of neighbours, so that it finds out once where a row goes. Where there are many, warps
+/// take one run after the other as they get done with them, since some are faster than others.
+struct Walk {
+  private(set) var piece = Piece(row: 0, offset: 0)
   private let runLength: Int32
   private let counter: Address
-  private var takenCount: Int32 = 0
-  /// Lane `l`: where the last run began whose number is `l` modulo 32. Without a counter: where the one run begins.
-  private var starts: Int32
-  /// Lane 0: the run to be taken next. Without a counter: where the one run ends.
+  /// Of all pieces, the number of this one, and where its run ends.
+  private var index: Int32
+  private var end: Int32
+  /// Lane 0: the run to be taken next.
   private var next: Int32
 
+  /// - Parameter counter: see `ScatterJob.counter`.
   @inline(__always)
   init(_ machine: GPUMachine, _ pieces: Pieces, runLength: Int32, counter: Address) {
-    pieceCount = pieces.count
     self.runLength = runLength
     // Neighbours in the order of workers, so that few pieces are spread over all multiprocessors.
     let warps = Int64(machine.workerCount &* GPUMachine.warpCount)
-    let index = Int64(machine.warp &* machine.workerCount &+ machine.workerIndex)
+    let place = Int64(machine.warp &* machine.workerCount &+ machine.workerIndex)
     let isShort = Int64(pieces.count) < 4 &* warps &* Int64(runLength)
     self.counter = isShort ? .null : counter
+    next = Int32(truncatingIfNeeded: place)
     if isShort || counter.isNull {
-      starts = Int32(truncatingIfNeeded: Int64(pieces.count) &* index / warps)
-      next = Int32(truncatingIfNeeded: Int64(pieces.count) &* (index &+ 1) / warps)
+      index = Int32(truncatingIfNeeded: Int64(pieces.count) &* place / warps)
+      end = Int32(truncatingIfNeeded: Int64(pieces.count) &* (place &+ 1) / warps)
+      findPiece(pieces)
     } else {
-      (starts, next) = (0, Int32(truncatingIfNeeded: index))
+      (index, end) = (0, 0)
+      takeRun(machine, pieces)
     }
   }
-
-  /// Pieces of this warp's run number `number`; empty behind the last.
-  @inline(__always)
-  mutating func run(_ number: Int32, _ machine: GPUMachine) -> (first: Int32, end: Int32) {
-    if counter.isNull { return number == 0 ? (starts, next) : (pieceCount, pieceCount) }
-    if number == takenCount {
-      takenCount = takenCount &+ 1
-      let run = ptx_shuffle(UInt32(bitPattern: next), 0)
-      let start = min(Int64(pieceCount), Int64(run) &* Int64(runLength))
-      if machine.lane == number & 31 { starts = Int32(truncatingIfNeeded: start) }
-      // Asked for now, needed a run later.
-      if machine.lane == 0 {
-        next = Int32(bitPattern: ptx_take(counter.bits)) &+ machine.workerCount &* GPUMachine.warpCount
-      }
-    }
-    let start = Int32(bitPattern: ptx_shuffle(UInt32(bitPattern: starts), UInt32(bitPattern: number & 31)))
-    return (start, min(pieceCount, start &+ runLength))
-  }
-}
-
-/// A way over a warp's pieces.
-struct Walk {
-  private(set) var piece = Piece(index: 0, row: 0, offset: 0)
-  private(set) var run: Int32 = -1
-  private var end: Int32 = 0
-
-  @inline(__always)
-  init(_ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs) { goToNextRun(machine, pieces, &runs) }
 
   /// Behind the last piece.
-  @inline(__always) var isOver: Bool { piece.index >= end }
+  @inline(__always) var isOver: Bool { index >= end }
 
   @inline(__always)
-  mutating func step(_ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs) {
-    piece.index = piece.index &+ 1
-    if piece.index == end { return goToNextRun(machine, pieces, &runs) }
+  mutating func step(_ machine: GPUMachine, _ pieces: Pieces) {
+    index = index &+ 1
+    if index == end {
+      if !counter.isNull { takeRun(machine, pieces) }
+      return
+    }
     piece.offset = piece.offset &+ pieces.pieceByteCount
     if piece.offset >= pieces.rowByteCount {
       piece.offset = 0
@@ -105,13 +85,22 @@ struct Walk {
   }
 
   @inline(__always)
-  private mutating func goToNextRun(_ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs) {
-    run = run &+ 1
-    let (first, end) = runs.run(run, machine)
-    self.end = end
+  private mutating func takeRun(_ machine: GPUMachine, _ pieces: Pieces) {
+    let run = ptx_shuffle(UInt32(bitPattern: next), 0)
+    index = Int32(truncatingIfNeeded: min(Int64(pieces.count), Int64(run) &* Int64(runLength)))
+    end = min(pieces.count, index &+ runLength)
+    // Asked for now, needed a run later.
+    if machine.lane == 0 {
+      next = Int32(bitPattern: ptx_take(counter.bits)) &+ machine.workerCount &* GPUMachine.warpCount
+    }
+    findPiece(pieces)
+  }
+
+  @inline(__always)
+  private mutating func findPiece(_ pieces: Pieces) {
     piece = Piece(
-      index: first, row: pieces.firstRow &+ first / pieces.piecesPerRow,
-      offset: first % pieces.piecesPerRow &* pieces.pieceByteCount)
+      row: pieces.firstRow &+ index / pieces.piecesPerRow,
+      offset: index % pieces.piecesPerRow &* pieces.pieceByteCount)
   }
 }
 

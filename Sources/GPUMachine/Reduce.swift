@@ -51,8 +51,8 @@ extension GPUMachine {
       firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: rowByteCount,
       // Terms that are coded take more registers.
       pieceByteCountMax: Format.isCoded ? 1024 : TermCursor.termByteCountMax, granule: Format.isCoded ? 512 : 16)
-    var runs = Runs(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
-    var terms = TermCursor(self, pieces, &runs, slotCount: job.slotCount, source)
+    let walk = Walk(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
+    var terms = TermCursor(self, walk, slotCount: job.slotCount, source)
     if terms.isOver { return }
     var sums = PieceSums()
     #if BULK_COPIES
@@ -65,7 +65,7 @@ extension GPUMachine {
         // While these are on their way or added, the next ones are, too: into the stage that was read last.
         let (lanes, weight, piece, isLast) = (terms.lanes, terms.weight, terms.walk.piece, terms.isLast)
         let exact = terms.exact
-        terms.advance(self, pieces, &runs, source)
+        terms.advance(self, pieces, source)
         isOver = terms.isOver
         if !isOver && terms.lanes != 0 { terms.load(format, &issued, stages, pieces) }
         let byteCount = pieces.byteCount(of: piece)
@@ -111,7 +111,7 @@ extension GPUMachine {
           }
         }
         if terms.isLast { finish(&sums, job, format, piece, rowByteCount, byteCount) }
-        terms.advance(self, pieces, &runs, source)
+        terms.advance(self, pieces, source)
       }
     #endif
   }
@@ -196,10 +196,10 @@ private struct TermCursor {
 
   @inline(__always)
   init(
-    _ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs, slotCount: Int32, _ source: (Int32, Int32) -> RowSource
+    _ machine: GPUMachine, _ walk: Walk, slotCount: Int32, _ source: (Int32, Int32) -> RowSource
   ) {
     self.slotCount = slotCount
-    walk = Walk(machine, pieces, &runs)
+    self.walk = walk
     findSources(machine, source)
   }
 
@@ -212,7 +212,7 @@ private struct TermCursor {
 
   @inline(__always)
   mutating func advance(
-    _ machine: GPUMachine, _ pieces: Pieces, _ runs: inout Runs, _ source: (Int32, Int32) -> RowSource
+    _ machine: GPUMachine, _ pieces: Pieces, _ source: (Int32, Int32) -> RowSource
   ) {
     if left != 0 { return takeLanes() }
     let row = walk.piece.row
@@ -220,7 +220,7 @@ private struct TermCursor {
       firstSlot = firstSlot &+ 32
     } else {
       firstSlot = 0
-      walk.step(machine, pieces, &runs)
+      walk.step(machine, pieces)
       if walk.piece.row == row && slotCount <= 32 {
         left = present
         return takeLanes()

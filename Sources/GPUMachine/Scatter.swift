@@ -9,26 +9,23 @@ extension GPUMachine {
     let quantizes = job.transform != .copy
     let globalScale = GlobalScale(job.globalScale, lane: lane)
     let pieces = Pieces(
-      rowCount: job.rowCount, rowByteCount: job.rowByteCount, pieceByteCountMax: 4096,
+      rowCount: job.rowCount, rowByteCount: job.rowByteCount,
+      pieceByteCountMax: job.beside.isNull ? 4096 : 4096 &- ScatterJob.besideByteCountMax,
       granule: quantizes ? 2 &* channelsPerScale : 16)
-    var runs = Runs(self, pieces, runLength: 2, counter: job.counter)
-    var walk = Walk(self, pieces, &runs)
+    var walk = Walk(self, pieces, runLength: 2, counter: job.counter)
     if walk.isOver { return }
+    var targets = Targets(slotCount: job.slotCount)
     #if BULK_COPIES
       let stages = Stages(self, count: 3)
       stages.open()
-      var ahead = walk
       var use: Int32 = 0
-      while use < 2 && !ahead.isOver {
-        stages.load(use, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
-        use = use &+ 1
-        ahead.step(self, pieces, &runs)
-      }
-      use = 0
+      // Two are on their way while one is sent on.
+      var piece = load(0, stages, job, pieces, &walk)
+      var following = load(1, stages, job, pieces, &walk)
+    #else
+      var piece = walk.piece
     #endif
-    var targets = Targets(slotCount: job.slotCount)
-    while !walk.isOver {
-      let piece = walk.piece
+    while !piece.isNone {
       #if BULK_COPIES
         let content = PieceContent(stage: stages.offset(of: use))
         stages.wait(for: use)
@@ -39,15 +36,17 @@ extension GPUMachine {
         targets.forEach(self, piece.row, route) { target in
           if lane == 0 {
             ptx_bulk_store(target.row.advanced(byBytes: offset).bits, UInt32(bitPattern: content.stage), byteCount)
+            if piece.offset == 0 && !job.beside.isNull {
+              let record = stages.endOffset(of: use) &- job.besideByteCount
+              ptx_bulk_store(
+                target.scales.bits, UInt32(bitPattern: record), UInt32(bitPattern: job.besideByteCount))
+            }
           }
         }
         if lane == 0 { ptx_bulk_commit() }
-        if !ahead.isOver {
-          // Its stage is that of the piece before this one, whose stores must have read it.
-          if lane == 0 { ptx_bulk_wait_read_but_one() }
-          stages.load(use &+ 2, from: source(of: job, ahead.piece), pieces.byteCount(of: ahead.piece))
-          ahead.step(self, pieces, &runs)
-        }
+        // The next one's stage is that of the piece before this one, whose stores must have read it.
+        if lane == 0 && !walk.isOver { ptx_bulk_wait_read_but_one() }
+        let third = load(use &+ 2, stages, job, pieces, &walk)
         use = use &+ 1
       #else
         let content = PieceContent(source: source(of: job, piece))
@@ -55,18 +54,23 @@ extension GPUMachine {
           quantize(content, job, globalScale, &targets, pieces, piece, route)
         } else {
           copy(content, pieces, piece, &targets, route)
+          if piece.offset == 0 && !job.beside.isNull { copyBeside(job, piece.row, targets) }
         }
       #endif
       // Meanwhile, rows are on their way.
       if piece.offset == 0 {
-        if !job.beside.isNull { copyBeside(job, piece.row, targets) }
         var part = lane
         while part < job.slotCount &* labelCount {
           write(label(piece.row, part / labelCount), part % labelCount)
           part = part &+ 32
         }
       }
-      walk.step(self, pieces, &runs)
+      #if BULK_COPIES
+        (piece, following) = (following, third)
+      #else
+        walk.step(self, pieces)
+        piece = walk.isOver ? .none : walk.piece
+      #endif
     }
     #if BULK_COPIES
       // Done, not only read: what follows tells others of the rows.
@@ -80,16 +84,35 @@ extension GPUMachine {
     job.source.advanced(byBytes: Int64(piece.row) &* Int64(job.rowByteCount) &+ Int64(piece.offset))
   }
 
-  /// Eight bytes a lane, to the destinations that the row has just been sent to.
-  @inline(__always)
-  private func copyBeside(_ job: ScatterJob, _ row: Int32, _ targets: Targets) {
-    let isThere = 8 &* lane < job.besideByteCount
-    let record = job.beside.advanced(byBytes: Int64(row) &* Int64(job.besideByteCount))
-    let part = isThere ? record.load(SIMD2<UInt32>.self, at: lane) : SIMD2(0, 0)
-    targets.forEachKnown(self) { target in
-      if isThere { target.scales.store(part, at: lane) }
+  #if BULK_COPIES
+    /// Starts to fill a stage with the next piece and, if it is the first of its row, with what is copied beside that, at the
+    /// stage's end.
+    @inline(__always)
+    private func load(
+      _ use: Int32, _ stages: Stages, _ job: ScatterJob, _ pieces: Pieces, _ walk: inout Walk
+    ) -> Piece {
+      if walk.isOver { return .none }
+      let piece = walk.piece
+      let isFirst = piece.offset == 0 && !job.beside.isNull
+      let record = job.beside.advanced(byBytes: Int64(piece.row) &* Int64(job.besideByteCount))
+      stages.load(
+        use, from: source(of: job, piece), pieces.byteCount(of: piece), isFirst ? record : .null, job.besideByteCount)
+      walk.step(self, pieces)
+      return piece
     }
-  }
+  #else
+    /// A vector a lane, to the destinations that the row has just been sent to.
+    @inline(__always)
+    private func copyBeside(_ job: ScatterJob, _ row: Int32, _ targets: Targets) {
+      let offset = lane &* 16
+      let record = PieceContent(
+        source: job.beside.advanced(byBytes: Int64(row) &* Int64(job.besideByteCount)))
+      let vector = record.vector(at: offset, below: job.besideByteCount)
+      targets.forEachKnown(self) { target in
+        if offset < job.besideByteCount { target.scales.store(vector, atByte: offset) }
+      }
+    }
+  #endif
 
   #if !BULK_COPIES
     @inline(__always)

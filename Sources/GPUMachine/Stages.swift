@@ -25,6 +25,8 @@ extension Shared {
       return Shared.stagesOffset &+ machine.warp &* Shared.stageByteCountOfWarp &+ use % count &* byteCount
     }
 
+    @inline(__always) func endOffset(of use: Int32) -> Int32 { offset(of: use) &+ Shared.stageByteCountOfWarp / count }
+
     @inline(__always) private func phase(of use: Int32) -> UInt32 {
       UInt32(bitPattern: Shared.phasesOffset &+ (machine.warp &* 8 &+ use % count) &* 8)
     }
@@ -63,6 +65,20 @@ extension Shared {
       if machine.lane == 0 {
         ptx_phase_expect(phase(of: use), UInt32(bitPattern: byteCount))
         ptx_bulk_load(UInt32(bitPattern: offset(of: use)), source.bits, UInt32(bitPattern: byteCount), phase(of: use))
+      }
+    }
+
+    /// The same, and of another source, unless that is null, what then lies at the end of the stage.
+    @inline(__always)
+    func load(_ use: Int32, from source: Address, _ byteCount: Int32, _ other: Address, _ otherByteCount: Int32) {
+      if machine.lane == 0 {
+        let (stage, phase) = (offset(of: use), phase(of: use))
+        ptx_phase_expect(phase, UInt32(bitPattern: byteCount &+ (other.isNull ? 0 : otherByteCount)))
+        ptx_bulk_load(UInt32(bitPattern: stage), source.bits, UInt32(bitPattern: byteCount), phase)
+        if !other.isNull {
+          let place = UInt32(bitPattern: endOffset(of: use) &- otherByteCount)
+          ptx_bulk_load(place, other.bits, UInt32(bitPattern: otherByteCount), phase)
+        }
       }
     }
 

@@ -29,7 +29,7 @@ import Testing
     }
   }
 
-  @Test(arguments: [1, 3], [8, 224, 256])
+  @Test(arguments: [1, 3], [16, 224, 256])
   func copiesBeside(blockCount: Int, byteCount: Int) {
     for (rowCount, channelCount, slotCount) in [(1, 16, 1), (40, 272, 3), (9, 7168, 2), (5, 2880, 32)] {
       var random = Random(UInt64(channelCount))

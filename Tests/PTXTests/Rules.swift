@@ -44,7 +44,11 @@ enum Rules {
       }
       if instruction.hasPrefix("cp.async.bulk.shared") {
         let earlier = instructions[..<index]
-        let sinceLastLoad = earlier.reversed().prefix { !$0.hasPrefix("cp.async.bulk.shared") }
+        // One barrier may expect several.
+        let barrier = instruction.split(separator: " ").last
+        let sinceLastLoad = earlier.reversed().prefix {
+          !$0.hasPrefix("cp.async.bulk.shared") || $0.split(separator: " ").last == barrier
+        }
         require(
           sinceLastLoad.contains { $0.hasPrefix("mbarrier.arrive.expect_tx") }, "a bulk load that no barrier expects")
         require(earlier.contains { $0 == "fence.proxy.async" }, "a bulk load before fence.proxy.async")
