@@ -39,7 +39,8 @@ class Order:
         self._stream: Any = None
         if not buffer._is_on_gpu:
             return
-        self._current = torch.cuda.current_stream(buffer._device)
+        # By its number, which PyTorch takes without looking further.
+        self._current = torch.cuda.current_stream(buffer._device.index)
         # Where this stream waits for all of it, and it for all of this stream, it may as well run here.
         self._stream = buffer._streams[0] if (is_async or previous_event is not None) and not runs_here else self._current
         if self._stream is not self._current:
@@ -50,9 +51,14 @@ class Order:
                 self._stream.wait_stream(self._current)
         self.options = {"asynchronous": True, "stream": self._stream.cuda_stream, "_keeps": False}
 
-    def on_stream(self) -> Any:
-        """What PyTorch does of it runs on the same stream."""
-        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+    def on_stream(self, is_later: bool = False) -> Any:
+        """What PyTorch does of it runs on the same stream.
+
+        Args:
+            is_later: in a call of its own, when another stream may be current.
+        """
+        is_current = self._stream is None or (self._stream is self._current and not is_later)
+        return contextlib.nullcontext() if is_current else torch.cuda.stream(self._stream)
 
     def end(
         self, used: tuple[Any, ...], made: tuple[Tensor, ...], result: Optional[DispatchResult] = None
@@ -83,7 +89,7 @@ def finished(
     """Does what is left of a call, or returns the hook that does."""
 
     def finish_there() -> None:
-        with order.on_stream():
+        with order.on_stream(is_later):
             finish()
 
     def receive() -> None:
