@@ -55,11 +55,14 @@ extension Oracle {
   ) {
     let hidden = tensor.shape[1]
     let first = row * hidden
-    var values = tensor.withUnsafeBytes { bytes in
-      (first..<first + hidden).map { element($0, of: bytes, tensor.dtype) }
+    tensor.withUnsafeBytes { bytes in
+      let sent = encoding == .logFMT ? logFMTRow((first..<first + hidden).map { element($0, of: bytes, .bf16) }) : nil
+      for channel in 0..<hidden {
+        var value = sent?[channel] ?? element(first + channel, of: bytes, tensor.dtype)
+        if let weight { value *= weight }
+        sums[channel] += value
+      }
     }
-    if encoding == .logFMT { values = logFMTRow(values) }
-    for (channel, value) in values.enumerated() { sums[channel] += weight.map { value * $0 } ?? value }
   }
 
   private func element(_ index: Int, of bytes: UnsafeRawBufferPointer, _ dtype: DType) -> Float {

@@ -150,6 +150,7 @@ final class Bench: Sendable {
   ) throws(EPError) -> CombineResult {
     var options = CombineOptions()
     if job.layout.hasRowPerExpert { options.rowWeights = workload.weights[rank] }
+    options.encoding = job.encoding
     return try buffer.combine(rows, with: handle, options: options)
   }
 
@@ -184,7 +185,7 @@ final class Bench: Sendable {
       throw CheckFailure(what: "dispatch, rank \(rank): \(difference)")
     }
     let weights = job.layout.hasRowPerExpert ? workload.weights[rank] : nil
-    let sums = oracle.combined(at: rank, rows: sums.rows!, rowWeights: weights, biases: [])
+    let sums = oracle.combined(at: rank, rows: sums.rows!, encoding: job.encoding, rowWeights: weights, biases: [])
     if let difference = difference(combined.tokens, from: sums, named: "tokens") {
       throw CheckFailure(what: "combine, rank \(rank): \(difference)")
     }

@@ -226,7 +226,7 @@ final class GPUBench: Sendable {
         throw CheckFailure(what: "dispatch, rank \(rank): \(text)")
       }
       let sums = bench.oracle.combined(
-        at: rank, rows: bench.sums.rows!,
+        at: rank, rows: bench.sums.rows!, encoding: job.encoding,
         rowWeights: job.layout.hasRowPerExpert ? bench.workload.weights[rank] : nil, biases: [])
       if let text = difference(combined.tokens, from: sums, named: "tokens") {
         throw CheckFailure(what: "combine, rank \(rank): \(text)")
@@ -315,6 +315,7 @@ final class GPUBench: Sendable {
   ) throws(EPError) -> CombineResult {
     var options = CombineOptions()
     if job.layout.hasRowPerExpert { options.rowWeights = weights }
+    options.encoding = job.encoding
     options.isAsynchronous = isAsynchronous
     options.waiting = waiting
     return try buffer.combine(rows, with: handle, options: options)

@@ -42,6 +42,7 @@ struct JobSpec: Equatable, Sendable {
   var rowType: RowType
   var layout: RowLayout
   var masking = ExpertBuffer.Masking.none
+  var encoding = RowEncoding.none
 
   static let flags = [
     Flag("ranks", "N", "ranks (default 2)"),
@@ -58,6 +59,10 @@ struct JobSpec: Equatable, Sendable {
       "how received rows are ordered: source, expert, or grouped: by expert\nin groups of fixed size (default source)"
     ),
     Flag(
+      "encoding", "KIND",
+      "how combined rows travel: none (as they are) or logFMT, 10 bits a\nchannel, of BF16 (default none)"
+    ),
+    Flag(
       "masking", "KIND",
       "whether the ranks' buffers can go on without some of them: none,\nmanual or automatic; not by expert (default none)"
     ),
@@ -71,6 +76,7 @@ struct JobSpec: Equatable, Sendable {
     expertCount = try arguments.integer("experts", in: 1...(1 << 16), default: 256)
     rowType = try arguments.choice("dtype", RowType.self) ?? .bf16
     layout = try arguments.choice("layout", RowLayout.self) ?? .bySource
+    encoding = try arguments.choice("encoding", RowEncoding.self) ?? .none
     masking = try arguments.choice("masking", ExpertBuffer.Masking.self) ?? .none
   }
 
@@ -78,7 +84,7 @@ struct JobSpec: Equatable, Sendable {
     JobShape(
       rankCount: rankCount, tokensPerRankMax: tokensPerRank, hidden: hidden, topK: topK, expertCount: expertCount,
       dtype: rowType.dispatchedDType, scales: rowType.quantization, layout: layout,
-      combineDType: rowType.combinedDType)
+      combineDType: rowType.combinedDType, combineEncoding: encoding)
   }
 
   /// - Throws: `UsageError` in the flags' names where the job cannot be.
@@ -102,6 +108,7 @@ struct JobSpec: Equatable, Sendable {
     "rankCount": "--ranks", "tokensPerRankMax": "--tokens", "hidden": "--hidden", "topK": "--top-k",
     "expertCount": "--experts", "dtype": "--dtype", "layout": "--layout", "resultCount": "--results",
     "receivedTokensMax": "--received-tokens-max", "staging": "--tokens-per-step",
+    "combineEncoding": "--encoding",
   ]
 
   /// Rows that each source has room for; 0: as many as it sends.
@@ -114,6 +121,7 @@ struct JobSpec: Equatable, Sendable {
     "\(rankCount) \(rankCount == 1 ? "rank" : "ranks"), \(tokens) tokens each, hidden \(hidden), "
       + "top-\(topK) of \(expertCount) experts, \(rowType.rawValue), "
       + (layout == .grouped ? "grouped" : "by \(layout.rawValue)")
+      + (encoding == .none ? "" : ", combined as \(encoding.rawValue)")
       + (masking == .none ? "" : ", \(masking.rawValue) masks")
   }
 }
