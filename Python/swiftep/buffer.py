@@ -282,7 +282,7 @@ class Buffer:
         if workers is not None or waiting or wait_statistics is not None or after or stream is not None:
             _set_common(call, workers, waiting, wait_statistics, after, stream, held)
         if encoding:
-            options.encoding = encoding
+            options.encoding = int32(encoding)
         returns_early = receives_later or asynchronous
         if returns_early:
             options.receives_later = bool(receives_later)

@@ -39,10 +39,12 @@ class Scales(enum.IntEnum):
 class Encoding(enum.IntEnum):
     """How rows travel in a combine."""
 
-    NONE = lib.SWIFTEP_NO_ENCODING
+    NONE = lib.SWIFTEP_ENCODING_NONE
     #: bf16 rows of a multiple of 128 channels as 10 bits a channel: a sign, and the logarithm of the magnitude in 510 steps
-    #: between the least and the largest of 128 channels. What that would change by more than 1.1% is read as it is.
-    LOGFMT = lib.SWIFTEP_LOGFMT
+    #: between the least and the largest of a block of 128 channels. A block that this would change by more than 1.1% of a
+    #: value is read as it is. All rows are coded first, in memory of the arena, wherever they lie, and not in steps; where the
+    #: plan has none for that (`combine_encoding`), the arena grows.
+    LOGFMT = lib.SWIFTEP_ENCODING_LOGFMT
 
 
 class Masking(enum.IntEnum):

@@ -33,7 +33,7 @@ from . import buffer as _plain
 from . import dispatch as _results
 from ._native_types import ERROR_OUT, NULL, lib, new
 from .combine import CombineResult
-from .communicator import Communicator
+from .communicator import AllGather, Communicator
 from .dispatch import Sizing
 from .dtypes import DType
 from .errors import check
@@ -58,16 +58,21 @@ def communicator(group: Optional[dist.ProcessGroup] = None, *, timeout: Optional
     rank, rank_count = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ValueError("group: expected one that this process is in, found another")
+    return Communicator.processes(rank, rank_count, all_gather(group), timeout=timeout)
+
+
+def all_gather(group: Optional[dist.ProcessGroup]) -> AllGather:
+    """Of a group's ranks, all of as many bytes."""
     is_on_gpu = dist.get_backend(group) == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if is_on_gpu else torch.device("cpu")
 
-    def all_gather(mine: bytes) -> list[bytes]:
+    def gather(mine: bytes) -> list[bytes]:
         ours = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(device)
-        gathered = [torch.empty_like(ours) for _ in range(rank_count)]
+        gathered = [torch.empty_like(ours) for _ in range(dist.get_world_size(group))]
         dist.all_gather(gathered, ours, group=group)
         return [bytes(theirs.tolist()) for theirs in gathered]
 
-    return Communicator.processes(rank, rank_count, all_gather, timeout=timeout)
+    return gather
 
 
 # Where a parameter has that name.

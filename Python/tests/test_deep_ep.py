@@ -569,6 +569,23 @@ def check_ranks_that_go(buffer: deep_ep.Buffer) -> None:
     assert masked_ranks(buffer) == gone
 
 
+def check_early_combine(buffer: deep_ep.Buffer) -> None:
+    """Before the rows have been received, all ranks refuse it; behind the hook it works."""
+    oracle = Oracle(buffer.rank, buffer.group_size)
+    most = 24 + 9 * buffer.group_size
+    rows, _, handle, _, hook = buffer.low_latency_dispatch(
+        oracle.x, oracle.indices, most, EXPERTS, use_fp8=False, return_recv_hook=True
+    )
+    assert isinstance(rows, torch.Tensor) and hook is not None
+    with pytest.raises(swiftep.InvalidArgument) as raised:
+        buffer.low_latency_combine(torch.ones_like(rows), oracle.indices, oracle.weights, handle)
+    assert raised.value.argument == "handle"
+    hook()
+    tokens, _, _ = buffer.low_latency_combine(torch.ones_like(rows), oracle.indices, oracle.weights, handle)
+    wanted = torch.where(oracle.indices >= 0, oracle.weights, 0).sum(1, keepdim=True).expand(tokens.shape)
+    torch.testing.assert_close(tokens.float(), wanted, rtol=0.01, atol=0.01)
+
+
 def check_shrink(group: Any) -> None:
     def made(timeout: float = 20, **options: Any) -> deep_ep.Buffer:
         return deep_ep.Buffer(group, low_latency_mode=True, explicitly_destroy=True, timeout=timeout, **options)
@@ -577,6 +594,7 @@ def check_shrink(group: Any) -> None:
     buffer.low_latency_clean_mask_buffer()
     check_as_without_masks(plain, buffer)
     check_low_latency(buffer)
+    check_early_combine(buffer)
     check_masks_by_hand(made(enable_shrink=True))
     size = deep_ep.Buffer.get_low_latency_rdma_size_hint(24 + 9 * group.size(), HIDDEN, group.size(), EXPERTS)
     check_silence(made(SILENCE, enable_shrink=True, num_rdma_bytes=size))

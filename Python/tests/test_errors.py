@@ -150,6 +150,7 @@ COMBINES = {
     "output's shape": (lambda b, r: b.combine(r.rows, r.handle, output=x(shape=(1, 1))), "output"),
     "output's dtype": (lambda b, r: b.combine(r.rows, r.handle, output=x(np.float16)), "output"),
     "encoding": (lambda b, r: b.combine(r.rows, r.handle, encoding=7), "encoding"),
+    "encoding beyond 32 bits": (lambda b, r: b.combine(r.rows, r.handle, encoding=2**40), "encoding"),
     "encoding of fp32": (lambda b, r: b.combine(r.rows, r.handle, encoding=Encoding.LOGFMT), "rows"),
 }
 

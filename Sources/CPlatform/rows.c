@@ -219,7 +219,6 @@ INLINE void encode_logfmt_block(struct logfmt_record *record, void *exact, const
   record->step = is_apart ? LOGFMT_APART : is_zero ? 0 : (span + 509) / 510;
   if (is_apart) {
     if (exact != source) memcpy(exact, source, 2 * LOGFMT_CHANNELS);
-    memset(record->low, 0, sizeof record->low + sizeof record->high);
     return;
   }
   float inverse = record->step == 0 ? 0 : 1 / (float)record->step;
@@ -319,7 +318,7 @@ INLINE void reduce_block(
       __builtin_prefetch((char *)output + first * size + 1024 + byte, 1);
     }
   }
-  bool is_coded = format == SWIFTEP_LOGFMT;
+  bool is_coded = format == SWIFTEP_CODED_BF16;
   int plain = is_coded ? SWIFTEP_BF16 : format;
   for (int s = 0; s < r->row_count; s++) {
     const char *from = (const char *)r->rows[s] + (is_coded ? 0 : first * size);
@@ -382,15 +381,15 @@ INLINE void reduce_format(
     for (; first + 64 <= end; first += 64) reduce_block(format, output, r, false, first, 4, streaming);
     for (; first + 16 <= end; first += 16) reduce_block(format, output, r, false, first, 1, streaming);
   }
-  // LogFMT rows have none.
-  if (first < end) reduce_tail(format == SWIFTEP_LOGFMT ? SWIFTEP_BF16 : format, output, r, first, end - first);
+  // Of LogFMT rows, elements come in sixteens.
+  if (format != SWIFTEP_CODED_BF16 && first < end) reduce_tail(format, output, r, first, end - first);
 }
 
 INLINE void reduce_any(void *output, const struct swiftep_reduction *r, size_t first, size_t count, bool streaming) {
   switch (r->format) {
   case SWIFTEP_BF16: reduce_format(SWIFTEP_BF16, output, r, first, count, streaming); break;
   case SWIFTEP_FP16: reduce_format(SWIFTEP_FP16, output, r, first, count, streaming); break;
-  case SWIFTEP_LOGFMT: reduce_format(SWIFTEP_LOGFMT, output, r, first, count, streaming); break;
+  case SWIFTEP_CODED_BF16: reduce_format(SWIFTEP_CODED_BF16, output, r, first, count, streaming); break;
   default: reduce_format(SWIFTEP_FP32, output, r, first, count, streaming); break;
   }
 }

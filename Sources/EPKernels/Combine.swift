@@ -118,7 +118,9 @@
   machine.forEach(view.rankCount) { rank in
     let peer = exchangeHeader(view, source: rank)
     operation.setColumn(Columns.rows, atRank: rank, rows(rank, peer))
-    operation.setColumn(Columns.scales, atRank: rank, view.arena(of: rank).advanced(byBytes: peer.recordsOffset))
+    if arguments.isEncoded {
+      operation.setColumn(Columns.records, atRank: rank, view.arena(of: rank).advanced(byBytes: peer.recordsOffset))
+    }
     operation.setColumn(
       Columns.weights, atRank: rank, view.arena(of: rank).advanced(byBytes: peer.weightsOffset))
   }
@@ -140,12 +142,17 @@
   #if CHECKED
     let byteCount = Int64(arguments.rowCount) &* Int64(rowByteCount)
     guard view.checkArena(of: view.rank, arguments.header.outputOffset, byteCount: byteCount) else { return }
+    if arguments.isEncoded {
+      let width = Int64(LogFMT.byteCount(channelCount: arguments.elementsPerRow))
+      let recordsByteCount = Int64(arguments.rowCount) &* width
+      guard view.checkArena(of: view.rank, arguments.header.recordsOffset, byteCount: recordsByteCount) else { return }
+    }
   #endif
   // What lies behind the rows that have come is not read.
   let rowCount = max(0, min(arguments.rowCount, handle.total(atRank: view.rank)))
   let own =
     arguments.readsOwnRows ? handle.ownRows(view, below: rowCount) : Range(uncheckedBounds: (rowCount, rowCount))
-  var index: Int32 = 0
+  var (index, encoded) = (Int32(0), Int32(0))
   while index < 2 &* handle.runCount {
     // Of each run what lies before the own rows, then what lies behind them.
     let run = handle.run(index / 2, view)
@@ -155,7 +162,8 @@
     if end <= first { continue }
     let rows = Range(uncheckedBounds: (first, end))
     if arguments.isEncoded {
-      encodeRows(machine, arguments, rows)
+      encodeRows(machine, arguments, rows, before: encoded)
+      encoded = encoded &+ end &- first
     } else {
       copyRows(machine, arguments, from: rows, to: first)
     }
@@ -180,7 +188,11 @@
 }
 
 /// Encodes rows of this rank's, whether they lie in its arena or not.
-@inlinable func encodeRows<M: Machine>(_ machine: M, _ arguments: CombineArguments, _ rows: Range<Int32>) {
+///
+/// - Parameter before: rows that were coded before.
+@inlinable func encodeRows<M: Machine>(
+  _ machine: M, _ arguments: CombineArguments, _ rows: Range<Int32>, before: Int32
+) {
   let arena = arguments.view.ownArena
   let first = Int64(rows.lowerBound)
   let recordsByteCount = Int64(LogFMT.byteCount(channelCount: arguments.elementsPerRow))
@@ -192,7 +204,7 @@
       source: source.advanced(byBytes: rowOffset), rowCount: rows.upperBound &- rows.lowerBound,
       elementCount: arguments.elementsPerRow,
       records: arena.advanced(byBytes: arguments.header.recordsOffset &+ first &* recordsByteCount),
-      exact: exact.advanced(byBytes: rowOffset)))
+      exact: exact.advanced(byBytes: rowOffset), before: before))
 }
 
 @inlinable func stageWeights<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
@@ -243,7 +255,7 @@
     let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowByteCount)
     let weight = rowWeights.isNull ? 1 : rowWeights.load(Float.self, at: token &* handle.layout.slotCount &+ slot)
     if !arguments.isEncoded { return RowSource(row: row, weight: weight) }
-    let records = operation.column(Columns.scales, atRank: place.rank)
+    let records = operation.column(Columns.records, atRank: place.rank)
     return RowSource(
       row: records.advanced(byBytes: Int64(place.row) &* recordsByteCount), weight: weight, exact: row)
   }

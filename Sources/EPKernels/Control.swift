@@ -201,7 +201,7 @@
   /// "SwiftEP" and a zero, as bytes.
   @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
   /// To be raised with every change to the place or the meaning of a control word.
-  @inlinable public static var layoutVersion: Int32 { 6 }
+  @inlinable public static var layoutVersion: Int32 { 7 }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 
@@ -226,6 +226,8 @@
   public var sidecars: (Int64, Int64, Int64) = (0, 0, 0)
   /// Of a combine in steps; 0 otherwise.
   public var tokensPerStep: Int64 = 0
+  /// Of a combine whose rows are coded; 0 otherwise.
+  public var encoding: Int64 = 0
 
   /// Not zero: this rank was called wrongly; see `InputFault`.
   public var fault: Int64 = 0
@@ -246,7 +248,7 @@
 
   @inlinable public static var byteCount: Int64 { 256 }
   /// Where `fault` and its details lie, counted in fields.
-  @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.tokensPerStep.rawValue &+ 1) }
+  @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.encoding.rawValue &+ 1) }
   @inlinable static var capacityIndex: Int32 { faultIndex &+ 5 }
   @inlinable static var maskedIndex: Int32 { faultIndex &+ 8 }
 }
@@ -254,7 +256,7 @@
 /// The fields of a header that all ranks must agree on, numbered as they lie in it.
 @frozen public enum HeaderField: Int64, CaseIterable, Sendable {
   case operation, handle, format, transform, elementsPerRow, topK, indexByteCount, isWeighted, layout, sizing
-  case expertAlignment, scales, sidecar0, sidecar1, sidecar2, tokensPerStep
+  case expertAlignment, scales, sidecar0, sidecar1, sidecar2, tokensPerStep, encoding
 }
 
 @frozen public enum Operation: Int64, Sendable {

@@ -247,7 +247,7 @@
 
 /// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.
 @inlinable func compareHeaders<M: Machine>(_ machine: M, _ view: RankView) -> OperationStatus {
-  let fieldCount = Int32(truncatingIfNeeded: HeaderField.tokensPerStep.rawValue &+ 1)
+  let fieldCount = ExchangeHeader.faultIndex
   let first = exchangeBlock(view, source: 0)
   // Every rank's fault, then every rank's fields: one pass, since each takes the memory's delay.
   let odd = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* (1 &+ fieldCount)))) { index in

@@ -22,8 +22,6 @@
   case quantizePowerOfTwoScales = 3
   /// BF16 to NVFP4: E2M1, two to a byte, with one E4M3 scale per 16 channels, and one Float for the whole tensor.
   case quantizeNVFP4 = 4
-  /// Of a combine: BF16 to LogFMT, and back where rows are summed.
-  case encodeLogFMT = 5
 
   @inlinable public var hasPowerOfTwoScales: Bool {
     self == .quantizeUE8M0Scales || self == .quantizePowerOfTwoScales
@@ -58,6 +56,8 @@
   public static let count: Int32 = 8
   public static let rows: Int32 = 0
   public static let scales: Int32 = 1
+  /// Of a combine of coded rows, in the place of scales.
+  public static let records: Int32 = 1
   /// The first of three columns for a caller's own sidecar arrays.
   public static let sidecars: Int32 = 2
   public static let sidecarCountMax: Int32 = 3

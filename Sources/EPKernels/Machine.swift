@@ -307,10 +307,15 @@ extension Machine {
   public var records: Address
   /// As `source`: where blocks go that are sent as they are. The same address: they lie there.
   public var exact: Address
+  /// Rows of jobs before this one: shares of workers go on where those ended, so that many small jobs are shared out evenly.
+  public var before: Int32
 
-  @inlinable public init(source: Address, rowCount: Int32, elementCount: Int32, records: Address, exact: Address) {
+  @inlinable public init(
+    source: Address, rowCount: Int32, elementCount: Int32, records: Address, exact: Address, before: Int32 = 0
+  ) {
     self.source = source
     self.rowCount = rowCount
+    self.before = before
     self.elementCount = elementCount
     self.records = records
     self.exact = exact

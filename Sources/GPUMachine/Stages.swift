@@ -8,8 +8,8 @@ extension Shared {
 }
 
 #if BULK_COPIES
-  /// The stages of one warp: a ring of equal parts of shared memory, each filled at a time by one bulk copy, or by several
-  /// that lanes start together. Lane 0 waits for all stores, since groups of them belong to a lane.
+  /// The stages of one warp: a ring of equal parts of shared memory, each filled at a time by one bulk copy or by several
+  /// that are waited for together. Lane 0 waits for all stores, since groups of them belong to a lane.
   struct Stages {
     let count: Int32
     private let machine: GPUMachine
@@ -60,15 +60,7 @@ extension Shared {
       ptx_warp_barrier()
     }
 
-    /// Starts to fill the stage of the ring's use number `use`.
-    @inline(__always) func load(_ use: Int32, from source: Address, _ byteCount: Int32) {
-      if machine.lane == 0 {
-        ptx_phase_expect(phase(of: use), UInt32(bitPattern: byteCount))
-        ptx_bulk_load(UInt32(bitPattern: offset(of: use)), source.bits, UInt32(bitPattern: byteCount), phase(of: use))
-      }
-    }
-
-    /// The same, and of another source, unless that is null, what then lies at the end of the stage.
+    /// Starts to fill the stage of the ring's use number `use`, and its end from another source, unless that is null.
     @inline(__always)
     func load(_ use: Int32, from source: Address, _ byteCount: Int32, _ other: Address, _ otherByteCount: Int32) {
       if machine.lane == 0 {
@@ -82,7 +74,7 @@ extension Shared {
       }
     }
 
-    /// The same with a source of each of `lanes`, one behind the other in the stage, `distance` bytes apart.
+    /// Starts to fill it from a source of each of `lanes`, one behind the other in the stage, `distance` bytes apart.
     @inline(__always)
     func load(_ use: Int32, from source: Address, _ byteCount: Int32, of lanes: UInt32, distance: Int32) {
       if machine.lane == 0 {

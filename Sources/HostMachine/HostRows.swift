@@ -155,7 +155,9 @@ extension HostMachine {
 
   package func encodeRows(_ job: EncodeJob) {
     let (rowByteCount, recordsByteCount) = (2 * job.elementCount, LogFMT.byteCount(channelCount: job.elementCount))
-    shareOut(job.rowCount) { row in
+    // In turn, whatever the rows of earlier jobs were.
+    let first = (workerIndex + workerCount - job.before % workerCount) % workerCount
+    for row in stride(from: first, to: job.rowCount, by: Int(workerCount)) {
       let offset = Int(row) * Int(rowByteCount)
       swiftep_encode_logfmt(
         job.records.hostPointer + Int(row) * Int(recordsByteCount), job.exact.hostPointer + offset,

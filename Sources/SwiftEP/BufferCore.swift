@@ -334,6 +334,7 @@ extension HeaderField {
     case .scales: "a row of scales"
     case .sidecar0, .sidecar1, .sidecar2: "a row of sidecar \(rawValue - HeaderField.sidecar0.rawValue)"
     case .tokensPerStep: "how rows outside the arena are combined"
+    case .encoding: "how combined rows travel"
     }
   }
 
@@ -346,6 +347,7 @@ extension HeaderField {
     case .layout: RowLayout(code: value).map { "\($0)" } ?? "\(value)"
     case .sizing: value == 0 ? "exact" : "worstCase"
     case .scales, .sidecar0, .sidecar1, .sidecar2: rowDescription(value)
+    case .encoding: RowEncoding(code: value).map { "\($0)" } ?? "\(value)"
     case .tokensPerStep: value == 0 ? "not in steps" : "in steps of \(value) tokens"
     default: "\(value)"
     }

@@ -219,8 +219,8 @@ public struct CombineOptions: Sendable {
   public var topKWeights: Tensor?
   /// Up to two tensors `[tokens, hidden]` in the rows' dtype, added last.
   public var biases: [Tensor] = []
-  /// How rows travel, the same on all ranks. Where the plan does not say so (`JobShape.combineEncoding`), the arena grows for
-  /// the coded rows. They are not combined in steps.
+  /// How rows travel, the same on all ranks. Where the plan has no memory for coded rows (`JobShape.combineEncoding`), the
+  /// arena grows. Coded rows are combined all at once, whatever the plan says of steps.
   public var encoding = RowEncoding.none
   /// Where to put the sums, `[tokens, hidden]` in the rows' dtype, apart from the rows; nil: arena memory that the
   /// result owns.

@@ -210,7 +210,7 @@ private struct CombineCall {
     var header = ExchangeHeader()
     header.operation = Operation.combine.rawValue
     header.format = Int64(rows.dtype.rawValue)
-    header.transform = Int64((options.encoding == .logFMT ? RowTransform.encodeLogFMT : .copy).rawValue)
+    header.encoding = options.encoding.code
     header.elementsPerRow = Int64(hidden)
     header.isWeighted = options.topKWeights == nil ? 0 : 1
     header.layout = handle.rowLayout.code
@@ -253,6 +253,14 @@ private struct CombineCall {
 }
 
 extension RowEncoding {
+  /// As it travels in headers.
+  var code: Int64 { Int64(Self.allCases.firstIndex(of: self)!) }
+
+  init?(code: Int64) {
+    guard let encoding = Self.allCases.first(where: { $0.code == code }) else { return nil }
+    self = encoding
+  }
+
   /// Bytes of the arena that coded rows take.
   func recordByteCount(rowCount: Int, hidden: Int) -> Int64 {
     if self == .none { return 0 }

@@ -22,6 +22,22 @@ import Testing
     }
   }
 
+  /// Up to 2 to the power of 16 between the least and the largest.
+  @Test(arguments: [
+    (0x4780, 0x3f80, false), (0x4781, 0x3f80, true), (0x7f7f, 0x77ff, false), (0x7f80, 0x7f00, true),
+    (0x80, 0x80, false),
+    (0x81, 0x7f, true),
+  ])
+  func blocksThatAreSentAsTheyAre(largest: UInt32, least: UInt32, isApart: Bool) {
+    #expect(LogFMTBlock(largest: largest, least: least - 1).isApart == isApart)
+  }
+
+  @Test func blocksOfZeros() {
+    let block = LogFMTBlock(largest: 0, least: 0xffff)
+    #expect(!block.isApart && block.code(0x8000, inverse: block.inverse) == 0x200)
+    #expect(block.value(0, sign: 1).bitPattern == 0x8000_0000)
+  }
+
   @Test(arguments: [1, 3], [false, true])
   func encodes(blockCount: Int, inPlace: Bool) {
     for (rowCount, channelCount) in [(1, 128), (3, 384), (20, 256), (2, 2944)] {
@@ -33,7 +49,7 @@ import Testing
       let exact = inPlace ? source : Memory(byteCount: 2 * rows.count)
       let job = EncodeJob(
         source: source.address, rowCount: Int32(rowCount), elementCount: Int32(channelCount), records: records.address,
-        exact: exact.address)
+        exact: exact.address, before: Int32(7 * blockCount))
       let fault = emulate(blockCount: blockCount) { machine in machine.encodeRows(job) }
       #expect(fault == nil)
 

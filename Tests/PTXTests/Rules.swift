@@ -20,8 +20,7 @@ enum Rules {
   private static func forbidden(_ instructions: [String]) -> [String] {
     let prefixes = [
       "call", "trap", "brkpt", "ld.local", "st.local", "ld.global.nc", "fma.", "mad.rn.f", "ex2", "lg2", "rcp.approx",
-      "div.approx",
-      "div.full",
+      "div.approx", "div.full",
     ]
     return instructions.filter { instruction in
       prefixes.contains { instruction.hasPrefix($0) } || instruction.prefix { $0 != " " }.contains(".ftz")

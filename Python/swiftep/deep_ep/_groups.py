@@ -75,7 +75,8 @@ class PackedGroups(Groups):
         self.source_tokens = self._slot_tokens.new_empty(self._slot_tokens.shape)
         self.counts = self._source_counts.new_empty(len(self._source_counts))
         self.ranges = torch.empty_like(self._source_counts, dtype=torch.int64)
-        self.places = self._places = self.ranges.new_empty(self.source_tokens.numel())
+        # A combine that comes before they are known is refused behind them.
+        self.places = self._places = self.ranges.new_zeros(self.source_tokens.numel())
         columns = () if self._columns is None else (self._columns,)
         self.made = (self.rows, *columns, self.counts, self.source_tokens, self.ranges, self._places)
 

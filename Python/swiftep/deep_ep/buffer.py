@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional, Union
 
@@ -102,10 +103,13 @@ class Buffer:
         self._masked_by_hand: set[int] = set()
         self._raw: dict[bool, Tensor] = {}
         self.runtime: Optional[_Runtime] = _Runtime(self)
-        # So that a rank can be gone before its first call, as only a buffer that is there can go on without it.
-        job = Buffer._hinted.get((num_rdma_bytes, self.group_size))
-        if low_latency_mode and enable_shrink and job is not None:
-            self._low_latency_buffer(*job)
+        if low_latency_mode and enable_shrink:
+            # So that a rank can be gone before its first call, as only a buffer that is there can go on without it.
+            job = Buffer._hinted.get((num_rdma_bytes, self.group_size), (-1, 0, 0))
+            gather = comm.allgather if group is None else _torch.all_gather(group)
+            is_same = len(set(gather(struct.pack("<3q", *job)))) == 1
+            if is_same and job[0] >= 0:
+                self._low_latency_buffer(*job)
 
     # What a buffer is
 

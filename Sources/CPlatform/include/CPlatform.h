@@ -170,7 +170,7 @@ int swiftep_ask_gpu_driver(struct swiftep_gpu_driver *driver, int milliseconds);
 
 // MARK: Rows
 
-enum swiftep_format { SWIFTEP_BF16 = 1, SWIFTEP_FP16 = 2, SWIFTEP_FP32 = 3, SWIFTEP_LOGFMT = 6 };
+enum swiftep_format { SWIFTEP_BF16 = 1, SWIFTEP_FP16 = 2, SWIFTEP_FP32 = 3, SWIFTEP_CODED_BF16 = 6 };
 
 /// Copies `byte_count` bytes, a multiple of 16, to each destination (16-byte aligned). Streaming stores go around the
 /// caches: end the batch with `swiftep_store_fence`.
@@ -209,7 +209,7 @@ struct swiftep_reduction {
 };
 
 /// `output[i] = round(0 + w0 * rows[0][i] + w1 * rows[1][i] + ... + bias0[i] + bias1[i])`, each operation rounded in
-/// Float, in this order.
+/// Float, in this order. Of LogFMT rows, `first` and `element_count` are multiples of 16.
 void swiftep_reduce(void *output, const struct swiftep_reduction *reduction, size_t first, size_t element_count, bool streaming);
 
 #endif
