@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import traceback
-from typing import Any, Callable
+from typing import AbstractSet, Any, Callable
 
 import pytest
 
@@ -184,7 +184,7 @@ def low_latency_dispatch(buffer: deep_ep.Buffer, hooks: bool, kind: dict[str, bo
 
 
 def check_low_latency_dispatch(
-    buffer: deep_ep.Buffer, hooks: bool, kind: dict[str, bool], absent: set[int]
+    buffer: deep_ep.Buffer, hooks: bool, kind: dict[str, bool], absent: AbstractSet[int]
 ) -> tuple[Tensor, Any]:
     """Returns the rows as BF16, and the handle."""
     rank, rank_count = buffer.rank, buffer.group_size
@@ -231,7 +231,7 @@ def check_low_latency_dispatch(
 
 
 def check_low_latency_combine(
-    buffer: deep_ep.Buffer, experts: Tensor, handle: Any, hooks: bool, is_quantized: bool, absent: set[int]
+    buffer: deep_ep.Buffer, experts: Tensor, handle: Any, hooks: bool, is_quantized: bool, absent: AbstractSet[int]
 ) -> None:
     oracle = Oracle(buffer.rank, buffer.group_size)
     x, indices, weights = oracle.x, oracle.indices, oracle.weights
@@ -273,7 +273,7 @@ def check_low_latency_combine(
     assert not torch.equal(coded, exact)
 
 
-def check_low_latency(buffer: deep_ep.Buffer, absent: set[int] = set()) -> None:  # noqa: B006
+def check_low_latency(buffer: deep_ep.Buffer, absent: AbstractSet[int] = frozenset()) -> None:
     for hooks in (False, True):
         for kind in KINDS:
             experts, handle = check_low_latency_dispatch(buffer, hooks, kind, absent)
@@ -426,6 +426,7 @@ class FakeMPI:
 
 
 def check_everything(group: Any) -> None:
+    """One and two ranks have a process group, three a communicator of MPI's interface."""
     has_group = group.size() < 3
     given: dict[str, Any] = {"group": group} if has_group else {"group": None, "comm": FakeMPI(group)}
     buffer = deep_ep.Buffer(num_nvl_bytes=1 << 12, low_latency_mode=True, explicitly_destroy=True, timeout=20, **given)
@@ -586,6 +587,15 @@ def check_early_combine(buffer: deep_ep.Buffer) -> None:
     torch.testing.assert_close(tokens.float(), wanted, rtol=0.01, atol=0.01)
 
 
+def check_hint_of_one_rank(made: Callable[..., deep_ep.Buffer], rank: int) -> None:
+    """Only the first rank has asked for the bytes: no rank makes a buffer of them before the others do."""
+    sizes = [deep_ep.Buffer.get_low_latency_rdma_size_hint(3, HIDDEN, dist.get_world_size(), EXPERTS) if rank == 0 else 0]
+    dist.broadcast_object_list(sizes, 0)
+    buffer = made(enable_shrink=True, num_rdma_bytes=sizes[0])
+    assert not buffer._buffers
+    check_low_latency_dispatch(buffer, False, {}, set())
+
+
 def check_shrink(group: Any) -> None:
     def made(timeout: float = 20, **options: Any) -> deep_ep.Buffer:
         return deep_ep.Buffer(group, low_latency_mode=True, explicitly_destroy=True, timeout=timeout, **options)
@@ -595,6 +605,7 @@ def check_shrink(group: Any) -> None:
     check_as_without_masks(plain, buffer)
     check_low_latency(buffer)
     check_early_combine(buffer)
+    check_hint_of_one_rank(made, group.rank())
     check_masks_by_hand(made(enable_shrink=True))
     size = deep_ep.Buffer.get_low_latency_rdma_size_hint(24 + 9 * group.size(), HIDDEN, group.size(), EXPERTS)
     check_silence(made(SILENCE, enable_shrink=True, num_rdma_bytes=size))

@@ -155,36 +155,31 @@ struct logfmt_record {
 };
 static const uint32_t LOGFMT_APART = UINT32_MAX;
 
-INLINE f32x8 logfmt_significand(u32x8 bits) { return (f32x8)((bits & 0x7fffff) | 0x3f800000); }
-
-INLINE u32x8 logfmt_logarithm(u32x8 bits) {
-  f32x8 u = logfmt_significand(bits);
-  f32x8 y = (f32x8){} + 0.04514904320240021f;
-  y = y * u;
-  y = y - 0.41932088136672974f;
-  y = y * u;
-  y = y + 1.6413991451263428f;
-  y = y * u;
-  y = y - 3.568859100341797f;
-  y = y * u;
-  y = y + 5.10697603225708f;
-  y = y * u;
-  y = y - 1.8053442239761353f;
+/// The significand, from 1 to 2, becomes the polynomial of it; exponents stay as they are.
+INLINE u32x8 logfmt_map(u32x8 bits, const float *coefficients, int count) {
+  f32x8 u = (f32x8)((bits & 0x7fffff) | 0x3f800000);
+  f32x8 y = (f32x8){} + coefficients[0];
+#pragma clang loop unroll(full)
+  for (int i = 1; i < count; i++) {
+    y = y * u;
+    y = y + coefficients[i];
+  }
   return (bits & 0x7f800000) + (u32x8)y - 0x3f800000;
 }
 
+INLINE u32x8 logfmt_logarithm(u32x8 bits) {
+  static const float coefficients[] = {
+      0.04514904320240021f, -0.41932088136672974f, 1.6413991451263428f,
+      -3.568859100341797f,  5.10697603225708f,     -1.8053442239761353f,
+  };
+  return logfmt_map(bits, coefficients, 6);
+}
+
 INLINE u32x8 logfmt_power(u32x8 logarithm) {
-  f32x8 u = logfmt_significand(logarithm);
-  f32x8 y = (f32x8){} + 0.013701998628675938f;
-  y = y * u;
-  y = y - 0.003063733922317624f;
-  y = y * u;
-  y = y + 0.16852903366088867f;
-  y = y * u;
-  y = y + 0.3103290796279907f;
-  y = y * u;
-  y = y + 0.5105036497116089f;
-  return (logarithm & 0x7f800000) + (u32x8)y - 0x3f800000;
+  static const float coefficients[] = {
+      0.013701998628675938f, -0.003063733922317624f, 0.16852903366088867f, 0.3103290796279907f, 0.5105036497116089f,
+  };
+  return logfmt_map(logarithm, coefficients, 5);
 }
 
 /// Eight channels, whose BF16 bits are in the lower halves of their lanes, as codes with the sign at bit 9.

@@ -6,7 +6,7 @@ extension GPUMachine {
     switch job.format {
     case .bf16: reduce(job, BF16.self, source)
     case .fp16: reduce(job, FP16.self, source)
-    case .logFMT: reduceVectors(job, CodedBF16.self, 2 &* job.elementCount, source)
+    case .logFMT: reduceVectors(job, BF16.self, isCoded: true, 2 &* job.elementCount, source)
     default: reduce(job, FP32.self, source)
     }
   }
@@ -18,7 +18,7 @@ extension GPUMachine {
     if rowByteCount % 16 != 0 {
       reduceElements(job, format, source)
     } else {
-      reduceVectors(job, format, rowByteCount, source)
+      reduceVectors(job, format, isCoded: false, rowByteCount, source)
     }
   }
 
@@ -45,21 +45,21 @@ extension GPUMachine {
 
   @inline(__always)
   private func reduceVectors<Format: SumFormat>(
-    _ job: ReduceJob, _ format: Format.Type, _ rowByteCount: Int32, _ source: (Int32, Int32) -> RowSource
+    _ job: ReduceJob, _ format: Format.Type, isCoded: Bool, _ rowByteCount: Int32, _ source: (Int32, Int32) -> RowSource
   ) {
     let pieces = Pieces(
       firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: rowByteCount,
       // Terms that are coded take more registers.
-      pieceByteCountMax: Format.isCoded ? 1024 : TermCursor.termByteCountMax, granule: Format.isCoded ? 512 : 16)
+      pieceByteCountMax: isCoded ? 1024 : TermCursor.termByteCountMax, granule: isCoded ? 512 : 16)
     let walk = Walk(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
-    var terms = TermCursor(self, walk, slotCount: job.slotCount, source)
+    var terms = TermCursor(self, walk, isCoded: isCoded, slotCount: job.slotCount, source)
     if terms.isOver { return }
     var sums = PieceSums()
     #if BULK_COPIES
       let stages = Stages(self, count: 2)
       stages.open()
       var (issued, used) = (Int32(0), Int32(0))
-      if terms.lanes != 0 { terms.load(format, &issued, stages, pieces) }
+      if terms.lanes != 0 { terms.load(&issued, stages, pieces) }
       var isOver: Bool
       repeat {
         // While these are on their way or added, the next ones are, too: into the stage that was read last.
@@ -67,7 +67,7 @@ extension GPUMachine {
         let exact = terms.exact
         terms.advance(self, pieces, source)
         isOver = terms.isOver
-        if !isOver && terms.lanes != 0 { terms.load(format, &issued, stages, pieces) }
+        if !isOver && terms.lanes != 0 { terms.load(&issued, stages, pieces) }
         let byteCount = pieces.byteCount(of: piece)
         if lanes != 0 {
           var stage = stages.offset(of: used)
@@ -75,7 +75,7 @@ extension GPUMachine {
           var slots = LaneSlots(present: lanes)
           while slots.present != 0 {
             let slot = slots.removeFirst()
-            if Format.isCoded {
+            if isCoded {
               let factor = job.isWeighted ? shuffle(weight, from: slot) : 1
               let row = shuffle(exact, from: slot).advanced(byBytes: Int64(piece.offset))
               sums.add(recordsAt: StageOffset(offset: stage), exact: row, weight: factor, lane: lane, byteCount)
@@ -102,8 +102,8 @@ extension GPUMachine {
         while slots.present != 0 {
           let slot = slots.removeFirst()
           let weight = shuffle(terms.weight, from: slot)
-          let row = terms.address(self, format, of: slot)
-          if Format.isCoded {
+          let row = terms.address(self, of: slot)
+          if isCoded {
             let exact = shuffle(terms.exact, from: slot).advanced(byBytes: Int64(piece.offset))
             sums.add(recordsAt: row, exact: exact, weight: weight, lane: lane, byteCount)
           } else {
@@ -188,6 +188,7 @@ private struct TermCursor {
   private(set) var walk: Walk
   /// Those whose terms it is at, three at most; none where a piece has no terms.
   private(set) var lanes: UInt32 = 0
+  private let isCoded: Bool
   private let slotCount: Int32
   private var firstSlot: Int32 = 0
   private var own = RowSource.none
@@ -196,8 +197,9 @@ private struct TermCursor {
 
   @inline(__always)
   init(
-    _ machine: GPUMachine, _ walk: Walk, slotCount: Int32, _ source: (Int32, Int32) -> RowSource
+    _ machine: GPUMachine, _ walk: Walk, isCoded: Bool, slotCount: Int32, _ source: (Int32, Int32) -> RowSource
   ) {
+    self.isCoded = isCoded
     self.slotCount = slotCount
     self.walk = walk
     findSources(machine, source)
@@ -249,17 +251,20 @@ private struct TermCursor {
 
   #if BULK_COPIES
     /// Starts to fill a stage with these terms.
-    @inline(__always)
-    func load<Format: SumFormat>(_ format: Format.Type, _ issued: inout Int32, _ stages: Stages, _ pieces: Pieces) {
+    @inline(__always) func load(_ issued: inout Int32, _ stages: Stages, _ pieces: Pieces) {
       stages.load(
-        issued, from: own.row.advanced(byBytes: Int64(Format.termByteCount(walk.piece.offset))),
-        Format.termByteCount(pieces.byteCount(of: walk.piece)), of: lanes, distance: Self.termByteCountMax)
+        issued, from: own.row.advanced(byBytes: Int64(termByteCount(walk.piece.offset))),
+        termByteCount(pieces.byteCount(of: walk.piece)), of: lanes, distance: Self.termByteCountMax)
       issued = issued &+ 1
     }
   #else
-    @inline(__always)
-    func address<Format: SumFormat>(_ machine: GPUMachine, _ format: Format.Type, of lane: Int32) -> Address {
-      machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(Format.termByteCount(walk.piece.offset)))
+    @inline(__always) func address(_ machine: GPUMachine, of lane: Int32) -> Address {
+      machine.shuffle(own.row, from: lane).advanced(byBytes: Int64(termByteCount(walk.piece.offset)))
     }
   #endif
+
+  /// Bytes of a term for so many of the sum.
+  @inline(__always) private func termByteCount(_ byteCount: Int32) -> Int32 {
+    isCoded ? LogFMT.byteCount(channelCount: byteCount / 2) : byteCount
+  }
 }

@@ -112,9 +112,7 @@ extension GPUMachine {
         if offset < job.besideByteCount { target.scales.store(vector, atByte: offset) }
       }
     }
-  #endif
 
-  #if !BULK_COPIES
     @inline(__always)
     private func copy(
       _ content: PieceContent, _ pieces: Pieces, _ piece: Piece, _ targets: inout Targets,

@@ -32,21 +32,10 @@ extension Address {
 /// An element type that can be summed: how a vector becomes Floats and back.
 protocol SumFormat {
   static var elementByteCount: Int32 { get }
-  /// Whether terms are LogFMT records, `LogFMT.byteCount` for the channels of a piece.
-  static var isCoded: Bool { get }
   static func element(_ index: Int32, of row: Address) -> Float
   static func store(_ sum: Float, _ row: Address, at index: Int32)
   static func add(_ vector: Vector, weight: Float, to sums: inout Sums)
   static func rounded(_ sums: Sums) -> Vector
-}
-
-extension SumFormat {
-  @inline(__always) static var isCoded: Bool { false }
-
-  /// Bytes of a term for so many of the sum.
-  @inline(__always) static func termByteCount(_ byteCount: Int32) -> Int32 {
-    isCoded ? LogFMT.byteCount(channelCount: byteCount / 2) : byteCount
-  }
 }
 
 /// Eight sums in Float; FP32 uses the first four.
@@ -91,18 +80,6 @@ enum BF16: SumFormat {
       ptx_bf16x2(sums.low.x, sums.low.y), ptx_bf16x2(sums.low.z, sums.low.w), ptx_bf16x2(sums.high.x, sums.high.y),
       ptx_bf16x2(sums.high.z, sums.high.w))
   }
-}
-
-/// BF16, of terms that have travelled as LogFMT.
-enum CodedBF16: SumFormat {
-  @inline(__always) static var elementByteCount: Int32 { 2 }
-  @inline(__always) static var isCoded: Bool { true }
-  @inline(__always) static func element(_ index: Int32, of row: Address) -> Float { BF16.element(index, of: row) }
-  @inline(__always) static func store(_ sum: Float, _ row: Address, at index: Int32) { BF16.store(sum, row, at: index) }
-  @inline(__always) static func add(_ vector: Vector, weight: Float, to sums: inout Sums) {
-    BF16.add(vector, weight: weight, to: &sums)
-  }
-  @inline(__always) static func rounded(_ sums: Sums) -> Vector { BF16.rounded(sums) }
 }
 
 enum FP16: SumFormat {

@@ -59,6 +59,8 @@ class PackedGroups(Groups):
         places: int64 `[local experts * rows]`: the row that belongs in each slot, of all groups; any, where none does.
     """
 
+    places: Tensor
+
     def __init__(self, result: DispatchResult, token_count_max: int) -> None:
         if result.source_counts is None:
             raise refusal("handle", "how many rows of each source there are", None)
@@ -76,9 +78,9 @@ class PackedGroups(Groups):
         self.counts = self._source_counts.new_empty(len(self._source_counts))
         self.ranges = torch.empty_like(self._source_counts, dtype=torch.int64)
         # A combine that comes before they are known is refused behind them.
-        self.places = self._places = self.ranges.new_zeros(self.source_tokens.numel())
+        self.places = self.ranges.new_zeros(self.source_tokens.numel())
         columns = () if self._columns is None else (self._columns,)
-        self.made = (self.rows, *columns, self.counts, self.source_tokens, self.ranges, self._places)
+        self.made = (self.rows, *columns, self.counts, self.source_tokens, self.ranges, self.places)
 
     def finish(self) -> None:
         # Whatever a dispatch that has failed leaves here leads nowhere else.
@@ -101,7 +103,7 @@ class PackedGroups(Groups):
 
         token = torch.arange(self._token_count_max, device=ends.device)
         place = torch.where(token < counts.unsqueeze(2), begins.unsqueeze(2) + token, 0)
-        self._places.copy_((firsts + place.flatten(1)).flatten())
+        self.places.copy_((firsts + place.flatten(1)).flatten())
 
 
 def in_slots(rows: Tensor, places: Tensor) -> Tensor:
