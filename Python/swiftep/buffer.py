@@ -131,7 +131,8 @@ class Buffer:
             weights: fp32 `[tokens, top_k]`.
             table: uint8 or bool `[tokens, ranks]`: not zero where a token goes to a rank.
             handle: as an earlier dispatch of this buffer, with its layout and alignment.
-            scales: of fp8 rows: fp32 `[tokens, ceil(hidden / 128)]` or, packed UE8M0, int32 `[tokens, ceil(hidden / 512)]`.
+            scales: of fp8 rows: fp32 `[tokens, ceil(hidden / 128)]` or, packed UE8M0, int32 `[tokens, ceil(hidden / 512)]`; of
+                strides of 1 and at least `tokens` as well, that is in columns.
             sidecars: up to three arrays `[tokens, ...]` that travel with the rows, in rows of a multiple of 4 bytes.
             layout: how received rows are ordered.
             expert_alignment: by expert: each group of rows begins at a multiple of this.

@@ -124,7 +124,8 @@ struct Script: Sendable {
   private func dispatch(_ step: Int, on buffer: ExpertBuffer, handle: DispatchHandle?) throws -> DispatchResult {
     let tokens = try oracles[step].tokens[buffer.rank].reachable(from: buffer)
     return try buffer.dispatch(
-      tokens.x, scales: tokens.scales, sidecars: tokens.sidecars, to: handle.map { .cached($0) } ?? tokens.routing,
+      tokens.x, scales: tokens.scaleColumns ?? tokens.scales, sidecars: tokens.sidecars,
+      to: handle.map { .cached($0) } ?? tokens.routing,
       options: job.dispatchOptions(ofRank: buffer.rank))
   }
 

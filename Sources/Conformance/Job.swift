@@ -15,6 +15,7 @@ package struct Job: Codable, Equatable, Sendable {
   package var quantization: ScaleFormat?
   package var globalScale: Float = 1
   package var scaleOrder: ScaleOrder = .rowMajor
+  package var givenScaleOrder: ScaleOrder = .rowMajor
   package var sidecarByteCounts: [Int] = []
   package var layout: RowLayout = .bySource
   package var expertAlignment = 1
@@ -138,6 +139,7 @@ extension Job {
     options.quantization = quantization
     options.globalScale = globalScale
     options.scaleOrder = scaleOrder
+    options.givenScaleOrder = givenScaleOrder
     options.workers = workersPerCall
     options.isAsynchronous = isAsynchronous
     options.receivesLater = receivesLater
@@ -154,7 +156,7 @@ extension Job: CustomStringConvertible {
       "missing \(missingProbability)", "workers \(workers)",
     ]
     if let expertOwners { parts.append("owners \(expertOwners)") }
-    if let scales { parts.append("scales \(scales)") }
+    if let scales { parts.append("scales \(scales) \(givenScaleOrder)") }
     if let quantization { parts.append("quantization \(quantization) \(scaleOrder)") }
     if globalScale != 1 { parts.append("global scale \(globalScale)") }
     if !sidecarByteCounts.isEmpty { parts.append("sidecars \(sidecarByteCounts)") }

@@ -24,7 +24,10 @@ extension Job {
   private mutating func chooseFormats(_ random: inout SplitMix64) {
     dtype = random.pick([.bf16, .bf16, .bf16, .fp16, .fp32, .fp8E4M3, .uint8])
     if dtype == .bf16 && random.chance(0.4) { quantization = random.pick(ScaleFormat.allCases) }
-    if dtype == .fp8E4M3 { scales = random.pick(ScaleFormat.ofRows(.fp8E4M3)) }
+    if dtype == .fp8E4M3 {
+      scales = random.pick(ScaleFormat.ofRows(.fp8E4M3))
+      givenScaleOrder = random.pick(ScaleOrder.allCases)
+    }
     if quantization == .nvfp4 {
       hidden = (hidden + 63) / 64 * 64
       globalScale = random.pick([1, 0.003, 0.7, 1344, 1e6])

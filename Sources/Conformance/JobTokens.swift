@@ -30,7 +30,20 @@ extension Job {
     let sidecars = sidecarByteCounts.enumerated().map { index, byteCount in
       makeRows([tokenCount, byteCount], .uint8, .sidecars, rank, step * 3 + index)
     }
-    return RankTokens(x: x, scales: scaleTensor, sidecars: sidecars, routing: makeRouting(rank: rank))
+    var tokens = RankTokens(x: x, scales: scaleTensor, sidecars: sidecars, routing: makeRouting(rank: rank))
+    if givenScaleOrder == .columnMajor { tokens.scaleColumns = scaleTensor.map(columns(of:)) }
+    return tokens
+  }
+
+  /// A tensor of elements of 4 bytes, transposed, with what nobody may read behind each column.
+  private func columns(of rows: Tensor) -> Tensor {
+    let (rowCount, width) = (rows.shape[0], rows.shape[1])
+    let stride = rowCount + Int(seed % 4)
+    var columns = [UInt32](repeating: 0xffff_ffff, count: width * stride)
+    for (cell, word) in try! rows.elements(UInt32.self).enumerated() {
+      columns[cell % width * stride + cell / width] = word
+    }
+    return try! Tensor(copying: columns, shape: [width, stride], rows.dtype)
   }
 
   /// The rows that a rank's experts return, in combine `step`.

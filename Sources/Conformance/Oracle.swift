@@ -4,6 +4,8 @@ import SwiftEP
 package struct RankTokens: Sendable {
   package var x: Tensor
   package var scales: Tensor?
+  /// The same in columns, where a dispatch is given those.
+  package var scaleColumns: Tensor?
   package var sidecars: [Tensor]
   /// By top-k or by table.
   package var routing: Routing
@@ -20,6 +22,7 @@ package struct RankTokens: Sendable {
     var tokens = self
     tokens.x = try buffer.reachable(x)
     if let scales { tokens.scales = try buffer.reachable(scales) }
+    if let scaleColumns { tokens.scaleColumns = try buffer.reachable(scaleColumns) }
     tokens.sidecars = try sidecars.map { sidecar throws(EPError) in try buffer.reachable(sidecar) }
     switch routing {
     case .topK(let indices, let weights):

@@ -16,6 +16,10 @@
   public var sourceRowByteCount: Int32
   /// The caller's tensors for the columns `Columns.rows` to `Columns.origins - 1`; null where there is none.
   public var sources: (Address, Address, Address, Address, Address)
+  /// Where the caller's scales lie, if in columns: their source is then where the operation brings them into rows. Null
+  /// otherwise.
+  public var scaleColumns: Address
+  public var scaleColumnByteCount: Int32
   public var expertAlignment: Int32
   /// Not zero: rows between groups of experts are zeroed. An integer, since kernels keep those in registers.
   public var zeroesPadding: Int32
@@ -33,10 +37,10 @@
 
   @inlinable public init(
     view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, routing: RoutingView,
-    columns: Columns,
-    transform: RowTransform, scaleStride: Int32, globalScale: Float, sourceRowByteCount: Int32,
-    sources: (Address, Address, Address, Address, Address),
-    expertAlignment: Int32, zeroesPadding: Int32, expertStatistics: Address, isCached: Bool
+    columns: Columns, transform: RowTransform, scaleStride: Int32, globalScale: Float, sourceRowByteCount: Int32,
+    sources: (Address, Address, Address, Address, Address), scaleColumns: Address = .null,
+    scaleColumnByteCount: Int32 = 0, expertAlignment: Int32, zeroesPadding: Int32, expertStatistics: Address,
+    isCached: Bool
   ) {
     self.view = view
     self.header = header
@@ -49,6 +53,8 @@
     self.globalScale = globalScale
     self.sourceRowByteCount = sourceRowByteCount
     self.sources = sources
+    self.scaleColumns = scaleColumns
+    self.scaleColumnByteCount = scaleColumnByteCount
     self.expertAlignment = expertAlignment
     self.zeroesPadding = zeroesPadding
     self.expertStatistics = expertStatistics
@@ -119,6 +125,7 @@
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   // The first worker has the most to do.
   if operation.does(.begin) && machine.workerIndex &+ 1 == machine.workerCount { begin(machine, arguments) }
+  if operation.does(.begin) && !arguments.scaleColumns.isNull { bringScalesIntoRows(machine, arguments) }
   let isLaidOut = !arguments.isCached && arguments.header.fault == 0
   if isLaidOut && operation.does(.begin) {
     var chunk = machine.workerIndex
@@ -132,6 +139,20 @@
   agree(machine, arguments, isLaidOut: isLaidOut, counting: counting)
   if !operation.isAgreed { operation.tell(machine, view) }
   return true
+}
+
+/// Rows of scales, which go with their tokens' rows later, from columns.
+@inlinable func bringScalesIntoRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (tokenCount, rows) = (arguments.handle.layout.chunks.tokenCount, arguments.source(ofColumn: Columns.scales))
+  let scaleCount = arguments.columns[Columns.scales] / 4
+  machine.copyRecords(tokenCount &* scaleCount, byteCount: 4) { cell in
+    // Along a column: what neighbours read lies together.
+    let (column, token) = (cell / tokenCount, cell % tokenCount)
+    let offset = Int64(column) &* Int64(arguments.scaleColumnByteCount) &+ 4 &* Int64(token)
+    return RecordRoute(
+      source: arguments.scaleColumns.advanced(byBytes: offset),
+      target: rows.advanced(byBytes: 4 &* (Int64(token) &* Int64(scaleCount) &+ Int64(column))))
+  }
 }
 
 /// The flight record begins.

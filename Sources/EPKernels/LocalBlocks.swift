@@ -196,12 +196,17 @@
   public var chunkCount: Int32
   /// Of a combine in steps; 0 otherwise.
   public var stepCount: Int32
+  /// Of scales that are given in columns, in rows; 0 otherwise.
+  public var scaleByteCount: Int64
 
-  @inlinable public init(rankCount: Int32, expertCount: Int32, chunkCount: Int32, stepCount: Int32 = 0) {
+  @inlinable public init(
+    rankCount: Int32, expertCount: Int32, chunkCount: Int32, stepCount: Int32 = 0, scaleByteCount: Int64 = 0
+  ) {
     self.rankCount = rankCount
     self.expertCount = expertCount
     self.chunkCount = chunkCount
     self.stepCount = stepCount
+    self.scaleByteCount = scaleByteCount
   }
 
   /// `OperationStatus`.
@@ -223,7 +228,9 @@
   @inlinable public var groupStarts: Int64 { chunkCounters &+ 4 &* Int64(chunkCount) &* Int64(counterCount) }
   /// `StepRows` `[stepCount, rankCount]`: this rank's rows of each step at each rank.
   @inlinable var stepRows: Int64 { alignUp(groupStarts &+ 4 &* (Int64(expertCount) &+ 1), to: 16) }
-  @inlinable public var byteCount: Int64 { alignUp(stepRows &+ 8 &* Int64(stepCount) &* Int64(rankCount), to: 64) }
+  /// Scales of this rank's tokens, in rows, where they are given in columns.
+  @inlinable var scaleRows: Int64 { alignUp(stepRows &+ 8 &* Int64(stepCount) &* Int64(rankCount), to: 64) }
+  @inlinable public var byteCount: Int64 { alignUp(scaleRows &+ scaleByteCount, to: 64) }
 }
 
 /// How much of an operation a launch is.
@@ -309,6 +316,7 @@
     if !waits.isNull { waits.store(waits.load(UInt64.self, at: peer) &+ nanoseconds, at: peer) }
   }
   @inlinable var counter: Address { at(layout.counter) }
+  @inlinable public var scaleRows: Address { at(layout.scaleRows) }
   @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }
   @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
   /// Whether all ranks have the same status, good or bad.

@@ -53,6 +53,9 @@ public struct DispatchOptions: Sendable {
   public var globalScale: Float = 1
   /// Of grouped rows that are quantized on the way.
   public var scaleOrder: ScaleOrder = .rowMajor
+  /// Of scales that are given: where they lie in columns, they are `[scales of a row, n]`, of which the first tokens count. The
+  /// call brings them into rows, in memory that the plan knows of. Ranks need not all say the same.
+  public var givenScaleOrder: ScaleOrder = .rowMajor
   /// Workers to use; nil: all that the buffer has.
   public var workers: Int?
   /// Ranks need not all say the same, but none lets streams wait while another has results to receive (`receivesLater`).

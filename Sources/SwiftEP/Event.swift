@@ -155,8 +155,8 @@ final class PendingOperation: Sendable {
   private let ticket = Guarded<UInt64>(0)
 
   init(
-    _ core: BufferCore, chunkCount: Int = 0, stepCount: Int = 0, waiting: Waiting, waitStatistics: Tensor? = nil,
-    firstHalf: OperationPart? = nil
+    _ core: BufferCore, chunkCount: Int = 0, stepCount: Int = 0, scaleByteCount: Int64 = 0, waiting: Waiting,
+    waitStatistics: Tensor? = nil, firstHalf: OperationPart? = nil
   ) throws(EPError) {
     self.core = core
     self.waitStatistics = waitStatistics
@@ -165,7 +165,7 @@ final class PendingOperation: Sendable {
     if firstHalf != nil { isReceived.withLock { $0 = false } }
     layout = OperationLayout(
       rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount),
-      stepCount: Int32(stepCount))
+      stepCount: Int32(stepCount), scaleByteCount: scaleByteCount)
     memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
     report = try core.device.makeNotices(byteCount: OperationStatus.byteCount)
   }

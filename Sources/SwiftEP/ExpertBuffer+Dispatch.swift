@@ -12,7 +12,7 @@ extension ExpertBuffer {
   /// - Parameters:
   ///   - x: `[tokens, hidden]`, in rows of a multiple of 16 bytes; bf16, fp16, fp32, fp8E4M3 or, opaque, uint8.
   ///   - scales: of fp8E4M3 rows: fp32 `[tokens, ceil(hidden / 128)]` or, packed UE8M0, int32 `[tokens, ceil(hidden /
-  ///     512)]`.
+  ///     512)]`. In columns: see `DispatchOptions.givenScaleOrder`.
   ///   - sidecars: up to three arrays `[tokens, …]` that travel with the rows; rows of a multiple of 4 bytes.
   ///   - routing: where the tokens go.
   ///   - options: layout, sizing, quantization, and how to wait.
@@ -70,8 +70,10 @@ private struct DispatchCall {
     }
     let layout = cachedHandle?.layout ?? makeHandleLayout()
     let pending = try PendingOperation(
-      core, chunkCount: cachedHandle == nil ? Int(layout.chunks.chunkCount) : 0, waiting: options.waiting,
-      waitStatistics: options.waitStatistics, firstHalf: options.receivesLater ? .sendDispatch : nil)
+      core, chunkCount: cachedHandle == nil ? Int(layout.chunks.chunkCount) : 0,
+      scaleByteCount: givesScaleColumns ? Int64(tokenCount) * Int64(columns[Columns.scales]) : 0,
+      waiting: options.waiting, waitStatistics: options.waitStatistics,
+      firstHalf: options.receivesLater ? .sendDispatch : nil)
     let handle: DispatchHandle
     if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle(layout, pending) }
     let resources = pending.makeResources(
@@ -153,6 +155,11 @@ private struct DispatchCall {
 
   private var hasScaleColumns: Bool { options.scaleOrder == .columnMajor }
 
+  private var givesScaleColumns: Bool { scales != nil && options.givenScaleOrder == .columnMajor }
+
+  /// The scales as they travel, if not as they lie.
+  private var scaleRows: Tensor? { givesScaleColumns ? scales?.reshaped([tokenCount, scales!.shape[0]]) : scales }
+
   private var tokenCount: Int { x.shape[0] }
 
   private var hidden: Int { x.rowByteCount / x.dtype.byteCount }
@@ -175,7 +182,7 @@ private struct DispatchCall {
   private var columns: Columns {
     Columns(
       rowByteCount: outputElementCount * outputDType.byteCount,
-      scaleByteCount: options.quantization?.byteCount(hidden: hidden) ?? scales?.rowByteCount ?? 0,
+      scaleByteCount: options.quantization?.byteCount(hidden: hidden) ?? scaleRows?.rowByteCount ?? 0,
       sidecarByteCounts: sidecars.map(\.rowByteCount), slotCount: slotCount,
       indexByteCount: topK?.indices.dtype.byteCount ?? 4, isWeighted: topK?.weights != nil)
   }
@@ -238,7 +245,10 @@ private struct DispatchCall {
     try core.check(.scales, scales)
     try scales.check(.scales, dtype: [.fp32, .int32])
     let format: ScaleFormat = scales.dtype == .fp32 ? .float : .ue8m0
-    try scales.check(.scales, shape: [tokenCount, format.byteCount(hidden: hidden) / 4])
+    let scaleCount = format.byteCount(hidden: hidden) / 4
+    if !givesScaleColumns { return try scales.check(.scales, shape: [tokenCount, scaleCount]) }
+    try scales.check(.scales, shape: [scaleCount, nil])
+    try check(.scales, scales.shape[1], in: tokenCount...max(tokenCount, Int(Int32.max) / 4 / max(1, scaleCount)))
   }
 
   private func checkGlobalScale() throws(ArgumentFault) {
@@ -329,7 +339,7 @@ private struct DispatchCall {
     header.layout = layout.code
     header.sizing = sizing == .exact ? 0 : 1
     header.expertAlignment = Int64(expertAlignment)
-    header.scales = scales?.rowCode ?? Int64(columns[Columns.scales])
+    header.scales = scaleRows?.rowCode ?? Int64(columns[Columns.scales])
     let codes = sidecars.map(\.rowCode) + [0, 0, 0]
     header.sidecars = (codes[0], codes[1], codes[2])
     let sources = (0..<3).map { $0 < sidecars.count ? sidecars[$0].address : .null }
@@ -344,9 +354,16 @@ private struct DispatchCall {
       columns: columns, transform: options.transform,
       scaleStride: hasScaleColumns ? 4 * handle.layout.groupCapacity : 4, globalScale: options.globalScale,
       sourceRowByteCount: Int32(x.rowByteCount),
-      sources: (x.address, scales?.address ?? .null, sources[0], sources[1], sources[2]),
+      sources: (x.address, scaleSource(pending), sources[0], sources[1], sources[2]),
+      scaleColumns: givesScaleColumns ? scales!.address : .null,
+      scaleColumnByteCount: givesScaleColumns ? Int32(4 * scales!.shape[1]) : 0,
       expertAlignment: Int32(expertAlignment), zeroesPadding: options.zeroesPadding ? 1 : 0,
       expertStatistics: options.expertStatistics?.address ?? .null, isCached: cachedHandle != nil)
+  }
+
+  /// Where the scales lie in rows when rows move.
+  private func scaleSource(_ pending: PendingOperation) -> Address {
+    givesScaleColumns ? pending.view.scaleRows : scales?.address ?? .null
   }
 
   /// Takes the memory that peers may write to and says so in the header; where there is none, the header says that

@@ -121,10 +121,14 @@ extension ExpertBuffer {
         localExpertCount: Int32(localExpertCount), topK: Int32(shape.topK), layout: shape.layout.kernelLayout,
         groupCapacity: Int32(shape.layout == .grouped ? shape.groupCapacity : 0),
         sourceCapacity: Int32(masking == .none ? 0 : shape.tokensPerRankMax))
+      let givenScaleByteCount =
+        shape.scales.map {
+          $0.canBeGiven ? Int64(shape.tokensPerRankMax) * Int64($0.byteCount(hidden: shape.hidden)) : 0
+        } ?? 0
       let operation = { (chunkCount: Int) in
         OperationLayout(
           rankCount: Int32(shape.rankCount), expertCount: Int32(shape.expertCount), chunkCount: Int32(chunkCount),
-          stepCount: chunkCount == 0 ? steps.stepCount : 0
+          stepCount: chunkCount == 0 ? steps.stepCount : 0, scaleByteCount: chunkCount == 0 ? 0 : givenScaleByteCount
         ).byteCount
       }
       let tables = TableOffsets(

@@ -103,6 +103,9 @@ public enum ScaleFormat: String, CaseIterable, Codable, Sendable {
     return self == .ue8m0 ? (blockCount + 3) / 4 * 4 : 4 * blockCount
   }
 
+  /// Whether callers have rows with such scales already, instead of letting a dispatch make them.
+  package var canBeGiven: Bool { self != .nvfp4 }
+
   package var dtype: DType { self == .nvfp4 ? .fp8E4M3 : self == .ue8m0 ? .int32 : .fp32 }
 
   /// Of the rows that they scale.
@@ -114,7 +117,7 @@ public enum ScaleFormat: String, CaseIterable, Codable, Sendable {
   package var channelStep: Int { self == .nvfp4 ? Int(nvfp4Step) : 16 }
 }
 
-/// How the scales of grouped rows lie in memory.
+/// How scales lie in memory: those of grouped rows, and those that a dispatch is given (`DispatchOptions.givenScaleOrder`).
 public enum ScaleOrder: String, CaseIterable, Codable, Sendable {
   /// `[local experts, rows of a group, scales]`.
   case rowMajor

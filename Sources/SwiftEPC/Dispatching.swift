@@ -56,7 +56,7 @@ private struct DispatchCall {
   init(_ given: swiftep_dispatch_options, on machine: Machine) throws(EPError) {
     (self.given, self.machine) = (given, machine)
     x = try tensor(given.x, .x, on: machine) ?? .missing(.x)
-    scales = try tensor(given.scales, .scales, on: machine)
+    (scales, options.givenScaleOrder) = try SwiftEPC.scales(given.scales, on: machine)
     for sidecar in try array(given.sidecars, given.sidecar_count, "sidecars") {
       sidecars.append(try tensor(sidecar, .sidecars, on: machine) ?? .missing(.sidecars))
     }

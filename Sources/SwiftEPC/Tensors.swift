@@ -48,6 +48,31 @@ func tensor(
   }
 }
 
+/// A dispatch's scales, which may lie in columns: `[scales of a row, elements from column to column]` then.
+func scales(
+  _ pointer: UnsafePointer<swiftep_tensor>?, on machine: Machine
+) throws(EPError) -> (tensor: Tensor?, order: ScaleOrder) {
+  guard let pointer, let shape = try columnShape(try read(pointer, over: swiftep_tensor(), "scales")) else {
+    return (try tensor(pointer, .scales, on: machine), .rowMajor)
+  }
+  var columns = try read(pointer, over: swiftep_tensor(), "scales")
+  columns.strides = nil
+  return try shape.withUnsafeBufferPointer { shape throws(EPError) in
+    columns.shape = shape.baseAddress
+    return (try tensor(&columns, .scales, on: machine), .columnMajor)
+  }
+}
+
+/// Of a tensor whose columns lie one behind the other, with or without gaps, while its rows do not.
+private func columnShape(_ tensor: swiftep_tensor) throws(EPError) -> [Int64]? {
+  let shape = try array(tensor.shape, tensor.dimension_count, "scales.shape")
+  guard shape.count == 2, let strides = tensor.strides, !shape.contains(0) else { return nil }
+  if strideFault(tensor, shape.map { Int($0) }, .scales) == nil { return nil }
+  let (elementCount, overflows) = strides[1].multipliedReportingOverflow(by: shape[1])
+  let areColumns = (shape[0] == 1 || strides[0] == 1) && strides[1] >= shape[0]
+  return areColumns && !overflows && elementCount <= Int32.max ? [shape[1], strides[1]] : nil
+}
+
 /// What is wrong with strides that are not those of rows without gaps.
 private func strideFault(_ tensor: swiftep_tensor, _ shape: [Int], _ name: ArgumentFault.Name) -> ArgumentFault? {
   guard let strides = tensor.strides else { return nil }

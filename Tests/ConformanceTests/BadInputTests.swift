@@ -159,6 +159,16 @@ extension ConformanceTests {
       }
     }
 
+    @Test func scalesInColumns() throws {
+      let job = smallJob().with { ($0.dtype, $0.scales) = (.fp8E4M3, .float) }
+      let few = invalid("scales", "at least 16", "15")
+      try expectSameError(job, few) { tokens, options in
+        (tokens.scales, options.givenScaleOrder) = (try! Tensor(zeros: [1, 15], .fp32), .columnMajor)
+      }
+      let wide = invalid("scales.shape[0]", "1", "16")
+      try expectSameError(job, wide) { $1.givenScaleOrder = .columnMajor }
+    }
+
     @Test func scalesThatLieInRowsOnly() throws {
       let error = invalid("scaleOrder", "rowMajor but for grouped rows that are quantized on the way", "columnMajor")
       try expectSameError(smallJob().with { $0.layout = .grouped }, error) { $1.scaleOrder = .columnMajor }

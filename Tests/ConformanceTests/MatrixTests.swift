@@ -70,6 +70,18 @@ extension ConformanceTests {
         })
     }
 
+    @Test(arguments: ScaleFormat.ofRows(.fp8E4M3), RowLayout.allCases)
+    func scalesGivenInColumns(_ format: ScaleFormat, _ layout: RowLayout) throws {
+      for (hidden, sizing) in [(64, Sizing.exact), (640, .worstCase), (2880, .exact)] {
+        try run(
+          smallJob().with {
+            ($0.dtype, $0.scales, $0.givenScaleOrder) = (.fp8E4M3, format, .columnMajor)
+            ($0.layout, $0.sizing, $0.hidden, $0.cachedRepeats) = (layout, sizing, hidden, 2)
+            ($0.workers, $0.tokensPerRank, $0.seed) = (2, [7, 0, 12], UInt64(hidden) / 64)
+          })
+      }
+    }
+
     /// Those that are copied beside rows, and those that are not.
     @Test(arguments: [[8], [224, 8, 12], [260, 256], [264]], RowLayout.allCases)
     func sidecars(_ byteCounts: [Int], _ layout: RowLayout) throws {

@@ -149,7 +149,8 @@ extension Job {
     var routing = tokens.routing
     if let handle { routing = .cached(handle) }
     return try buffer.dispatch(
-      tokens.x, scales: tokens.scales, sidecars: tokens.sidecars, to: routing, options: options ?? dispatchOptions)
+      tokens.x, scales: tokens.scaleColumns ?? tokens.scales, sidecars: tokens.sidecars, to: routing,
+      options: options ?? dispatchOptions)
   }
 
   /// One dispatch that must be right: the buffer still works.

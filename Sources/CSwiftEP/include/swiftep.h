@@ -127,7 +127,7 @@ typedef struct swiftep_tensor {
   int32_t device_type, device_index;
   int32_t dimension_count;
   const int64_t *shape;
-  /// In elements; NULL: row after row without gaps. No call takes others yet; they are refused as any other argument is.
+  /// In elements; NULL: row after row without gaps. Only scales may have others, see there; elsewhere they are refused as any other argument is.
   const int64_t *strides;
   void *owner;
   void (*retain)(void *owner);
@@ -441,6 +441,7 @@ typedef struct swiftep_dispatch_options {
   /// `[tokens, hidden]`, in rows of a multiple of 16 bytes: bf16, fp16, fp32, fp8E4M3 or, opaque, uint8.
   const swiftep_tensor *x;
   /// Of fp8E4M3 rows: fp32 `[tokens, ceil(hidden / 128)]`, or packed UE8M0, int32 `[tokens, ceil(hidden / 512)]`.
+  /// In columns, too: strides of 1 and at least `tokens`.
   const swiftep_tensor *scales;
   /// Up to three arrays `[tokens, ...]` that travel with the rows, in rows of a multiple of 4 bytes.
   const swiftep_tensor *const *sidecars;
