@@ -14,7 +14,7 @@ from ._checks import required
 from .utils import EventHandle, EventOverlap
 
 if TYPE_CHECKING:
-    from .buffer import Buffer
+    from ._shared import Shared
 
 Hook = Optional[Callable[[], None]]
 
@@ -24,7 +24,7 @@ class Order:
 
     def __init__(
         self,
-        buffer: Buffer,
+        buffer: Shared,
         previous_event: Optional[EventOverlap],
         is_async: bool,
         allocates_there: bool = False,
