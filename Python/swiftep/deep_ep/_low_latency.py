@@ -125,11 +125,11 @@ class LowLatency(Masks):
             if waits is not None and dispatch_wait_recv_cost_stats is not None:
                 dispatch_wait_recv_cost_stats.add_(_cycles(waits, x.device))
 
-        hook = finished(result, finish, order, return_recv_hook)
+        used = (x, topk_idx, cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats, waits)
+        hook = finished(result, finish, order, return_recv_hook, used)
         received: Rows = groups.rows if groups.scales is None else (groups.rows, groups.scales)
         handle = (groups.source_tokens, groups.ranges, num_max_dispatch_tokens_per_rank, x.shape[1], num_experts)
-        keep_known(groups.ranges, Known(buffer, result.handle, groups.places))
-        used = (x, topk_idx, cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats, waits)
+        keep_known(groups.ranges, Known(buffer, result.handle, topk_idx, groups.places))
         event = order.end(used, groups.made, result)
         return received, groups.counts, handle, event, hook
 
@@ -151,7 +151,7 @@ class LowLatency(Masks):
         Args:
             x: bf16 `[local experts, ranks * num_max_dispatch_tokens_per_rank, hidden]`. In the buffer's own memory, nothing is
                 copied, but with `enable_shrink`.
-            topk_idx: as the dispatch's.
+            topk_idx: int64 `[tokens, top_k]`, as the dispatch's, or -1 for terms that are left out, of finite rows.
             topk_weights: fp32 `[tokens, top_k]`.
             handle: of the dispatch; twice, if the caller likes.
             use_logfmt: rows travel as LogFMT (`swiftep.Encoding`), which changes a value by at most 1.1%. Not with `zero_copy`.
@@ -176,7 +176,18 @@ class LowLatency(Masks):
             f"a dense bf16 {wanted}",
             f"{x.dtype} {shape_of(x)}",
         )
-        required(topk_idx.shape == topk_weights.shape, "topk_weights", str(shape_of(topk_idx)), shape_of(topk_weights))
+        required(
+            topk_idx.dim() == 2 and topk_idx.is_contiguous() and topk_idx.dtype == torch.int64,
+            "topk_idx",
+            "a dense int64 [tokens, top_k]",
+            f"{topk_idx.dtype} {shape_of(topk_idx)}",
+        )
+        required(
+            topk_weights.shape == topk_idx.shape and topk_weights.is_contiguous() and topk_weights.dtype == torch.float32,
+            "topk_weights",
+            f"a dense fp32 {shape_of(topk_idx)}",
+            f"{topk_weights.dtype} {shape_of(topk_weights)}",
+        )
         required(not (use_logfmt and zero_copy), "use_logfmt", "False, with zero_copy", use_logfmt)
         given = x
         if zero_copy:
@@ -190,10 +201,14 @@ class LowLatency(Masks):
         stats = combine_wait_recv_cost_stats
         with order.on_stream():
             waits = None if stats is None else torch.zeros_like(stats)
+            weights = topk_weights
+            if not known.has_routed_by(topk_idx):
+                # Without a look at the indices on the host: where none is left out, the weights stay what they are.
+                weights = torch.where(topk_idx >= 0, topk_weights, 0)
             result = known.buffer.combine(
                 given if known.places is None else in_slots(given, known.places),
                 known.handle,
-                row_weights=topk_weights,
+                row_weights=weights,
                 output=tokens,
                 encoding=Encoding.LOGFMT if use_logfmt else Encoding.NONE,
                 wait_statistics=waits,
@@ -205,8 +220,9 @@ class LowLatency(Masks):
             if stats is not None and waits is not None:
                 stats.add_(_cycles(waits, x.device))
 
-        hook = finished(result, finish, order, return_recv_hook)
-        event = order.end((given, topk_weights, stats, waits, known.places), (tokens,))
+        used = (given, topk_idx, topk_weights, weights, stats, waits, known.places)
+        hook = finished(result, finish, order, return_recv_hook, used)
+        event = order.end(used, (tokens,))
         return tokens, event, hook
 
     def get_next_low_latency_combine_buffer(self, handle: tuple[Any, ...]) -> Tensor:

@@ -66,14 +66,30 @@ class Shared:
 class Known:
     """SwiftEP's own handle, and whose it is."""
 
-    __slots__ = ("buffer", "handle", "places", "combine_input")
+    __slots__ = ("buffer", "handle", "indices", "indices_version", "places", "combine_input")
 
-    def __init__(self, buffer: Plain, handle: Handle, places: Optional[Tensor] = None) -> None:
+    def __init__(
+        self, buffer: Plain, handle: Handle, indices: Optional[Tensor] = None, places: Optional[Tensor] = None
+    ) -> None:
         self.buffer, self.handle = buffer, handle
+        #: By which a low-latency dispatch routed, and what PyTorch said of them then.
+        self.indices = indices
+        self.indices_version = None if indices is None else _version(indices)
         #: See `Groups`.
         self.places = places
         #: What `get_next_low_latency_combine_buffer` has returned last.
         self.combine_input: Optional[Tensor] = None
+
+    def has_routed_by(self, indices: Tensor) -> bool:
+        """Whether these are the dispatch's own, for sure unchanged since. The host looks at no element."""
+        mine, version = self.indices, self.indices_version
+        return (
+            mine is not None
+            and version is not None
+            and mine.data_ptr() == indices.data_ptr()
+            and mine.shape == indices.shape
+            and version == _version(indices)
+        )
 
 
 def keep_known(tensor: Tensor, known: Known) -> None:
@@ -83,3 +99,8 @@ def keep_known(tensor: Tensor, known: Known) -> None:
 
 def shape_of(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
+
+
+def _version(tensor: Tensor) -> Optional[int]:
+    """Counts what PyTorch has changed in place; None, where it does not."""
+    return None if tensor.is_inference() else tensor._version
