@@ -658,7 +658,15 @@ def test_deep_ep(check: Callable[[deep_ep.Buffer], None]) -> None:
     assert not found, found
 
 
-@pytest.mark.parametrize("arguments", (["moe_torch.py", "2"], ["decode_graph.py", "50"]))
+@pytest.mark.parametrize(
+    "arguments",
+    (
+        ["moe_torch.py", "2"],
+        ["decode_graph.py", "50"],
+        ["micro_batches.py", "--iterations", "5"],
+        ["micro_batches.py", "--ranks", "2", "--tokens", "512", "--hidden", "1024", "--iterations", "3"],
+    ),
+)
 def test_examples(arguments: list[str]) -> None:
     script, *rest = arguments
     found = subprocess.run(
