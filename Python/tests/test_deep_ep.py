@@ -281,6 +281,44 @@ def check_low_latency(buffer: deep_ep.Buffer, absent: AbstractSet[int] = frozens
     buffer.clean_low_latency_buffer(24 + 9 * buffer.group_size, HIDDEN, EXPERTS)
 
 
+def check_terms_left_out(buffer: deep_ep.Buffer) -> None:
+    """A combine leaves out what is -1 in its indices, wherever they lie: it cannot bring in what no dispatch has sent."""
+    oracle = Oracle(buffer.rank, buffer.group_size)
+    x, indices, weights = oracle.x, oracle.indices, oracle.weights
+    most = 24 + 9 * buffer.group_size
+    fewer = indices.clone()
+    fewer[1::3, 0] = fewer[4] = -1
+
+    def wanted(there: Tensor) -> Tensor:
+        return x.float() * torch.where(there >= 0, weights, 0).sum(1, keepdim=True)
+
+    for is_inference in (False, True):
+        with torch.inference_mode(is_inference):
+            own = indices.clone()
+            rows, _, handle, _, _ = buffer.low_latency_dispatch(x, own, most, EXPERTS, use_fp8=False)
+            for hooks in (False, True):
+
+                def check(given: Tensor, there: Tensor, **options: Any) -> None:
+                    # The weights of what is left out are of no matter; nor does the caller have to keep them for the hook.
+                    of_no_matter = torch.where(given < 0, float("nan"), weights)
+                    tokens, _, hook = buffer.low_latency_combine(
+                        rows, given, of_no_matter, handle, return_recv_hook=hooks, **options
+                    )
+                    del of_no_matter
+                    if hook is not None:
+                        hook()
+                    torch.testing.assert_close(tokens.float(), wanted(there), rtol=0.02, atol=0.02)
+
+                check(own, indices)
+                check(fewer, fewer)
+                check(fewer, fewer, use_logfmt=True)
+                check(indices.clamp(min=0), indices)
+                own.copy_(fewer)
+                check(own, fewer)
+                own.copy_(indices)
+                check(own, indices)
+
+
 def check_nothing(buffer: deep_ep.Buffer) -> None:
     """A rank without tokens; and all tokens to the first expert, so that the other ranks receive nothing."""
     count = 0 if buffer.rank == 0 and buffer.group_size > 1 else 5
@@ -369,6 +407,10 @@ def check_bad_input(buffer: deep_ep.Buffer) -> None:
     low = buffer.low_latency_dispatch(x, indices, most, EXPERTS, use_fp8=False)
     refused("x", lambda: buffer.low_latency_combine(low[0][:, 1:], indices, weights, low[2]))
     refused("zero_copy", lambda: buffer.low_latency_combine(low[0], indices, weights, low[2], zero_copy=True))
+    for bad in (indices.int(), indices[0], indices.T.contiguous().T):
+        refused("topk_idx", lambda bad=bad: buffer.low_latency_combine(low[0], bad, weights, low[2]))
+    for bad in (weights.double(), weights[:, 1:], weights.T.contiguous().T):
+        refused("topk_weights", lambda bad=bad: buffer.low_latency_combine(low[0], indices, bad, low[2]))
     both = {"use_logfmt": True, "zero_copy": True}
     refused("use_logfmt", lambda: buffer.low_latency_combine(low[0], indices, weights, low[2], **both))
     refused("enable_shrink", lambda: buffer.low_latency_update_mask_buffer(0, True))
@@ -384,6 +426,7 @@ def check_all(buffer: deep_ep.Buffer, has_group: bool) -> None:
     assert runtime is not None and runtime.is_available() and runtime.get_num_rdma_ranks() == 1
     check_throughput(buffer)
     check_low_latency(buffer)
+    check_terms_left_out(buffer)
     check_nothing(buffer)
     check_bad_input(buffer)
     raw = buffer.get_local_buffer_tensor(torch.bfloat16, torch.Size([2, 3]), offset=1)
@@ -604,6 +647,7 @@ def check_shrink(group: Any) -> None:
     buffer.low_latency_clean_mask_buffer()
     check_as_without_masks(plain, buffer)
     check_low_latency(buffer)
+    check_terms_left_out(buffer)
     check_early_combine(buffer)
     check_hint_of_one_rank(made, group.rank())
     check_masks_by_hand(made(enable_shrink=True))

@@ -557,6 +557,40 @@ def check_low_latency(buffer: deep_ep.Buffer) -> None:
                 stream.synchronize()
 
 
+def check_logfmt(buffer: deep_ep.Buffer) -> None:
+    """Each term is changed by at most 1.1%, those of blocks that cannot be coded not at all."""
+    x, indices, weights = wide_tokens_of(buffer.rank)
+    # The last block's magnitudes are too far apart.
+    x[:, -128] = 2.0**20
+    there = torch.where(indices >= 0, weights, 0)
+    torch.cuda.synchronize()
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        for hooks in (False, True):
+            with torch.cuda.stream(stream):
+                options = {"async_finish": not hooks, "return_recv_hook": hooks}
+                rows, _, handle, _, _ = buffer.low_latency_dispatch(x, indices, TOKENS, EXPERTS, use_fp8=False)
+                # Powers of two, so that a row is known where its token is.
+                first = buffer.rank * (EXPERTS // buffer.group_size)
+                for expert in range(len(rows)):
+                    rows[expert] *= 2.0 ** (first + expert)
+                found = []
+                for is_coded in (False, True):
+                    tokens, event, hook = buffer.low_latency_combine(
+                        rows, indices, weights, handle, use_logfmt=is_coded, **options
+                    )
+                    hook() if hook is not None else event.current_stream_wait()
+                    found.append(tokens)
+                exact, coded = (tokens.float() for tokens in found)
+                # No term is negative after another has been positive: their magnitudes sum to the sum's. BF16 rounds both.
+                sums = x.float().abs() * (there * 2.0 ** indices.clamp(min=0)).sum(1, keepdim=True)
+                torch.testing.assert_close(exact.abs(), sums, rtol=2**-8, atol=0)
+                difference = (coded - exact).abs()
+                assert bool((difference <= (0.011 * (1 + 2**-8) + 2**-7) * sums).all())
+                assert 0.001 < difference[:, :-128].norm() / exact[:, :-128].norm() < 0.005
+                assert torch.equal(coded[:, -128:], exact[:, -128:])
+            stream.synchronize()
+
+
 def check_shrink(buffer: deep_ep.Buffer) -> None:
     """Calls as without masks, and in a graph; both go on when the other rank has gone."""
     check_low_latency(buffer)
@@ -618,13 +652,21 @@ def _deep_ep_rank(rank: int, port: str, check: Callable[[deep_ep.Buffer], None],
         results.put(f"rank {rank}: {traceback.format_exc()}")
 
 
-@pytest.mark.parametrize("check", (check_streams, check_worst_case_graph, check_low_latency, check_shrink))
+@pytest.mark.parametrize("check", (check_streams, check_worst_case_graph, check_low_latency, check_logfmt, check_shrink))
 def test_deep_ep(check: Callable[[deep_ep.Buffer], None]) -> None:
     found = spawned(_deep_ep_rank, check)
     assert not found, found
 
 
-@pytest.mark.parametrize("arguments", (["moe_torch.py", "2"], ["decode_graph.py", "50"]))
+@pytest.mark.parametrize(
+    "arguments",
+    (
+        ["moe_torch.py", "2"],
+        ["decode_graph.py", "50"],
+        ["micro_batches.py", "--iterations", "5"],
+        ["micro_batches.py", "--ranks", "2", "--tokens", "512", "--hidden", "1024", "--iterations", "3"],
+    ),
+)
 def test_examples(arguments: list[str]) -> None:
     script, *rest = arguments
     found = subprocess.run(

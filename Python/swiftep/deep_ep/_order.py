@@ -14,7 +14,7 @@ from ._checks import required
 from .utils import EventHandle, EventOverlap
 
 if TYPE_CHECKING:
-    from .buffer import Buffer
+    from ._shared import Shared
 
 Hook = Optional[Callable[[], None]]
 
@@ -24,7 +24,7 @@ class Order:
 
     def __init__(
         self,
-        buffer: Buffer,
+        buffer: Shared,
         previous_event: Optional[EventOverlap],
         is_async: bool,
         allocates_there: bool = False,
@@ -84,9 +84,14 @@ class Order:
 
 
 def finished(
-    result: Union[DispatchResult, CombineResult], finish: Callable[[], None], order: Order, is_later: bool
+    result: Union[DispatchResult, CombineResult],
+    finish: Callable[[], None],
+    order: Order,
+    is_later: bool,
+    used: tuple[Any, ...],
 ) -> Hook:
-    """Does what is left of a call, or returns the hook that does."""
+    """Does what is left of a call, or returns the hook that does, which keeps what it uses."""
+    uses = list(used)
 
     def finish_there() -> None:
         with order.on_stream(is_later):
@@ -95,6 +100,8 @@ def finished(
     def receive() -> None:
         result.receive()
         finish_there()
+        # What is made from now on comes behind it.
+        uses.clear()
 
     if is_later:
         return receive

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any, Callable, Optional, Union
+from collections.abc import Sequence
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -13,28 +12,24 @@ from torch import Tensor
 from .. import torch as _torch
 from ..buffer import Buffer as _Plain
 from ..communicator import Communicator
-from ..dispatch import DispatchResult, ScaleOrder, Sizing
-from ..dispatch import Handle as _Handle
+from ..dispatch import DispatchResult, Sizing
 from ..errors import refusal
-from ..plan import Encoding, Layout, Masking, Plan, Scales
+from ..plan import Masking, Plan
 from ._checks import required
-from ._groups import Groups, PackedGroups, in_slots
-from ._order import Hook, Order, finished
+from ._low_latency import LowLatency
+from ._masks import low_latency_plan
+from ._order import Order
+from ._shared import ARENA_BYTE_COUNT_MAX, Known, Rows, keep_known, shape_of
 from .config import Config
 from .utils import EventHandle, EventOverlap
 
-#: Address space for the rows that callers keep; memory is taken as they come.
-_ARENA_BYTE_COUNT_MAX = 64 << 30
 #: Tokens of a rank in a call that the host waits for nothing in.
 _TOKENS_MAX = 1 << 17
 
-_LOW_LATENCY = "low latency"
 _FROM_LAYOUT = "what get_dispatch_layout returns"
 
-_Rows = Union[Tensor, "tuple[Tensor, Tensor]"]
 
-
-class Buffer:
+class Buffer(LowLatency):
     """The ranks of a group that send each other tokens, as DeepEP's: `dispatch` and `combine` for many tokens,
     `low_latency_dispatch` and `low_latency_combine` for few. Calls are collective.
 
@@ -99,8 +94,8 @@ class Buffer:
             torch.device("cuda", torch.cuda.current_device()) if self._is_on_gpu else torch.device("cpu")
         )
         self._streams = [torch.cuda.Stream(self._device) for _ in range(2)] if self._is_on_gpu else []
-        self._buffers: dict[tuple[str, int, int], _Plain] = {}
-        self._masked_by_hand: set[int] = set()
+        self._buffers = {}
+        self._masked_by_hand = set()
         self._raw: dict[bool, Tensor] = {}
         self.runtime: Optional[_Runtime] = _Runtime(self)
         if low_latency_mode and enable_shrink:
@@ -154,7 +149,7 @@ class Buffer:
         A buffer with `enable_shrink` that is then given them as `num_rdma_bytes` is ready for such calls when it is made.
         """
         job = (num_max_dispatch_tokens_per_rank, hidden, num_experts)
-        byte_count = -(-_low_latency_plan(num_ranks, *job, Masking.NONE).byte_count // 128) * 128
+        byte_count = -(-low_latency_plan(num_ranks, *job, Masking.NONE).byte_count // 128) * 128
         Buffer._hinted[byte_count, num_ranks] = job
         return byte_count
 
@@ -220,7 +215,7 @@ class Buffer:
             bool `[tokens, ranks]`: whether a token goes to a rank; the event.
         """
         self._open()
-        required(topk_idx.dim() == 2 and topk_idx.is_contiguous(), "topk_idx", "a dense [tokens, top_k]", _shape(topk_idx))
+        required(topk_idx.dim() == 2 and topk_idx.is_contiguous(), "topk_idx", "a dense [tokens, top_k]", shape_of(topk_idx))
         required(topk_idx.dtype == torch.int64, "topk_idx", "torch.int64", topk_idx.dtype)
         required(num_experts > 0, "num_experts", "at least 1", num_experts)
         order = Order(self, previous_event, async_finish, allocate_on_comm_stream)
@@ -242,7 +237,7 @@ class Buffer:
 
     def dispatch(
         self,
-        x: _Rows,
+        x: Rows,
         handle: Optional[tuple[Any, ...]] = None,
         num_tokens_per_rank: Optional[Tensor] = None,
         num_tokens_per_rdma_rank: Optional[Tensor] = None,
@@ -287,14 +282,14 @@ class Buffer:
         """
         self._open()
         rows, scales = x if isinstance(x, tuple) else (x, None)
-        required(rows.dim() == 2 and rows.is_contiguous(), "x", "a dense [tokens, hidden]", _shape(rows))
+        required(rows.dim() == 2 and rows.is_contiguous(), "x", "a dense [tokens, hidden]", shape_of(rows))
         if scales is not None:
             required(rows.element_size() == 1, "x", "elements of a byte, where there are scales", rows.dtype)
             required(
                 scales.dim() in (1, 2) and scales.shape[0] == rows.shape[0],
                 "x",
                 f"scales of {rows.shape[0]} tokens",
-                _shape(scales),
+                shape_of(scales),
             )
         config = self._checked(config)
         order = Order(self, previous_event, async_finish, allocate_on_comm_stream)
@@ -324,7 +319,7 @@ class Buffer:
             is_token_in_rank.dtype == torch.bool and list(is_token_in_rank.shape) == [rows.shape[0], self.group_size],
             "is_token_in_rank",
             f"bool [{rows.shape[0]}, {self.group_size}]",
-            f"{is_token_in_rank.dtype} {_shape(is_token_in_rank)}",
+            f"{is_token_in_rank.dtype} {shape_of(is_token_in_rank)}",
         )
         expert_count = num_tokens_per_expert.numel()
         required(
@@ -362,7 +357,7 @@ class Buffer:
         recv_topk_idx = None if indices is None else _torch.as_tensor(indices)
         recv_topk_weights = None if weights is None else _torch.as_tensor(weights)
         source_index = _torch.as_tensor(result.origins)[:, 1]
-        _keep_known(prefix, _Known(buffer, result.handle))
+        keep_known(prefix, Known(buffer, result.handle))
         none = torch.empty((self.group_size, 0), dtype=torch.int32, device=rows.device)
         send_head = torch.empty((rows.shape[0], 0), dtype=torch.int32, device=rows.device)
         made = (prefix, none, none, source_index, is_token_in_rank, send_head)
@@ -396,7 +391,7 @@ class Buffer:
             As `swiftep.Buffer.combine`.
         """
         self._open()
-        required(x.dim() == 2 and x.is_contiguous(), "x", "a dense [rows, hidden]", _shape(x))
+        required(x.dim() == 2 and x.is_contiguous(), "x", "a dense [rows, hidden]", shape_of(x))
         biases = () if bias is None else bias if isinstance(bias, tuple) else (bias,)
         required(len(biases) <= 2, "bias", "two at most", len(biases))
         known = self._known(handle)
@@ -424,275 +419,7 @@ class Buffer:
 
     internode_combine = internode_dispatch
 
-    # Few tokens
-
-    def clean_low_latency_buffer(
-        self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int
-    ) -> None:
-        """There is nothing to be cleaned. With `enable_shrink`, ranks find out who is missing: collective then."""
-        self._open()
-        self._check_low_latency()
-        if not self.enable_shrink:
-            return
-        buffer = self._low_latency_buffer(num_max_dispatch_tokens_per_rank, hidden, num_experts)
-        order = Order(self, None, False)
-        with order.on_stream():
-            buffer.dispatch(
-                torch.empty((0, hidden), dtype=torch.bfloat16, device=self._device),
-                torch.empty((0, 1), dtype=torch.int64, device=self._device),
-                layout=Layout.GROUPED,
-                sizing=Sizing.WORST_CASE,
-                **order.options,
-            )
-
-    def low_latency_dispatch(
-        self,
-        x: Tensor,
-        topk_idx: Tensor,
-        num_max_dispatch_tokens_per_rank: int,
-        num_experts: int,
-        cumulative_local_expert_recv_stats: Optional[Tensor] = None,
-        dispatch_wait_recv_cost_stats: Optional[Tensor] = None,
-        use_fp8: bool = True,
-        round_scale: bool = False,
-        use_ue8m0: bool = False,
-        async_finish: bool = False,
-        return_recv_hook: bool = False,
-    ) -> tuple[_Rows, Tensor, tuple[Any, ...], EventOverlap, Hook]:
-        """Sends each token to each of its experts, in groups of fixed size.
-
-        Args:
-            x: bf16 `[tokens, hidden]`.
-            topk_idx: int64 `[tokens, top_k]`: experts, -1 for none.
-            num_max_dispatch_tokens_per_rank: tokens of any rank at most; the same on all ranks.
-            num_experts: of all ranks.
-            cumulative_local_expert_recv_stats: int32 `[local experts]`, to which the tokens of each are added.
-            dispatch_wait_recv_cost_stats: int64 `[ranks]`, to which the time that each was waited for is added, in clock cycles.
-            use_fp8: rows arrive as FP8 E4M3, with a scale for 128 channels.
-            round_scale: scales are powers of two.
-            use_ue8m0: and packed by four.
-            async_finish: the current stream does not wait for the rows; the event does.
-            return_recv_hook: the call only sends, and the hook does the rest. In between, nothing of it takes a multiprocessor.
-
-        Returns:
-            `[local experts, ranks * num_max_dispatch_tokens_per_rank, hidden]`, valid rows first, and with FP8 their scales,
-            column-major; int32 `[local experts]`: valid rows; the handle, of which the first is int32 `[local experts, rows]`,
-            each row's token at its source, and the second int64 `[local experts, ranks]`, where a source's rows begin, times
-            2**32, plus their number; the event; the hook or None. What is returned can be kept as long as the caller likes.
-
-        Raises:
-            As `swiftep.Buffer.dispatch`.
-        """
-        self._open()
-        self._check_low_latency(async_finish, return_recv_hook)
-        required(
-            x.dim() == 2 and x.is_contiguous() and x.dtype == torch.bfloat16,
-            "x",
-            "a dense bf16 [tokens, hidden]",
-            f"{x.dtype} {_shape(x)}",
-        )
-        required(x.shape[1] % 128 == 0, "x", "a multiple of 128 channels", x.shape[1])
-        required(
-            x.shape[0] <= num_max_dispatch_tokens_per_rank,
-            "x",
-            f"at most {num_max_dispatch_tokens_per_rank} tokens",
-            x.shape[0],
-        )
-        required(topk_idx.dtype == torch.int64, "topk_idx", "torch.int64", topk_idx.dtype)
-        required(num_experts % self.group_size == 0, "num_experts", f"a multiple of {self.group_size}", num_experts)
-        required(round_scale or not use_ue8m0, "round_scale", "True, with use_ue8m0", round_scale)
-        required(x.shape[1] % 512 == 0 or not use_ue8m0, "x", "a multiple of 512 channels, with use_ue8m0", x.shape[1])
-        buffer = self._low_latency_buffer(num_max_dispatch_tokens_per_rank, x.shape[1], num_experts)
-        quantization = Scales.NONE
-        if use_fp8:
-            quantization = Scales.UE8M0 if use_ue8m0 else Scales.POWER_OF_TWO if round_scale else Scales.FP32
-        order = Order(self, None, async_finish, runs_here=return_recv_hook)
-        with order.on_stream():
-            waits = None if dispatch_wait_recv_cost_stats is None else torch.zeros_like(dispatch_wait_recv_cost_stats)
-            result = buffer.dispatch(
-                x,
-                topk_idx,
-                layout=Layout.GROUPED,
-                sizing=Sizing.WORST_CASE,
-                quantization=quantization,
-                scale_order=ScaleOrder.COLUMN_MAJOR if use_fp8 else ScaleOrder.ROW_MAJOR,
-                expert_statistics=cumulative_local_expert_recv_stats,
-                wait_statistics=waits,
-                receives_later=return_recv_hook,
-                **order.options,
-            )
-            groups = PackedGroups(result, num_max_dispatch_tokens_per_rank) if self.enable_shrink else Groups(result)
-
-        def finish() -> None:
-            groups.finish()
-            if waits is not None and dispatch_wait_recv_cost_stats is not None:
-                dispatch_wait_recv_cost_stats.add_(_cycles(waits, x.device))
-
-        hook = finished(result, finish, order, return_recv_hook)
-        received: _Rows = groups.rows if groups.scales is None else (groups.rows, groups.scales)
-        handle = (groups.source_tokens, groups.ranges, num_max_dispatch_tokens_per_rank, x.shape[1], num_experts)
-        _keep_known(groups.ranges, _Known(buffer, result.handle, groups.places))
-        used = (x, topk_idx, cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats, waits)
-        event = order.end(used, groups.made, result)
-        return received, groups.counts, handle, event, hook
-
-    def low_latency_combine(
-        self,
-        x: Tensor,
-        topk_idx: Tensor,
-        topk_weights: Tensor,
-        handle: tuple[Any, ...],
-        use_logfmt: bool = False,
-        zero_copy: bool = False,
-        async_finish: bool = False,
-        return_recv_hook: bool = False,
-        out: Optional[Tensor] = None,
-        combine_wait_recv_cost_stats: Optional[Tensor] = None,
-    ) -> tuple[Tensor, EventOverlap, Hook]:
-        """Brings rows back to their tokens' owners, and sums them, multiplied by the tokens' weights, in Float, rounded once.
-
-        Args:
-            x: bf16 `[local experts, ranks * num_max_dispatch_tokens_per_rank, hidden]`. In the buffer's own memory, nothing is
-                copied, but with `enable_shrink`.
-            topk_idx: as the dispatch's.
-            topk_weights: fp32 `[tokens, top_k]`.
-            handle: of the dispatch; twice, if the caller likes.
-            use_logfmt: rows travel as LogFMT (`swiftep.Encoding`), which changes a value by at most 1.1%. Not with `zero_copy`.
-            zero_copy: the rows are those that were written to `get_next_low_latency_combine_buffer(handle)`.
-            async_finish, return_recv_hook: see `low_latency_dispatch`; the hook is collective.
-            out: bf16 `[tokens, hidden]`, where to put the sums; None: a new tensor.
-            combine_wait_recv_cost_stats: see `dispatch_wait_recv_cost_stats`.
-
-        Returns:
-            `[tokens, hidden]`; the event; the hook or None.
-
-        Raises:
-            As `swiftep.Buffer.combine`.
-        """
-        self._open()
-        self._check_low_latency(async_finish, return_recv_hook)
-        known, row_count, hidden = self._find_known(handle[1]), self.group_size * handle[2], handle[3]
-        wanted = [known.buffer.local_expert_count, row_count, hidden]
-        required(
-            list(x.shape) == wanted and x.is_contiguous() and x.dtype == torch.bfloat16,
-            "x",
-            f"a dense bf16 {wanted}",
-            f"{x.dtype} {_shape(x)}",
-        )
-        required(topk_idx.shape == topk_weights.shape, "topk_weights", str(_shape(topk_idx)), _shape(topk_weights))
-        required(not (use_logfmt and zero_copy), "use_logfmt", "False, with zero_copy", use_logfmt)
-        given = x
-        if zero_copy:
-            if known.combine_input is None:
-                raise refusal("zero_copy", "rows in get_next_low_latency_combine_buffer(handle)", "no such call")
-            given = known.combine_input
-        tokens = out
-        if tokens is None:
-            tokens = torch.empty((topk_weights.shape[0], hidden), dtype=x.dtype, device=x.device)
-        order = Order(self, None, async_finish, runs_here=return_recv_hook)
-        stats = combine_wait_recv_cost_stats
-        with order.on_stream():
-            waits = None if stats is None else torch.zeros_like(stats)
-            result = known.buffer.combine(
-                given if known.places is None else in_slots(given, known.places),
-                known.handle,
-                row_weights=topk_weights,
-                output=tokens,
-                encoding=Encoding.LOGFMT if use_logfmt else Encoding.NONE,
-                wait_statistics=waits,
-                receives_later=return_recv_hook,
-                **order.options,
-            )
-
-        def finish() -> None:
-            if stats is not None and waits is not None:
-                stats.add_(_cycles(waits, x.device))
-
-        hook = finished(result, finish, order, return_recv_hook)
-        event = order.end((given, topk_weights, stats, waits, known.places), (tokens,))
-        return tokens, event, hook
-
-    def get_next_low_latency_combine_buffer(self, handle: tuple[Any, ...]) -> Tensor:
-        """Where to write a combine's rows, for `zero_copy`.
-
-        Returns:
-            bf16 `[local experts, ranks * num_max_dispatch_tokens_per_rank, hidden]`, with whatever lay there before.
-        """
-        self._open()
-        known, hidden = self._find_known(handle[1]), handle[3]
-        if known.places is None:
-            made = _torch.as_tensor(known.buffer.combine_input(known.handle, hidden))
-        else:
-            shape = (known.buffer.local_expert_count, self.group_size * handle[2], hidden)
-            made = torch.empty(shape, dtype=torch.bfloat16, device=self._device)
-        if self._is_on_gpu:
-            made.record_stream(torch.cuda.current_stream(self._device))
-            made.record_stream(self._streams[0])
-        known.combine_input = made
-        return made
-
-    # Masks
-
-    def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
-        """Masks another rank: not collective, the others learn it in the next call, and so does the rank, by `RankMasked`. Or takes
-        one back: collective, for all that are not masked and for the one that returns; handles of before are refused then.
-
-        What the current stream has been told to do is done first.
-
-        Raises:
-            InvalidArgument; RankMissing: the rank to be taken back, or another, is not there; all can call again.
-        """
-        buffers = self._maskable()
-        is_other = 0 <= rank_to_mask < self.group_size and not (mask and rank_to_mask == self.rank)
-        required(is_other, "rank_to_mask", f"another of {self.group_size} ranks", rank_to_mask)
-        if not mask:
-            self._unmask([rank_to_mask])
-            return
-        self._masked_by_hand.add(rank_to_mask)
-        for buffer in buffers:
-            buffer.mask([rank_to_mask])
-
-    def low_latency_query_mask_buffer(self, mask_status: Tensor) -> None:
-        """Fills int32 `[ranks]`: 1 for ranks that are masked when what the current stream has been told to do is done, for which
-        the call waits."""
-        buffers = self._maskable()
-        required(
-            mask_status.dtype == torch.int32 and mask_status.numel() == self.group_size,
-            "mask_status",
-            f"int32 [{self.group_size}]",
-            f"{mask_status.dtype} {_shape(mask_status)}",
-        )
-        masked = self._masked_by_hand.union(*(buffer.masked_ranks for buffer in buffers))
-        status = torch.tensor([int(rank in masked) for rank in range(self.group_size)], dtype=torch.int32)
-        mask_status.copy_(status.view(mask_status.shape))
-
-    def low_latency_clean_mask_buffer(self) -> None:
-        """Takes all ranks back. Collective for all, masked ones too.
-
-        Raises:
-            RankMissing: as `low_latency_update_mask_buffer`.
-        """
-        self._unmask(range(self.group_size))
-
-    def _maskable(self) -> list[_Plain]:
-        """The buffers whose masks are up to date, since what the current stream has been told to do is done."""
-        self._open()
-        self._check_low_latency()
-        required(self.enable_shrink, "enable_shrink", "True", self.enable_shrink)
-        if self._is_on_gpu:
-            torch.cuda.current_stream(self._device).synchronize()
-        return [buffer for (kind, _, _), buffer in self._buffers.items() if kind == _LOW_LATENCY]
-
-    def _unmask(self, ranks: Iterable[int]) -> None:
-        for buffer in self._maskable():
-            buffer.unmask(ranks)
-        self._masked_by_hand.difference_update(ranks)
-
     # What runs
-
-    def _open(self) -> None:
-        if self.runtime is None:
-            raise refusal("buffer", "one that has not been destroyed", "a destroyed one")
 
     @staticmethod
     def _checked(config: Optional[Config]) -> Config:
@@ -700,31 +427,9 @@ class Buffer:
         required(config.num_sms % 2 == 0, "config", "an even num_sms", config.num_sms)
         return config
 
-    def _known(self, handle: tuple[Any, ...]) -> _Known:
+    def _known(self, handle: tuple[Any, ...]) -> Known:
         required(len(handle) == 6, "handle", "six tensors", len(handle))
         return self._find_known(handle[0])
-
-    def _find_known(self, tensor: Any) -> _Known:
-        known = getattr(tensor.untyped_storage(), "_swiftep", None) if isinstance(tensor, Tensor) else None
-        if not isinstance(known, _Known) or all(known.buffer is not buffer for buffer in self._buffers.values()):
-            raise refusal("handle", "what a dispatch of this buffer has returned", "another")
-        return known
-
-    def _check_low_latency(self, async_finish: bool = False, return_recv_hook: bool = False) -> None:
-        required(self.low_latency_mode, "low_latency_mode", "True", False)
-        required(not (async_finish and return_recv_hook), "async_finish", "False, with return_recv_hook", True)
-
-    def _made(self, key: tuple[str, int, int], plan: Callable[[], Plan], workers: Optional[int]) -> _Plain:
-        buffer = self._buffers.get(key)
-        if buffer is None:
-            buffer = self._buffers[key] = _Plain(
-                self._communicator,
-                plan(),
-                workers=workers if self._is_on_gpu else None,
-                device=str(self._device),
-                timeout=self._timeout,
-            )
-        return buffer
 
     def _throughput_buffer(self, expert_count: int, config: Config) -> _Plain:
         """All ranks make it in the same call, with the same plan, however many tokens each has and of whatever width: the arena
@@ -738,23 +443,10 @@ class Buffer:
                 1,
                 expert_count,
                 received_tokens_max=0,
-                arena_byte_count_max=_ARENA_BYTE_COUNT_MAX,
+                arena_byte_count_max=ARENA_BYTE_COUNT_MAX,
             )
 
         return self._made(("throughput", expert_count, 0), plan, config.num_sms or None)
-
-    def _low_latency_buffer(self, token_count: int, hidden: int, expert_count: int) -> _Plain:
-        masking = Masking.AUTOMATIC if self.enable_shrink else Masking.NONE
-
-        def plan() -> Plan:
-            return _low_latency_plan(self.group_size, token_count, hidden, expert_count, masking)
-
-        key = (_LOW_LATENCY, expert_count, token_count)
-        is_new = key not in self._buffers
-        buffer = self._made(key, plan, None)
-        if is_new and self._masked_by_hand:
-            buffer.mask(self._masked_by_hand)
-        return buffer
 
     def _workers(self, buffer: _Plain, config: Config) -> Optional[int]:
         if not self._is_on_gpu or config.num_sms < 1:
@@ -808,24 +500,6 @@ class _Runtime:
         return self._buffer.get_comm_stream()
 
 
-class _Known:
-    """SwiftEP's own handle, and whose it is."""
-
-    __slots__ = ("buffer", "handle", "places", "combine_input")
-
-    def __init__(self, buffer: _Plain, handle: _Handle, places: Optional[Tensor] = None) -> None:
-        self.buffer, self.handle = buffer, handle
-        #: See `Groups`.
-        self.places = places
-        #: What `get_next_low_latency_combine_buffer` has returned last.
-        self.combine_input: Optional[Tensor] = None
-
-
-def _keep_known(tensor: Tensor, known: _Known) -> None:
-    """The memory of a handle's tensor stands for it, and keeps it: also where a caller has saved the tensors one by one."""
-    tensor.untyped_storage()._swiftep = known
-
-
 def _sent(rows: Tensor, scales: Optional[Tensor]) -> Tensor:
     # Rows that are quantized already travel as bytes, their scales beside them, whatever they look like.
     return rows if scales is None else rows.view(torch.uint8)
@@ -835,39 +509,8 @@ def _sidecars(scales: Optional[Tensor]) -> tuple[Tensor, ...]:
     return () if scales is None else (scales.contiguous(),)
 
 
-def _received(result: DispatchResult, rows: Tensor, scales: Optional[Tensor]) -> _Rows:
+def _received(result: DispatchResult, rows: Tensor, scales: Optional[Tensor]) -> Rows:
     received = _torch.as_tensor(result.rows)
     if scales is None:
         return received
     return received.view(rows.dtype), _torch.as_tensor(result.sidecars[0])
-
-
-def _shape(tensor: Tensor) -> list[int]:
-    return list(tensor.shape)
-
-
-def _low_latency_plan(
-    rank_count: int, token_count: int, hidden: int, expert_count: int, masking: Masking
-) -> Plan:
-    return Plan(
-        rank_count,
-        token_count,
-        hidden,
-        1,
-        expert_count,
-        layout=Layout.GROUPED,
-        result_count=2,
-        masking=masking,
-        arena_byte_count_max=_ARENA_BYTE_COUNT_MAX,
-    )
-
-
-def _cycles(nanoseconds: Tensor, device: torch.device) -> Tensor:
-    """Of the GPU's clock, or of 1 GHz where PyTorch does not tell it, as on CPUs."""
-    return (nanoseconds.double() * _gigahertz(device)).long()
-
-
-@functools.lru_cache(maxsize=None)
-def _gigahertz(device: torch.device) -> float:
-    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    return float(getattr(properties, "clock_rate", 1_000_000)) / 1e6
