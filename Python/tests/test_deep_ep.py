@@ -34,16 +34,27 @@ def tokens_of(rank: int, rank_count: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, indices, torch.rand(count, TOP_K, generator=random)
 
 
-def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantized(x: Tensor, rank: int = 0) -> tuple[Tensor, Tensor]:
+    """In FP8, with scales of other strides on each rank: in columns, in columns with gaps, in rows, in every other column."""
     blocks = x.float().view(len(x), x.shape[1] // 128, 128)
     scales = blocks.abs().amax(2).clamp(min=1e-4) / 448
-    # Of other strides than the rows'.
-    return (blocks / scales.unsqueeze(2)).to(FP8).view(x.shape), scales.T.contiguous().T
+    places = [
+        scales.T.contiguous().T,
+        scales.new_full((scales.shape[1], len(scales) + 3), torch.nan).T[: len(scales)],
+        scales.clone(),
+        scales.new_full((len(scales), 2 * scales.shape[1]), torch.nan)[:, ::2],
+    ]
+    place = places[rank % len(places)]
+    return (blocks / scales.unsqueeze(2)).to(FP8).view(x.shape), place.copy_(scales)
+
+
+def as_bytes(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return rows[0].view(torch.uint8), rows[1]
 
 
 def restored(rows: tuple[Tensor, Tensor]) -> Tensor:
     values, scales = rows
-    blocks = values.float().view(*values.shape[:-1], values.shape[-1] // 128, 128)
+    blocks = values.view(FP8).float().view(*values.shape[:-1], values.shape[-1] // 128, 128)
     return (blocks * scales.unsqueeze(-1)).view(values.shape)
 
 
@@ -95,7 +106,7 @@ def check_throughput(buffer: deep_ep.Buffer) -> None:
     }
     worst = sum(len(other) for other, _, _ in oracle.everything)
     kept = []
-    for given in (x, quantized(x)):
+    for given in (x, quantized(x, rank), as_bytes(quantized(x, rank + 1))):
         plain = restored(given).bfloat16() if isinstance(given, tuple) else given
         wanted = restored(quantized(oracle.rows)) if isinstance(given, tuple) else oracle.rows
         for is_async in (False, True):
@@ -332,7 +343,7 @@ def check_nothing(buffer: deep_ep.Buffer) -> None:
         "num_tokens_per_expert": per_expert,
     }
     total = 5 * max(1, buffer.group_size - 1) if buffer.rank == 0 else 0
-    for given in (x, quantized(x)):
+    for given in (x, quantized(x, buffer.rank)):
         for top_k in ({}, {"topk_idx": indices, "topk_weights": weights}):
             rows, _, row_weights, counts, handle, _ = buffer.dispatch(given, **layout, **top_k)
             received = restored(rows).bfloat16() if isinstance(rows, tuple) else rows

@@ -298,9 +298,8 @@ class Buffer(LowLatency):
             known = self._known(handle)
             with order.on_stream():
                 result = known.buffer.dispatch(
-                    _sent(rows, scales),
+                    **_sent(rows, scales),
                     handle=known.handle,
-                    sidecars=_sidecars(scales),
                     sizing=Sizing.EXACT if rows.shape[0] > _TOKENS_MAX else Sizing.WORST_CASE,
                     workers=self._workers(known.buffer, config),
                     **order.options,
@@ -339,8 +338,7 @@ class Buffer(LowLatency):
             if topk_idx is None:
                 per_expert = self._counted(buffer, num_tokens_per_expert, expert_alignment, order)
             result = buffer.dispatch(
-                _sent(rows, scales),
-                sidecars=_sidecars(scales),
+                **_sent(rows, scales),
                 sizing=Sizing.WORST_CASE if num_worst_tokens else Sizing.EXACT,
                 rows_max=num_worst_tokens or None,
                 expert_alignment=expert_alignment,
@@ -500,17 +498,29 @@ class _Runtime:
         return self._buffer.get_comm_stream()
 
 
-def _sent(rows: Tensor, scales: Optional[Tensor]) -> Tensor:
-    # Rows that are quantized already travel as bytes, their scales beside them, whatever they look like.
-    return rows if scales is None else rows.view(torch.uint8)
+def _sent(rows: Tensor, scales: Optional[Tensor]) -> dict[str, Any]:
+    """What a dispatch sends, as its arguments."""
+    if scales is None:
+        return {"x": rows}
+    if _are_scales(rows, scales):
+        lie_in_columns = scales.stride(0) == 1 and scales.stride(1) >= len(scales)
+        return {"x": rows, "scales": scales if lie_in_columns else scales.contiguous()}
+    # Otherwise rows travel as bytes, what is said of them beside them, whatever it looks like.
+    return {"x": rows.view(torch.uint8), "sidecars": (scales.contiguous(),)}
 
 
-def _sidecars(scales: Optional[Tensor]) -> tuple[Tensor, ...]:
-    return () if scales is None else (scales.contiguous(),)
+def _are_scales(rows: Tensor, scales: Tensor) -> bool:
+    """Whether they are such as SwiftEP knows of: the same on all ranks, whose strides may differ."""
+    if rows.dtype != torch.float8_e4m3fn or scales.dim() != 2:
+        return False
+    channel_count = {torch.float32: 128, torch.int32: 512}.get(scales.dtype, 0)
+    return channel_count != 0 and scales.shape[1] == -(-rows.shape[1] // channel_count)
 
 
 def _received(result: DispatchResult, rows: Tensor, scales: Optional[Tensor]) -> Rows:
     received = _torch.as_tensor(result.rows)
     if scales is None:
         return received
+    if result.scales is not None:
+        return received, _torch.as_tensor(result.scales)
     return received.view(rows.dtype), _torch.as_tensor(result.sidecars[0])
