@@ -174,7 +174,9 @@ struct BenchSettings {
     let arenaPlace = ProcessInfo.processInfo.environment["SWIFTEP_GPU_ARENAS"] ?? ""
     if !machines.isGPU || gpuCount == 1 || !arenaPlace.isEmpty { return nil }
     return try processValues(1, patience: .seconds(120)) { _, _ in
-      try PeerCopies.measured(on: (0..<gpuCount).map { try GPUHost.shared($0).gpu })
+      // Ranks say what is missing, in the words that they have for it.
+      guard case .success(let driver) = Driver.shared, gpuCount <= driver.gpuCount else { return nil }
+      return try PeerCopies.measured(on: (0..<gpuCount).map { try GPU(driver, index: $0) })
     }[0]
   }
 

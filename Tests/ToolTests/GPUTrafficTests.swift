@@ -69,6 +69,13 @@ import Testing
     #expect(report.table().contains("link: none; arenas lie in the host's memory"))
     (report.linkWriteGigabytesPerSecond, report.linkReadGigabytesPerSecond) = (400, 375.25)
     (report.operations[0].linkShare, report.operations[1].linkShare) = (0.951, 0.9)
+    report.operations[0].linkBytesPerGPU = 7
+    // As `Python/benchmarks/gpus` reads it.
+    let json = String(decoding: try report.json(), as: UTF8.self)
+    #expect(
+      json.contains("\"linkWriteGigabytesPerSecond\" : 400") && json.contains("\"linkReadGigabytesPerSecond\" : 375.25")
+    )
+    #expect(json.contains("\"linkBytesPerGPU\" : 7"))
     let table = report.table()
     #expect(table.contains("95.1% of writes") && table.contains("90.0% of reads"))
     #expect(table.contains("writes 400.0 GB/s to its peers' memory and reads 375.3 GB/s from there"))
