@@ -51,11 +51,14 @@ def filled(folder: Path, gpus: int) -> Path:
             add("throughput", f"throughput-{dtype}-4096-{workers}", bench_result(gpus, dispatch_us, combine_us),
                 dtype=dtype, tokens=4096, workers=workers)  # fmt: skip
     add("throughput", "processes-4096-12", bench_result(gpus, 251, 279), tokens=4096, workers=12, processes=True)
+    add("latency", "latency-128-16", bench_result(gpus, 26, 44), tokens=128, workers=16, ranks=8)
     add("latency", "latency-128-24", bench_result(gpus, 24, 39), tokens=128, workers=24, ranks=8)
     kernels = [{"kind": "bulk", "workers": 8, "write": 390.0, "read": 350.0}]
     add("link", "link", {"own_memory": gpus == 1, "engine": {"write": 399.0, "read": 359.0}, "kernels": kernels})
     exchange = {"exchange": 300.0, "dispatch": 400.0, "dispatch_with_counts": 500.0, "combine": 600.0}
     add("nccl", "nccl", {"figures": [{"tokens": 4096, "dtype": dtype, **exchange} for dtype in ("bf16", "fp8")]})
+    if gpus > 1:
+        add("deep-ep", "deep-ep-low-latency-128", {"dispatch": 76.0, "combine": 140.0}, tokens=128)
     add("verify", "verify-threads-8", {"jobs": 77})
     add("conformance", "conformance-threads", None, failure="exit code 1")
     return folder
@@ -73,6 +76,7 @@ def test_tables_and_plot(tmp_path: Path) -> None:
     assert "| 128 | 24 | 24.0 | 39.0 | 78.0 | 25 / 40 |" in text
     assert "| 4096 | SwiftEP | 250.0 (12 SMs) | 250.0 (12 SMs) | 278.0 (12 SMs) |" in text
     assert "| 4096 | NCCL, rows gathered | 400.0 | 400.0 | 600.0 |" in text
+    assert "| 128 | SwiftEP, grouped |  | 24.0 (24 SMs) | 39.0 (24 SMs) |\n| 128 | DeepEP, low latency |  | 76.0 | 140.0 |" in text
     assert "| `--tokens 4096 --workers 12 --processes` | 251.0 | 279.0 | 558.0 |" in text
     assert "| verify-threads-8 | done, 77 jobs | 1.0 |" in text
     assert "| conformance-threads | exit code 1 | 1.0 |" in text

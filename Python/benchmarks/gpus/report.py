@@ -63,6 +63,11 @@ class Results:
                 runs[parameters["workers"]] = record["result"]
         return dict(sorted(runs.items()))
 
+    def latency(self, tokens: int) -> dict[int, dict]:
+        """Runs by multiprocessors of a rank."""
+        runs = [record for record in self.of("latency") if record["parameters"]["tokens"] == tokens]
+        return {record["parameters"]["workers"]: record["result"] for record in runs}
+
     @property
     def token_counts(self) -> list[int]:
         return sorted({record["parameters"]["tokens"] for record in self.of("throughput", "throughput-")})
@@ -192,11 +197,9 @@ def latency_text(results: Results) -> str:
     return f"## Few tokens\n\n`--dtype fp8 --layout grouped`, {ranks} ranks, replayed.\n\n" + table(titles, rows)
 
 
-def best_time(results: Results, dtype: str, tokens: int, name: str) -> str:
+def best_time(runs: dict[int, dict], name: str) -> str:
     """Of the run in which the operation was fastest, and its multiprocessors."""
-    times = {
-        workers: operation(run, name)["medianMicroseconds"] for workers, run in results.throughput(dtype, tokens).items()
-    }
+    times = {workers: operation(run, name)["medianMicroseconds"] for workers, run in runs.items()}
     if not times:
         return ""
     workers = min(times, key=lambda count: times[count])
@@ -207,10 +210,10 @@ def others_text(results: Results) -> str:
     rows: list[list[object]] = []
     record = results.found.get("nccl")
     figures = record["result"]["figures"] if record and results.gpu_count > 1 else []
-    for tokens in results.token_counts:
-        rows.append(
-            [tokens, "SwiftEP", best_time(results, "bf16", tokens, "dispatch"), best_time(results, "fp8", tokens, "dispatch"),
-             best_time(results, "bf16", tokens, "combine")])  # fmt: skip
+    for tokens in sorted({*results.token_counts, *(figure["tokens"] for figure in figures)}):
+        if tokens in results.token_counts:
+            keys = (("bf16", "dispatch"), ("fp8", "dispatch"), ("bf16", "combine"))
+            rows.append([tokens, "SwiftEP", *(best_time(results.throughput(dtype, tokens), name) for dtype, name in keys)])
         by_dtype = {figure["dtype"]: figure for figure in figures if figure["tokens"] == tokens}
         if by_dtype:
             bf16, fp8 = by_dtype["bf16"], by_dtype["fp8"]
@@ -224,14 +227,17 @@ def others_text(results: Results) -> str:
                 [tokens, f"DeepEP ({times['workers']} SMs)",
                  *(number(times[key]) for key in ("dispatch_bf16", "dispatch_fp8", "combine"))])  # fmt: skip
     for theirs in sorted(results.of("deep-ep", "deep-ep-low-latency-"), key=lambda record: record["parameters"]["tokens"]):
-        times = theirs["result"]
+        times, tokens = theirs["result"], theirs["parameters"]["tokens"]
+        ours = results.latency(tokens)
+        rows.append([tokens, "SwiftEP, grouped", "", best_time(ours, "dispatch"), best_time(ours, "combine")])
         rows.append(
-            [theirs["parameters"]["tokens"], "DeepEP, low latency", "", number(times["dispatch"]), number(times["combine"])])  # fmt: skip
+            [tokens, "DeepEP, low latency", "", number(times["dispatch"]), number(times["combine"])])  # fmt: skip
     if not figures and not results.of("deep-ep"):
         return ""
     return (
         "## Beside others\n\nNCCL through PyTorch: splits are known to the host unless counts are exchanged; a combine gathers and sums "
-        "what came back. Its FP8 rows, and those of DeepEP's intranode mode, are quantized already; the other FP8 times include that.\n\n"
+        "what came back. Its FP8 rows, and those of DeepEP's intranode mode, are quantized already; the other FP8 times include "
+        "that. DeepEP's low-latency times are its kernels' alone, by a profiler; SwiftEP's are those of whole operations.\n\n"
         + table(["tokens", "", "dispatch BF16 us", "dispatch FP8 us", "combine us"], rows)
     )
 
