@@ -12,16 +12,19 @@ package func check(_ job: Job, on fabric: some Fabric) throws {
 
 /// Random jobs until the time is over; returns how many passed. `report` is called after each, with their number.
 ///
-/// - Parameter allCall: ranks wait for each other's launches, so that none is masked.
+/// - Parameters:
+///   - ranks: of each job; nil: that is random.
+///   - allCall: ranks wait for each other's launches, so that none is masked.
 /// - Throws: `ConformanceFailure`, which carries the job and its seed.
 package func verify(
-  seconds: Double, seed: UInt64, allCall: Bool = false, on fabric: some Fabric, report: (Job, Int) -> Void
+  seconds: Double, seed: UInt64, ranks: Int? = nil, allCall: Bool = false, on fabric: some Fabric,
+  report: (Job, Int) -> Void
 ) throws -> Int {
   let clock = ContinuousClock()
   let end = clock.now + .seconds(seconds)
   var passed = 0
   while clock.now < end {
-    var job = Job.random(seed: seed &+ UInt64(passed))
+    var job = Job.random(seed: seed &+ UInt64(passed), ranks: ranks)
     if allCall { job.masked = [] }
     do {
       try check(job, on: fabric)

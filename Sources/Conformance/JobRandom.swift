@@ -2,9 +2,12 @@ import SwiftEP
 
 extension Job {
   /// A job that differs from others in everything that can differ, small enough to be checked in a blink.
-  package static func random(seed: UInt64) -> Job {
+  ///
+  /// - Parameter ranks: how many; nil: that is random, too.
+  package static func random(seed: UInt64, ranks: Int? = nil) -> Job {
     var random = SplitMix64(seed: seed, 7)
-    let rankCount = random.pick([1, 2, 2, 3, 4, 5, 6, 7, 8])
+    let picked = random.pick([1, 2, 2, 3, 4, 5, 6, 7, 8])
+    let rankCount = ranks ?? picked
     let topK = random.pick([1, 2, 2, 3, 4, 6, 8, 8, 9, 16, 32])
     let expertCount = max(topK, random.pick([1, 3, 8, 16, 33, 64]), random.chance(0.7) ? rankCount : 1)
     let hidden = random.pick([16, 32, 48, 80, 128, 144, 256, 272, 400, 528, 1040, 2048, 2880, 3584, 7168])

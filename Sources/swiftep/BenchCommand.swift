@@ -1,3 +1,4 @@
+import CUDADriver
 import Conformance
 import Foundation
 import HostFacts
@@ -42,7 +43,9 @@ let benchCommand = Command(
 
     The floor is (rows read once + rows written once) / the bandwidth of a copy: memcpy or streaming stores,
     the better, by as many threads over the same sizes, measured in the same run; on a GPU, the driver's own copy
-    of 512 MiB.
+    of 512 MiB. With several GPUs, of the one whose memory has most to do; or, if that takes longer, what crosses its
+    link / the link's limit: what each GPU writes to its peers' memory (dispatch) or reads there (combine) by the
+    driver's own copies, all GPUs at once.
 
     A trace has an event for each operation of each rank, with its steps, counts, and the peer that came last;
     and the longest wait of each rank for each peer. About 2.5 KB an iteration and rank.
@@ -50,7 +53,7 @@ let benchCommand = Command(
   body: { arguments in
     let settings = try BenchSettings(arguments)
     if settings.mode == .latency { return try settings.runLatency() }
-    let (report, flights) = try settings.run()
+    let (report, flights) = try settings.run(link: settings.measureLink())
     if settings.jsonPath == "-" {
       try printDocument(try report.json())
     } else {
@@ -148,10 +151,11 @@ struct BenchSettings {
 
   func runLatency() throws {
     var report = LatencyReport(sizes: [])
+    let link = try measureLink()
     for tokenCount in LatencyReport.tokenCounts(upTo: job.tokensPerRank) {
       var settings = self
       settings.job.tokensPerRank = tokenCount
-      report.sizes.append(try settings.run().report)
+      report.sizes.append(try settings.run(link: link).report)
     }
     if jsonPath == "-" {
       try printDocument(try report.json())
@@ -162,8 +166,22 @@ struct BenchSettings {
     if let svgPath { try writeFile(Data(LatencyPlot(report, title: summary).svg.utf8), svgPath, flag: "svg") }
   }
 
+  /// In a process of its own: ranks that are forked from one that uses a driver could not.
+  ///
+  /// - Returns: nil of one GPU, and where arenas do not lie in GPUs' memory.
+  func measureLink() throws -> PeerCopies? {
+    let gpuCount = min(machines.machines.count, job.rankCount)
+    let arenaPlace = ProcessInfo.processInfo.environment["SWIFTEP_GPU_ARENAS"] ?? ""
+    if !machines.isGPU || gpuCount == 1 || !arenaPlace.isEmpty { return nil }
+    return try processValues(1, patience: .seconds(120)) { _, _ in
+      // Ranks say what is missing, in the words that they have for it.
+      guard case .success(let driver) = Driver.shared, gpuCount <= driver.gpuCount else { return nil }
+      return try PeerCopies.measured(on: (0..<gpuCount).map { try GPU(driver, index: $0) })
+    }[0]
+  }
+
   /// - Returns: what was found, and the ranks' flight records where a trace is wanted.
-  func run() throws -> (report: BenchReport, flights: [FlightRecord]) {
+  func run(link: PeerCopies?) throws -> (report: BenchReport, flights: [FlightRecord]) {
     let workload: Workload
     if let text {
       workload = try .text(job, text, seed: seed)
@@ -176,7 +194,7 @@ struct BenchSettings {
     let receivedTokens = ((workload.receivedRowCounts.max() ?? 0) + rowsPerToken - 1) / rowsPerToken
     let plan = try job.plan(
       receivedTokensMax: receivedTokensMax(receivedTokens), workers: workerCount, staging: job.rowType.staging)
-    if machines.isGPU { return try runOnGPU(workload) }
+    if machines.isGPU { return try runOnGPU(workload, link: link) }
     let (bar, status) = (ProgressBar(title: "bench", count: iterationCount), StatusLine())
     let bench = try Bench(
       job, workload, plan: plan, workerCount: workerCount, iterationCount: iterationCount,
@@ -191,7 +209,7 @@ struct BenchSettings {
     job.layout == .grouped || job.masking != .none ? nil : count
   }
 
-  private func runOnGPU(_ workload: Workload) throws -> (BenchReport, [FlightRecord]) {
+  private func runOnGPU(_ workload: Workload, link: PeerCopies?) throws -> (BenchReport, [FlightRecord]) {
     // Worst-case sizes, though what arrives is known.
     let plan = try job.plan(workers: workerCount, staging: staging)
     let bench = try GPUBench(
@@ -201,7 +219,7 @@ struct BenchSettings {
       processes
       ? try bench.run(on: ProcessFabric(machines: machines.machines))
       : try bench.run(on: ThreadFabric(machines.machines))
-    let report = BenchReport(bench, all, gpuCount: machines.machines.count, processes: processes)
+    let report = BenchReport(bench, all, gpuCount: machines.machines.count, link: link, processes: processes)
     return (report, all.compactMap(\.flight))
   }
 

@@ -25,7 +25,7 @@ final class GPUBench: Sendable {
   private let barrier: SpinBarrier
   private let sums: SharedRows
   /// By GPU.
-  private let gates = Guarded<[Int: Gate]>([:])
+  private let gates = Guarded<[Int: StreamGate]>([:])
 
   /// What one rank has measured; all times in nanoseconds.
   struct Measurements: Codable, Sendable {
@@ -42,26 +42,6 @@ final class GPUBench: Sendable {
     var multiprocessorCount: Int
     /// Of the timed iterations; nil unless traced.
     var flight: FlightRecord?
-  }
-
-  /// A word of a GPU's memory that streams wait for. Not of the host's: such waits notice it late, one after the other.
-  private struct Gate: Sendable {
-    private let openings: VirtualMemory
-    private let opener: CUDADriver.Stream
-
-    init(_ gpu: GPU) throws(DriverError) {
-      openings = try VirtualMemory(gpu, reservedByteCount: 64)
-      try openings.grow(to: 64)
-      opener = try CUDADriver.Stream(gpu)
-      try opener.fill(openings.base, byteCount: 64, with: 0)
-      try opener.synchronize()
-    }
-
-    func open(_ opening: UInt64) throws(DriverError) { try opener.write(opening, to: openings.base) }
-
-    func hold(_ stream: CUDADriver.Stream, until opening: UInt64) throws(DriverError) {
-      try stream.wait(until: openings.base, isAtLeast: opening)
-    }
   }
 
   init(
@@ -89,7 +69,7 @@ final class GPUBench: Sendable {
       let gpu = try GPUHost.shared(index).gpu
       let gate = try gates.withLock { gates throws(DriverError) in
         if let gate = gates[index] { return gate }
-        let gate = try Gate(gpu)
+        let gate = try StreamGate(gpu)
         gates[index] = gate
         return gate
       }
@@ -97,8 +77,7 @@ final class GPUBench: Sendable {
         return try Rank(self, communicator, gpu: gpu, index: index, gate: gate, gpuCount: fabric.machines.count).run()
       } catch {
         barrier.cancel()
-        // The driver compares as in a cycle: this is ahead of every opening.
-        try? gate.open(1 << 62)
+        gate.openForGood()
         throw error
       }
     }
@@ -114,7 +93,7 @@ final class GPUBench: Sendable {
     let communicator: Communicator
     let gpu: GPU
     let index: Int
-    let gate: Gate
+    let gate: StreamGate
     /// Whether no rank before this one has this gate.
     let opensGate: Bool
     /// Whether no rank before this one has this GPU.
@@ -124,7 +103,8 @@ final class GPUBench: Sendable {
     private var opening: UInt64 = 0
     private var ordinary: Tensor?
 
-    init(_ bench: GPUBench, _ communicator: Communicator, gpu: GPU, index: Int, gate: Gate, gpuCount: Int) throws {
+    init(_ bench: GPUBench, _ communicator: Communicator, gpu: GPU, index: Int, gate: StreamGate, gpuCount: Int) throws
+    {
       (self.bench, self.communicator, self.gpu, self.index, self.gate) = (bench, communicator, gpu, index, gate)
       isFirstOfGPU = communicator.rank < gpuCount
       opensGate = isFirstOfGPU || getpid() != bench.creator

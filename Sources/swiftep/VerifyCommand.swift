@@ -6,6 +6,7 @@ let verifyCommand = Command(
   flags: [processesFlag] + MachineSpec.flags + [
     Flag("seconds", "N", "how long (default 10)"),
     Flag("seed", "S", "of the first job; each further one counts up (default 1)"),
+    Flag("ranks", "N", "ranks of each job (default: 1 to 8, at random)"),
     Flag(
       "replays", "N",
       "instead: a dispatch and a combine, recorded as graphs and run N times\nwith changing routing, in each layout;\non GPUs, on streams of the caller's too"
@@ -25,6 +26,10 @@ let verifyCommand = Command(
     let seed = try arguments.seed("seed", default: 1)
     let spec = try MachineSpec(arguments)
     let replayCount = try arguments.integer("replays", in: 0...100_000_000, default: 0)
+    let ranks = try arguments.integer("ranks", in: 1...64)
+    if ranks != nil && (replayCount > 0 || arguments.has("checks")) {
+      throw UsageError("--ranks", expected: "none with --replays or --checks", found: "one")
+    }
     let sharesLaunches = arguments.has("one-launch")
     if sharesLaunches && (!spec.isGPU || arguments.has("processes") || replayCount > 0) {
       throw UsageError(
@@ -46,14 +51,15 @@ let verifyCommand = Command(
         if passedCount % 100 == 0 { try? printNow("\(passedCount) jobs passed, the last of seed \(job.seed)") }
       }
       let passedCount = try verify(
-        seconds: seconds, seed: seed, allCall: sharesLaunches, on: fabric, report: report)
+        seconds: seconds, seed: seed, ranks: ranks, allCall: sharesLaunches, on: fabric, report: report)
       status.clear()
       print("\(passedCount) jobs passed")
     } catch let failure as ConformanceFailure {
       status.clear()
       throw CheckFailure(
         what: failureText(
-          failure, processes: arguments.has("processes"), spec, replays: replayCount, sharesLaunches: sharesLaunches))
+          failure, processes: arguments.has("processes"), spec, replays: replayCount, ranks: ranks,
+          sharesLaunches: sharesLaunches))
     }
   })
 
@@ -79,10 +85,11 @@ private func verifyReplays(_ count: Int, seed: UInt64, on fabric: any Fabric, _ 
 /// What failed, with which job, and how to see it again.
 func failureText(
   _ failure: ConformanceFailure, processes: Bool, _ machines: MachineSpec? = nil, replays: Int = 0,
-  sharesLaunches: Bool = false
+  ranks: Int? = nil, sharesLaunches: Bool = false
 ) -> String {
   let flags =
-    (processes ? " --processes" : "") + (machines?.flagText ?? "") + (sharesLaunches ? " --one-launch" : "")
+    (processes ? " --processes" : "") + (machines?.flagText ?? "") + (ranks.map { " --ranks \($0)" } ?? "")
+    + (sharesLaunches ? " --one-launch" : "")
   let place = failure.rank < 0 ? "" : "rank \(failure.rank), "
   return """
     \(place)\(failure.step): \(failure.what)

@@ -19,6 +19,7 @@ extension ConformanceTests {
     @Test func jobsFollowFromTheirSeeds() {
       #expect(Job.random(seed: 5) == Job.random(seed: 5))
       #expect(Job.random(seed: 5) != Job.random(seed: 6))
+      #expect(Job.random(seed: 5, ranks: 12).rankCount == 12)
       let job = Job.random(seed: 9)
       let (first, second) = (job.makeTokens(rank: 0), job.makeTokens(rank: 0))
       #expect(first.x.bytes == second.x.bytes)

@@ -55,6 +55,19 @@ extension ConformanceTests {
       for seed: UInt64 in 100...130 { try check(Job.random(seed: seed), on: Self.ranks(gpuCount: gpuCount)) }
     }
 
+    /// With one GPU, its own memory is the peer's.
+    @Test func copiesBetweenPeersAreTimed() throws {
+      let gpus = try fabric.machines.indices.map { try GPUHost.shared($0).gpu }
+      let all = gpus.count == 1 ? [gpus[0], gpus[0], gpus[0]] : gpus
+      for gpu in all {
+        for peer in all where try !gpu.reaches(uuid: peer.uuid) { return }
+      }
+      let copies = try #require(try PeerCopies.measured(on: all, byteCount: 64 << 20, roundCount: 2))
+      // Gigabytes a second, of anything between PCIe and a GPU's own memory.
+      #expect((1.0..<10_000).contains(copies.writtenBytesPerNanosecond))
+      #expect((1.0..<10_000).contains(copies.readBytesPerNanosecond))
+    }
+
     /// A stream that comes late to wait for the end of a call finds it, though the event and its buffer are gone and others
     /// have taken their place.
     @Test func waitsOutliveTheirEvents() throws {

@@ -214,6 +214,8 @@ enum Binary {
     (["doctor", "--json=-"], "--json: expected no value, found '-'"),
     (["bench", "--", "true"], "flag: expected one of --ranks"),
     (["verify", "--seconds", "0"], "--seconds: expected a number of"),
+    (["verify", "--ranks", "65"], "--ranks: expected an integer of 1 to 64, found '65'"),
+    (["verify", "--ranks", "4", "--checks"], "--ranks: expected none with --replays or --checks, found one"),
     (["inspect"], "PID: expected the number of a process, found none"),
     (["inspect", "-1"], "PID: expected the number of a process, found '-1'"),
     (["inspect", "99999999"], "process 99999999: expected a running process, found no such process"),
@@ -254,7 +256,7 @@ enum Binary {
     for part in report.parts { #expect(table.output.contains(part.bytes.grouped)) }
   }
 
-  @Test(arguments: [[], ["--processes"]])
+  @Test(arguments: [[], ["--processes"], ["--ranks", "12"]])
   func verify(_ more: [String]) throws {
     let run = try Binary.run(["verify", "--seconds", "1", "--seed", "1"] + more)
     #expect(run.status == 0, "\(run.errors)")
