@@ -150,7 +150,8 @@ esac
 """
 SWIFTEP = """#!/bin/sh
 case "$*" in
-"verify "*processes*) echo "no job passed" >&2; exit 3 ;;
+"verify "*"--ranks 4 "*processes*) [ -e "$(dirname "$0")/mps-runs" ] || echo "no MPS" >&2; echo "no job passed" >&2; exit 3 ;;
+"verify "*processes*) [ -e "$(dirname "$0")/mps-runs" ] && echo "MPS" >&2; echo "no job passed" >&2; exit 3 ;;
 "verify "*) echo "12 jobs passed" ;;
 *"--tokens 2 "*) sleep 60 ;;
 *) echo '{"ranks": 2, "gpus": 2, "linkWriteGigabytesPerSecond": 400, "linkReadGigabytesPerSecond": 380, "operations": ['
@@ -163,14 +164,25 @@ esac
 """
 
 
-def run(folder: Path, *words: str, with_gpus: bool = True) -> subprocess.CompletedProcess[str]:
+# Runs between -d and quit, as a file says beside it.
+MPS = """#!/bin/sh
+runs="$(dirname "$0")/mps-runs"
+[ "$1" = -d ] && { touch "$runs"; exit; }
+read -r command
+[ -e "$runs" ] || exit 1
+[ "$command" != quit ] || rm "$runs"
+"""
+
+
+def run(folder: Path, *words: str, with_gpus: bool = True, with_mps: bool = True) -> subprocess.CompletedProcess[str]:
     programs = folder / "programs"
     programs.mkdir(exist_ok=True)
-    for name, text in {"nvidia-smi": SMI, "swiftep": SWIFTEP}.items() if with_gpus else ():
+    mps = {"nvidia-cuda-mps-control": MPS} if with_mps else {}
+    for name, text in {"nvidia-smi": SMI, "swiftep": SWIFTEP, **mps}.items() if with_gpus else ():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     path = f"{programs}:{Path(sys.executable).parent}:/usr/bin:/bin" if with_gpus else str(programs)
-    environment = {"PATH": path, "HOME": os.environ.get("HOME", "/"), "CUDA_MPS_PIPE_DIRECTORY": str(folder)}
+    environment = {"PATH": path, "HOME": os.environ.get("HOME", "/")}
     return subprocess.run(
         [sys.executable, str(FOLDER), *words, "--output", str(folder / "out")], env=environment, capture_output=True, text=True,
         timeout=120,
@@ -205,6 +217,8 @@ def test_a_failure_keeps_no_other_from_running(tmp_path: Path) -> None:
     assert done.stderr == "bench-gpus: failed: verify-processes-2, verify-processes-4\n"
     assert "not run: deep-ep: no built checkout was named" in done.stdout
     assert "no job passed" in done.stdout
+    # Two ranks a GPU have MPS, and they alone.
+    assert "MPS" not in done.stdout and not (tmp_path / "programs/mps-runs").exists()
     text = (tmp_path / "out/tables.md").read_text()
     assert "| verify-processes-2 | exit code 3 |" in text and "| verify-threads-2 | done, 12 jobs |" in text
     assert "333.3 | 83.3%" in text and "- latency: not asked for\n" in text
@@ -238,3 +252,10 @@ def test_what_would_be_run(tmp_path: Path) -> None:
     ):
         assert words in done.stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(steps.mps_control() is not None, reason="there is an MPS to be found")
+def test_no_mps(tmp_path: Path) -> None:
+    done = run(tmp_path, *words_of_tool(tmp_path), "--parts", "verify", "--verify-seconds", "4", with_mps=False)
+    assert "not run: verify: verify-processes-4: processes that share a GPU want MPS" in done.stdout
+    assert done.stderr == "bench-gpus: failed: verify-processes-2\n"

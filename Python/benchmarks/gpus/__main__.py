@@ -124,7 +124,7 @@ def what_is_missing(options: argparse.Namespace, skipped: list[steps.Skipped]) -
 def main() -> int:
     options = parser().parse_args()
     complete(options)
-    every = jobs.steps(options)
+    every = [step if options.list else steps.unless_mps_is_missing(step) for step in jobs.steps(options)]
     skipped = [step for step in every if isinstance(step, steps.Skipped)]
     runs = [step for step in every if isinstance(step, steps.Step)]
     if options.list:

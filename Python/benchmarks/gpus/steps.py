@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, Optional, Union
 
 
 @dataclasses.dataclass
@@ -64,14 +64,35 @@ def deep_ep_low_latency(output: str) -> object:
     return {"dispatch": max(float(pair[0]) for pair in found), "combine": max(float(pair[1]) for pair in found)}
 
 
+def mps_control() -> Optional[str]:
+    """The program that starts MPS, and talks to it; it lies among the driver's."""
+    name = "nvidia-cuda-mps-control"
+    return shutil.which(name) or shutil.which(name, path="/usr/local/nvidia/bin:/usr/bin")
+
+
+def tell_mps(control: str, command: str, environment: dict[str, str]) -> bool:
+    """Whether there was an MPS to be told."""
+    try:
+        answer = subprocess.run(
+            [control], input=command + "\n", text=True, env={**os.environ, **environment}, timeout=60, capture_output=True
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return answer.returncode == 0
+
+
+def unless_mps_is_missing(step: Union[Step, Skipped]) -> Union[Step, Skipped]:
+    """Without it, processes that share a GPU take turns: what is measured then says nothing."""
+    if isinstance(step, Skipped) or not step.shares_gpus or mps_control() is not None:
+        return step
+    return Skipped(step.part, f"{step.name}: processes that share a GPU want MPS; there is no nvidia-cuda-mps-control")
+
+
 @contextlib.contextmanager
 def mps() -> Iterator[dict[str, str]]:
     """The environment in which processes share GPUs under MPS: one that runs, or one for as long as this lasts."""
-    control = shutil.which("nvidia-cuda-mps-control") or shutil.which(
-        "nvidia-cuda-mps-control", path="/usr/local/nvidia/bin:/usr/bin"
-    )
-    runs = os.path.exists(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps") + "/control")
-    if control is None or runs:
+    control = mps_control()
+    if control is None or tell_mps(control, "get_server_list", {}):
         yield {}
         return
     # A short path, since it becomes that of a socket.
@@ -82,10 +103,7 @@ def mps() -> Iterator[dict[str, str]]:
         time.sleep(1)
         yield environment
     finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                [control], input="quit\n", text=True, env={**os.environ, **environment}, timeout=60, capture_output=True
-            )
+        tell_mps(control, "quit", environment)
         shutil.rmtree(folder, ignore_errors=True)
 
 
