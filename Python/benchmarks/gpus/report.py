@@ -46,7 +46,7 @@ class Results:
         return [] if record is None or record["result"]["own_memory"] else record["result"]["kernels"]
 
     def limit(self, direction: str) -> Optional[float]:
-        """GB/s: the best of all copies that were measured; nil of one GPU."""
+        """GB/s: the best of all copies that were measured; None of one GPU."""
         key = f"link{direction.title()}GigabytesPerSecond"
         rates = [record["result"][key] for record in self.of("throughput") if key in record["result"]]
         rates += [kernel[direction] for kernel in self.kernels]
