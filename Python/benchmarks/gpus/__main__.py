@@ -128,6 +128,8 @@ def main() -> int:
     skipped = [step for step in every if isinstance(step, steps.Skipped)]
     runs = [step for step in every if isinstance(step, steps.Step)]
     if options.list:
+        # Whoever reads it may have read enough.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         for step in runs:
             print(f"{step.name}: {' '.join(step.command)}")
         print("".join(f"not run: {step.part}: {step.why}\n" for step in skipped), end="")
