@@ -185,7 +185,8 @@ def run(arguments: argparse.Namespace) -> None:
         sharing = -(-dist.get_world_size() // torch.cuda.device_count())
         defaults = {"tokens": 8192, "hidden": 7168, "workers": max(4, min(24, 48 // sharing))}
     for name, value in defaults.items():
-        setattr(arguments, name, getattr(arguments, name) or value)
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     count = arguments.iterations
 
     layer = Layer(arguments, device)

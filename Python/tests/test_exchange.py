@@ -312,17 +312,32 @@ def test_nvfp4_quantization():
     on_buffers(plan, RANKS, body)
 
 
-def test_fp8_rows_with_scales():
-    hidden = 128
+def in_columns(array, gap):
+    """The same array, one column behind the other, with so many elements between that are not of it."""
+    columns = np.full((array.shape[1], len(array) + gap), np.nan, array.dtype)
+    columns[:, : len(array)] = array.T
+    return columns.T[: len(array)]
+
+
+# As they lie on rank 1, where they lie in rows on rank 0.
+@pytest.mark.parametrize("place", [np.copy, lambda scales: in_columns(scales, 0), lambda scales: in_columns(scales, 5)])
+def test_fp8_rows_with_scales(place):
+    hidden = 384
     plan = swiftep.Plan(RANKS, TOKENS, hidden, TOP_K, EXPERTS, dtype="float8_e4m3fn", scales=Scales.FP32)
 
     def body(buffer):
         x = np.full((TOKENS, hidden), buffer.rank + 1, ml_dtypes.float8_e4m3fn)
-        scales = np.full((TOKENS, 1), 10 * (buffer.rank + 1), np.float32)
-        result = buffer.dispatch(x, np.zeros((TOKENS, 1), np.int32), scales=scales)
-        sources = result.origins.numpy()[:, :1]
-        assert (result.rows.numpy().astype(np.float32) == sources + 1).all()
-        assert (result.scales.numpy() == 10 * (sources + 1)).all()
+        every = 1000 * np.arange(RANKS)[:, None, None] + 10 * np.arange(TOKENS)[:, None] + np.arange(3, dtype=np.float32)
+        scales = every[buffer.rank].astype(np.float32)
+        target = np.zeros((TOKENS, 1), np.int32)
+        result = buffer.dispatch(x, target, scales=scales if buffer.rank == 0 else place(scales))
+        sources, tokens = result.origins.numpy().T
+        assert (result.rows.numpy().astype(np.float32) == sources[:, None] + 1).all()
+        assert (result.scales.numpy() == every[sources, tokens]).all()
+        for wrong in (np.ones((TOKENS, 6), np.float32)[:, ::2], np.broadcast_to(np.float32(1), (TOKENS, 3))):
+            with pytest.raises(swiftep.InvalidArgument) as refused:
+                buffer.dispatch(x, target, scales=wrong if buffer.rank == 1 else scales)
+            assert refused.value.argument.startswith("scales.strides") and refused.value.rank == 1
 
     on_buffers(plan, RANKS, body)
 

@@ -145,26 +145,13 @@
 @inlinable func bringScalesIntoRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (tokenCount, rows) = (arguments.handle.layout.chunks.tokenCount, arguments.source(ofColumn: Columns.scales))
   let scaleCount = arguments.columns[Columns.scales] / 4
-  let step = (tokenCount &+ 7) / 8
-  machine.shareOut(scaleCount &* step) { index in
-    let (scale, first) = (index / step, index % step)
-    let column = arguments.scaleColumns.advanced(byBytes: Int64(scale) &* Int64(arguments.scaleColumnByteCount))
-    let word = { (part: Int32) in column.load(UInt32.self, at: min(tokenCount &- 1, first &+ part &* step)) }
-    let store = { (word: UInt32, part: Int32) in
-      let token = first &+ part &* step
-      if token < tokenCount { rows.store(word, at: token &* scaleCount &+ scale) }
-    }
-    // Eight at a time, so that no load waits for another, or for a store; what neighbours read lies together.
-    let (a, b, c, d) = (word(0), word(1), word(2), word(3))
-    let (e, f, g, h) = (word(4), word(5), word(6), word(7))
-    store(a, 0)
-    store(b, 1)
-    store(c, 2)
-    store(d, 3)
-    store(e, 4)
-    store(f, 5)
-    store(g, 6)
-    store(h, 7)
+  machine.copyRecords(tokenCount &* scaleCount, byteCount: 4) { cell in
+    // Along a column: what neighbours read lies together.
+    let (column, token) = (cell / tokenCount, cell % tokenCount)
+    let offset = Int64(column) &* Int64(arguments.scaleColumnByteCount) &+ 4 &* Int64(token)
+    return RecordRoute(
+      source: arguments.scaleColumns.advanced(byBytes: offset),
+      target: rows.advanced(byBytes: 4 &* (Int64(token) &* Int64(scaleCount) &+ Int64(column))))
   }
 }
 

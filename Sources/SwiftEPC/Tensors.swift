@@ -52,10 +52,9 @@ func tensor(
 func scales(
   _ pointer: UnsafePointer<swiftep_tensor>?, on machine: Machine
 ) throws(EPError) -> (tensor: Tensor?, order: ScaleOrder) {
-  guard let pointer, let shape = try columnShape(try read(pointer, over: swiftep_tensor(), "scales")) else {
-    return (try tensor(pointer, .scales, on: machine), .rowMajor)
-  }
+  guard let pointer else { return (nil, .rowMajor) }
   var columns = try read(pointer, over: swiftep_tensor(), "scales")
+  guard let shape = try columnShape(columns) else { return (try tensor(pointer, .scales, on: machine), .rowMajor) }
   columns.strides = nil
   return try shape.withUnsafeBufferPointer { shape throws(EPError) in
     columns.shape = shape.baseAddress

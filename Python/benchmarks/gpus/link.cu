@@ -127,9 +127,9 @@ static std::vector<Part> parts;
 static size_t piece_size;
 static int *gate;
 
-// Holds a stream until the host opens the gate: one block, which the copies of the same stream wait for.
+// Holds a stream until the host opens the gate, but not for ever: one block, which the copies of the same stream wait for.
 __global__ void hold(volatile int *gate, int opening) {
-  while (*gate < opening) __nanosleep(100);
+  for (int turn = 0; *gate < opening && turn < 50000000; turn++) __nanosleep(100);
 }
 
 static Copies copies_of(int gpu, bool is_write) {
