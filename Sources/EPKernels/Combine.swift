@@ -105,15 +105,16 @@
   rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
+  let agreeing = arguments.view.recording
   operation.resetCounter(machine)
-  let goesOn = exchange(machine, view: arguments.view, header: arguments.header, operation: operation) { block in
+  let goesOn = exchange(machine, view: agreeing, header: arguments.header, operation: operation) { block in
     if arguments.header.fault == 0 {
       identify(handle, in: block)
       fill(block)
     }
   }
   if !goesOn { return }
-  let view = arguments.view.behindExchange
+  let view = agreeing.behindExchange
   leaveOutDestinations(machine, view, handle)
   machine.forEach(view.rankCount) { rank in
     let peer = exchangeHeader(view, source: rank)

@@ -41,6 +41,8 @@
   public var epoch: UInt64 = 0
   /// All ranks' blocks of the operation's exchange, as kernels read them behind it.
   public var blocks: Address = .null
+  /// Of the operation's flight record; 0: to be looked up.
+  public var flightIndex: Int64 = 0
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,

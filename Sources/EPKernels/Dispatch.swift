@@ -169,8 +169,9 @@
   _ machine: M, _ arguments: DispatchArguments, isLaidOut: Bool, counting: Bool
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
+  let agreeing = arguments.view.recording
   operation.resetCounter(machine)
-  let goesOn = exchange(machine, view: arguments.view, header: arguments.header, operation: operation) { block in
+  let goesOn = exchange(machine, view: agreeing, header: arguments.header, operation: operation) { block in
     if isLaidOut && !reportFault(machine, in: block, handle: handle, operation: operation) {
       sumChunks(machine, into: block, handle: handle, operation: operation)
     }
@@ -181,14 +182,14 @@
     if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
     return
   }
-  let view = arguments.view.behindExchange
+  let view = agreeing.behindExchange
   if !arguments.isCached {
     place(
       machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle, operation: operation)
   }
   leaveOutDestinations(machine, view, handle)
-  fitOutputs(machine, view, columns: arguments.columns, handle: handle, operation: operation)
-  if counting && !arguments.isCached && operation.isOK { countReceived(machine, arguments) }
+  let fits = fitOutputs(machine, view, columns: arguments.columns, handle: handle, operation: operation)
+  if counting && !arguments.isCached && fits { countReceived(machine, arguments) }
   #if CHECKED
     if !arguments.isCached { checkCounts(machine, view: view, topK: arguments.routing.topK) }
     checkOffers(machine, view: view)
@@ -200,7 +201,7 @@
   recorder.count(
     machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
     rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
-  if operation.isOK { return recorder.enter(machine, .deliver, now: machine.now) }
+  if fits { return recorder.enter(machine, .deliver, now: machine.now) }
   // Its places would lie outside the outputs.
   if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
 }
@@ -361,7 +362,7 @@
 
   @inlinable func writeExpert(_ arguments: DispatchArguments, _ index: Int32) {
     let (view, routing) = (arguments.view, arguments.routing)
-    let expert = routing.expert(token: token, slot: firstSlot &+ index)
+    let expert = routing.expert(cell: token &* routing.topK &+ firstSlot &+ index)
     #if CHECKED
       guard view.check(.expert, expert, below: view.expertCount) else { return }
     #endif

@@ -324,6 +324,7 @@ extension RankView {
     if !operation.does(.end) { return }
     begin = resume(machine, view: view, operation: operation)
   }
+  let view = view.recording
   let seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
   guard let seen else { return }
   behind()

@@ -5,8 +5,13 @@
 @frozen public struct FlightRecorder {
   public var base: Address
   public var layout: FlightLayout
+  /// `RankView.flightIndex`.
+  @usableFromInline var knownIndex: Int64 = 0
 
-  @inlinable public init(_ view: RankView) { self.init(view, arena: view.ownArena) }
+  @inlinable public init(_ view: RankView) {
+    self.init(view, arena: view.ownArena)
+    knownIndex = view.flightIndex
+  }
 
   /// That of the rank whose arena it is.
   @inlinable public init(_ view: RankView, arena: Address) {
@@ -20,8 +25,10 @@
     FlightProgress(word: at(FlightLayout.progressOffset).load(UInt64.self, at: 0))
   }
 
-  /// The record of the operation that has begun last.
-  @inlinable var record: Address { at(layout.offset(ofRecord: progress.index)) }
+  /// Of the operation that has begun last.
+  @inlinable var index: Int64 { knownIndex == 0 ? progress.index : knownIndex }
+
+  @inlinable var record: Address { at(layout.offset(ofRecord: index)) }
 
   @inlinable func note<M: Machine>(_ machine: M, _ field: FlightField, in record: Address, _ value: UInt64) {
     machine.note(value, at: record.advanced(byBytes: field.offset))
@@ -31,20 +38,23 @@
 
   /// This rank waits for the events that its call is to wait for; the operation's record begins.
   @inlinable public func awaitInput<M: Machine>(_ machine: M, view: RankView, operation: Int64) {
-    if !hasFailed(view) && progress.step != .input { open(machine, operation: operation, .input) }
+    let last = progress
+    if !hasFailed(view) && last.step != .input { _ = open(machine, behind: last.index, operation: operation, .input) }
   }
 
   /// The operation begins, and its record unless that has begun already.
   @inlinable func begin<M: Machine>(
     _ machine: M, view: RankView, operation: Int64, tokenCount: Int32, bytesPerRow: Int64
   ) {
+    let last = progress
     if hasFailed(view) { return }
-    if progress.step == .input {
+    let record: Address
+    if last.step == .input {
       enter(machine, .prepare, now: machine.now)
+      record = self.record
     } else {
-      open(machine, operation: operation, .prepare)
+      record = open(machine, behind: last.index, operation: operation, .prepare)
     }
-    let record = record
     note(machine, .tokenCount, in: record, UInt64(truncatingIfNeeded: tokenCount))
     note(machine, .bytesPerRow, in: record, UInt64(bitPattern: bytesPerRow))
   }
@@ -53,12 +63,14 @@
     !earlierFailure(view).isNull
   }
 
-  /// Begins a record, in the place of the oldest one.
-  @inlinable func open<M: Machine>(_ machine: M, operation: Int64, _ step: FlightStep) {
-    let index = progress.index &+ 1
+  /// Begins a record behind that of operation `last`, in the place of the oldest one.
+  @inlinable func open<M: Machine>(
+    _ machine: M, behind last: Int64, operation: Int64, _ step: FlightStep
+  ) -> Address {
+    let index = last &+ 1
     // From here on, readers leave the oldest record alone.
     machine.publish(FlightProgress(index: index, step: .opening).word, at: at(FlightLayout.progressOffset))
-    let record = record
+    let record = at(layout.offset(ofRecord: index))
     var offset: Int64 = 0
     while offset < FlightField.byteCount {
       machine.note(0, at: record.advanced(byBytes: offset))
@@ -67,6 +79,7 @@
     note(machine, .operation, in: record, UInt64(bitPattern: operation))
     note(machine, step.beganField, in: record, machine.now)
     machine.publish(FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
+    return record
   }
 
   /// This rank's exchange of `epoch` begins.
@@ -76,7 +89,7 @@
   @inlinable func enter<M: Machine>(_ machine: M, _ step: FlightStep, now: UInt64) {
     note(machine, step.beganField, in: record, now)
     machine.note(
-      FlightProgress(index: progress.index, step: step).word, at: at(FlightLayout.progressOffset))
+      FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
   }
 
   /// Of this rank, as both follow from an exchange; its own rows included.
@@ -93,7 +106,7 @@
     note(machine, .statusRank, in: record, UInt64(bitPattern: status.rank))
     note(machine, .ended, in: record, now)
     machine.publish(
-      FlightProgress(index: progress.index, step: .idle).word, at: at(FlightLayout.progressOffset))
+      FlightProgress(index: index, step: .idle).word, at: at(FlightLayout.progressOffset))
   }
 
   // MARK: Waits
@@ -137,5 +150,14 @@
   /// The process of `peer`, 0 where nobody knows; written by the host before the first operation.
   @inlinable public func note<M: Machine>(_ machine: M, process: Int32, ofPeer peer: Int32) {
     machine.note(UInt64(truncatingIfNeeded: process), at: at(layout.offset(of: .process, peer: peer)))
+  }
+}
+
+extension RankView {
+  /// As the view is while one worker keeps the record of an operation that has begun.
+  @inlinable var recording: RankView {
+    var view = self
+    view.flightIndex = FlightRecorder(self).index
+    return view
   }
 }

@@ -22,43 +22,59 @@
     self.table = table
   }
 
-  @inlinable public func rawExpert(token: Int32, slot: Int32) -> Int64 {
-    let cell = token &* topK &+ slot
-    return indexByteCount == 8 ? indices.load(Int64.self, at: cell) : Int64(indices.load(Int32.self, at: cell))
+  @inlinable public func rawExpert(token: Int32, slot: Int32) -> Int64 { rawExpert(cell: token &* topK &+ slot) }
+
+  /// By its words, so that there is no branch for each type.
+  @inlinable func rawExpert(cell: Int32) -> Int64 {
+    let wordCount = indexByteCount &>> 2
+    let first = cell &* wordCount
+    let low = indices.load(UInt32.self, at: first)
+    let last = Int64(indices.load(Int32.self, at: first &+ wordCount &- 1))
+    return wordCount == 1 ? last : last &<< 32 | Int64(low)
   }
 
-  /// An expert that `findFault` has let through.
-  @inlinable public func expert(token: Int32, slot: Int32) -> Int32 {
-    Int32(truncatingIfNeeded: rawExpert(token: token, slot: slot))
-  }
+  /// An expert that `fault` has let through.
+  ///
+  /// - Parameter cell: of `indices`.
+  @inlinable public func expert(cell: Int32) -> Int32 { Int32(truncatingIfNeeded: rawExpert(cell: cell)) }
 
   /// The first slot at which `token` names an expert that does not exist, or one that it has named already.
   @inlinable func fault(token: Int32, expertCount: Int32) -> (fault: InputFault, slot: Int32)? {
-    // One bit for each remainder modulo 64: experts whose bits differ are different.
-    var seen: UInt64 = 0
-    let last = topK &- 1
     var slot: Int32 = 0
-    while slot <= last {
-      // Four at a time, so that no load waits for another.
-      let (a, b) = (rawExpert(token: token, slot: slot), rawExpert(token: token, slot: min(last, slot &+ 1)))
-      let c = rawExpert(token: token, slot: min(last, slot &+ 2))
-      let d = rawExpert(token: token, slot: min(last, slot &+ 3))
-      var group: Int32 = 0
-      while group < 4 && slot &+ group <= last {
-        let expert = group < 2 ? (group == 0 ? a : b) : (group == 2 ? c : d)
-        if expert < -1 || expert >= Int64(expertCount) { return (.expertOutOfRange, slot &+ group) }
-        if expert >= 0 {
-          let bit: UInt64 = 1 &<< UInt64(truncatingIfNeeded: expert & 63)
-          if seen & bit != 0 && isNamed(expert, by: token, before: slot &+ group) {
-            return (.duplicateExpert, slot &+ group)
-          }
-          seen |= bit
-        }
-        group = group &+ 1
+    while slot < topK {
+      let expert = rawExpert(token: token, slot: slot)
+      if expert < -1 || expert >= Int64(expertCount) { return (.expertOutOfRange, slot) }
+      if expert >= 0 && isNamed(expert, by: token, before: slot) { return (.duplicateExpert, slot) }
+      slot = slot &+ 1
+    }
+    return nil
+  }
+
+  /// Whether there is one: all are looked at, side by side.
+  @inlinable func hasFault(token: Int32, expertCount: Int32) -> Bool {
+    var sign: Int64 = 0
+    var slot: Int32 = 0
+    while slot < topK {
+      let four = fourExperts(token: token, firstSlot: slot)
+      sign |= four.faultSign(expertCount: expertCount)
+      var earlier: Int32 = 0
+      while earlier < slot {
+        sign |= four.pairSign(with: fourExperts(token: token, firstSlot: earlier))
+        earlier = earlier &+ 4
       }
       slot = slot &+ 4
     }
-    return nil
+    return sign < 0
+  }
+
+  /// Loaded together, so that no load waits for another; -1 behind the last slot.
+  @inlinable func fourExperts(token: Int32, firstSlot slot: Int32) -> FourExperts {
+    let last = topK &- 1
+    let expert = { (slot: Int32) in
+      let found = rawExpert(token: token, slot: min(last, slot))
+      return slot <= last ? found : -1
+    }
+    return FourExperts(expert(slot), expert(slot &+ 1), expert(slot &+ 2), expert(slot &+ 3))
   }
 
   @inlinable func isNamed(_ expert: Int64, by token: Int32, before end: Int32) -> Bool {
@@ -83,26 +99,56 @@
       }
       return members
     }
-    let last = topK &- 1
     var slot: Int32 = 0
-    while slot <= last {
-      // Four at a time, so that no load waits for another.
-      members |= member(token: token, slot: slot, firstRank: firstRank, view)
-      members |= member(token: token, slot: min(last, slot &+ 1), firstRank: firstRank, view)
-      members |= member(token: token, slot: min(last, slot &+ 2), firstRank: firstRank, view)
-      members |= member(token: token, slot: min(last, slot &+ 3), firstRank: firstRank, view)
+    while slot < topK {
+      let four = fourExperts(token: token, firstSlot: slot)
+      members |= member(four.a, firstRank: firstRank, view) | member(four.b, firstRank: firstRank, view)
+      members |= member(four.c, firstRank: firstRank, view) | member(four.d, firstRank: firstRank, view)
       slot = slot &+ 4
     }
     return members
   }
 
-  @inlinable func member(token: Int32, slot: Int32, firstRank: Int32, _ view: RankView) -> UInt64 {
-    let expert = expert(token: token, slot: slot)
+  @inlinable func member(_ raw: Int64, firstRank: Int32, _ view: RankView) -> UInt64 {
+    let expert = Int32(truncatingIfNeeded: raw)
     #if CHECKED
       guard view.check(.expert, expert, below: view.expertCount) else { return 0 }
     #endif
     let rank = view.owner(ofExpert: max(0, expert)) &- firstRank
     return expert >= 0 && rank >= 0 && rank < 64 ? 1 &<< UInt64(truncatingIfNeeded: rank) : 0
+  }
+}
+
+/// What a token names in four slots.
+@frozen @usableFromInline struct FourExperts {
+  @usableFromInline let a, b, c, d: Int64
+
+  @inlinable init(_ a: Int64, _ b: Int64, _ c: Int64, _ d: Int64) { (self.a, self.b, self.c, self.d) = (a, b, c, d) }
+
+  // Compared by signs of differences: dozens of branches would take longer.
+
+  /// Negative where one does not exist, or two are equal.
+  @inlinable func faultSign(expertCount: Int32) -> Int64 {
+    let last = Int64(expertCount) &- 1
+    let isOutside = { (expert: Int64) in (expert &+ 1) | (last &- expert) }
+    return isOutside(a) | isOutside(b) | isOutside(c) | isOutside(d) | pairSign(a, b, c, d) | equalitySign(b, c)
+      | equalitySign(b, d) | equalitySign(c, d)
+  }
+
+  /// Negative where one of these is one of those.
+  @inlinable func pairSign(with other: FourExperts) -> Int64 {
+    pairSign(other.a, a, b, c) | pairSign(other.b, a, b, c) | pairSign(other.c, a, b, c) | pairSign(other.d, a, b, c)
+      | pairSign(d, other.a, other.b, other.c) | equalitySign(d, other.d)
+  }
+
+  @inlinable func pairSign(_ one: Int64, _ x: Int64, _ y: Int64, _ z: Int64) -> Int64 {
+    equalitySign(one, x) | equalitySign(one, y) | equalitySign(one, z)
+  }
+
+  /// Negative for two that are equal and name an expert.
+  @inlinable func equalitySign(_ one: Int64, _ other: Int64) -> Int64 {
+    let difference = one ^ other
+    return ~(difference | (0 &- difference) | one)
   }
 }
 
@@ -116,7 +162,7 @@
   machine.fill(counters, byteCount: 4 &* Int64(operation.layout.counterCount), pattern: 0)
   let faultRecord = operation.fault(ofChunk: chunk)
   faultRecord.store(Int64(0), at: 0)
-  let culprit = machine.first(of: tokens) { routing.fault(token: $0, expertCount: view.expertCount) != nil }
+  let culprit = machine.first(of: tokens) { routing.hasFault(token: $0, expertCount: view.expertCount) }
   if culprit >= 0 {
     if let (fault, slot) = routing.fault(token: culprit, expertCount: view.expertCount) {
       faultRecord.store(fault.rawValue, at: 0)
@@ -151,9 +197,10 @@
   }
   if routing.topK == 0 { return }
   let expertCounters = counters.advanced(byBytes: 4 &* Int64(view.rankCount))
+  let cells = Range(uncheckedBounds: (tokens.lowerBound &* routing.topK, tokens.upperBound &* routing.topK))
   if bySource {
-    machine.countSlots(tokens, slotCount: routing.topK, counters: expertCounters) {
-      let expert = routing.expert(token: $0, slot: $1)
+    machine.countCells(cells, keyCount: view.expertCount, counters: expertCounters) {
+      let expert = routing.expert(cell: $0)
       #if CHECKED
         guard view.check(.expert, expert, below: view.expertCount) else { return -1 }
       #endif
@@ -162,21 +209,20 @@
     return
   }
   let slotKeys = handle.at(handle.layout.slotKeys)
-  machine.numberSlots(
-    tokens, slotCount: routing.topK, keyCount: view.expertCount, counters: expertCounters,
+  machine.numberCells(
+    cells, keyCount: view.expertCount, counters: expertCounters,
     key: {
-      let expert = routing.expert(token: $0, slot: $1)
+      let expert = routing.expert(cell: $0)
       #if CHECKED
         guard view.check(.expert, expert, below: view.expertCount) else { return -1 }
       #endif
       return expert
     },
-    visit: { token, slot, index in
+    visit: { cell, index in
       #if CHECKED
         guard view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else { return }
       #endif
-      let cell = token &* slotCount &+ slot
       slotIndices.store(index, at: cell)
-      slotKeys.store(routing.expert(token: token, slot: slot), at: cell)
+      slotKeys.store(routing.expert(cell: cell), at: cell)
     })
 }

@@ -38,20 +38,19 @@ public protocol Machine {
     _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (_ token: Int32) -> UInt64,
     visit: (_ token: Int32, _ destination: Int32, _ index: Int32) -> Void)
 
-  /// Numbers, in token order, the tokens of `tokens` that name each key. By this worker alone.
+  /// Numbers, in their order, the cells that name each key. By this worker alone.
   ///
   /// - Parameters:
   ///   - keyCount: keys are `0..<keyCount`.
-  ///   - counters: Int32 `[keyCount]`, zero before the call; afterwards the number of tokens that name each key.
-  ///   - key: what a token names in a slot, -1 for nothing. A token names a key in one slot at most.
-  ///   - visit: called once per token and named slot, with the number of earlier tokens that name the same key.
-  func numberSlots(
-    _ tokens: Range<Int32>, slotCount: Int32, keyCount: Int32, counters: Address,
-    key: (_ token: Int32, _ slot: Int32) -> Int32, visit: (_ token: Int32, _ slot: Int32, _ index: Int32) -> Void)
+  ///   - counters: Int32 `[keyCount]`, zero before the call; afterwards the number of cells that name each key.
+  ///   - key: what a cell names, -1 for nothing.
+  ///   - visit: called once per cell that names a key, with the number of earlier ones that name the same.
+  func numberCells(
+    _ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (_ cell: Int32) -> Int32,
+    visit: (_ cell: Int32, _ index: Int32) -> Void)
 
-  /// As `numberSlots`, where the numbers themselves are not wanted, only the counters.
-  func countSlots(
-    _ tokens: Range<Int32>, slotCount: Int32, counters: Address, key: (_ token: Int32, _ slot: Int32) -> Int32)
+  /// As `numberCells`, where the numbers themselves are not wanted, only the counters.
+  func countCells(_ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (_ cell: Int32) -> Int32)
 
   // MARK: Rows
 

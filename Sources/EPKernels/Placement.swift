@@ -53,18 +53,21 @@
 }
 
 @inlinable func placeBySource<M: Machine>(_ machine: M, view: RankView, handle: HandleView) {
-  let capacity = handle.layout.sourceCapacity
-  machine.forEach(view.rankCount) { rank in
-    let rowsBefore = { (source: Int32) in
-      capacity == 0 ? countBefore(view, source: source, index: rank) : source &* capacity
+  let (layout, capacity) = (handle.layout, handle.layout.sourceCapacity)
+  // What each rank receives, and, behind that, what this one sends: sums of as many counts, taken side by side.
+  machine.forEach(view.rankCount &+ 1) { cell in
+    let isSent = cell == view.rankCount
+    var first: Int32 = 0
+    let total = sum(over: view.rankCount) { index in
+      exchangedCount(view, source: isSent ? view.rank : index, index: isSent ? index : cell)
+    } before: { source, sum in
+      if source == view.rank { first = sum }
     }
-    handle.at(handle.layout.totals).store(rowsBefore(view.rankCount), at: rank)
-    handle.at(handle.layout.firstRows).store(rowsBefore(view.rank), at: rank)
+    if isSent { return handle.at(layout.sentRows).store(Int64(total), at: 0) }
+    handle.at(layout.totals).store(capacity == 0 ? total : view.rankCount &* capacity, at: cell)
+    handle.at(layout.firstRows).store(capacity == 0 ? first : view.rank &* capacity, at: cell)
+    if cell == view.rank { handle.at(layout.receivedRows).store(Int64(total), at: 0) }
   }
-  let sentRows = sum(over: view.rankCount) { exchangedCount(view, source: view.rank, index: $0) }
-  handle.at(handle.layout.sentRows).store(Int64(sentRows), at: 0)
-  let receivedRows = Int64(countBefore(view, source: view.rankCount, index: view.rank))
-  handle.at(handle.layout.receivedRows).store(receivedRows, at: 0)
 }
 
 @inlinable func placeByExpert<M: Machine>(
@@ -155,22 +158,21 @@
 }
 
 /// Where each column of each rank's output begins. What does not fit becomes the operation's status, the same on all
-/// ranks.
+/// ranks. Returns whether all fits.
 @inlinable func fitOutputs<M: Machine>(
   _ machine: M, _ view: RankView, columns: Columns, handle: HandleView, operation: OperationView
-) {
-  machine.forEach(view.rankCount &* Columns.count) { cell in
+) -> Bool {
+  let rowCount = handle.total(atRank: view.rank)
+  let own = OutputFit(view, columns: columns, rowCount: rowCount, atRank: view.rank)
+  let tightCell = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* Columns.count))) { cell in
     let (rank, column) = (cell / Columns.count, cell % Columns.count)
     let fit = OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank)
     let block = view.arena(of: rank).advanced(byBytes: fit.header.outputOffset)
     operation.setColumn(
       column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
+    return !fit.fits
   }
-  let tight = machine.first(of: Range(uncheckedBounds: (0, view.rankCount))) { rank in
-    !OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank).fits
-  }
-  let rowCount = handle.total(atRank: view.rank)
-  let own = OutputFit(view, columns: columns, rowCount: rowCount, atRank: view.rank)
+  let tight = tightCell < 0 ? -1 : tightCell / Columns.count
   var status = OperationStatus(.ok, rank: 0, (0, 0, 0, 0))
   if tight >= 0 {
     let fit = OutputFit(view, columns: columns, rowCount: handle.total(atRank: tight), atRank: tight)
@@ -182,6 +184,7 @@
   status.neededByteCount = own.neededByteCount
   status.rowCount = Int64(rowCount)
   machine.forEach(1) { [status] _ in operation.set(status) }
+  return tight < 0
 }
 
 /// Whether what a rank receives fits into what it has offered.

@@ -77,25 +77,35 @@ extension GPUMachine {
         let place = round &+ (warp &<< 5) &+ Int32(truncatingIfNeeded: found.trailingZeroBitCount)
         Shared.word(Shared.meetingOffset)[Int(warp)] = found == 0 ? Int32.max : place
       }
-      let first = meetForMinimum()
+      let first = meetForFirst()
       if first != Int32.max { return first }
       round = round &+ Self.threadCount
     }
     return -1
   }
 
-  /// The smallest of the warps' words.
+  /// The first of the warps' words that is not `Int32.max`; that where there is none.
   @inline(__always)
-  private func meetForMinimum() -> Int32 {
+  private func meetForFirst() -> Int32 {
     ptx_block_barrier()
-    var least = Int32.max
-    var other: Int32 = 0
-    while other < Self.warpCount {
-      least = min(least, Shared.word(Shared.meetingOffset)[Int(other)])
-      other = other &+ 1
+    let words = Shared.word(Shared.meetingOffset)
+    let found = ptx_ballot(lane < Self.warpCount && words[Int(lane)] != Int32.max ? 1 : 0)
+    let first = found == 0 ? Int32.max : words[Int(found.trailingZeroBitCount)]
+    ptx_block_barrier()
+    return first
+  }
+
+  /// The sum of a warp's values up to this lane's.
+  @inline(__always)
+  private func sumOfLanes(_ value: Int32) -> Int32 {
+    var sum = value
+    var distance: Int32 = 1
+    while distance < 32 {
+      let below = Int32(bitPattern: ptx_shuffle_up(UInt32(bitPattern: sum), UInt32(bitPattern: distance)))
+      if lane >= distance { sum = sum &+ below }
+      distance = distance &<< 1
     }
-    ptx_block_barrier()
-    return least
+    return sum
   }
 
   @inline(__always)
@@ -105,23 +115,13 @@ extension GPUMachine {
     while round < count {
       let index = round &+ thread
       let own = index < count ? value(index) : 0
-      var sum = own
-      var distance: Int32 = 1
-      while distance < 32 {
-        let below = Int32(bitPattern: ptx_shuffle_up(UInt32(bitPattern: sum), UInt32(bitPattern: distance)))
-        if lane >= distance { sum = sum &+ below }
-        distance = distance &<< 1
-      }
+      let sum = sumOfLanes(own)
       if lane == 31 { Shared.word(Shared.meetingOffset)[Int(warp)] = sum }
       ptx_block_barrier()
-      var before = carry
-      var other: Int32 = 0
-      while other < Self.warpCount {
-        let total = Shared.word(Shared.meetingOffset)[Int(other)]
-        if other < warp { before = before &+ total }
-        carry = carry &+ total
-        other = other &+ 1
-      }
+      let total = lane < Self.warpCount ? Shared.word(Shared.meetingOffset)[Int(lane)] : 0
+      let upTo = sumOfLanes(total)
+      let before = carry &+ shuffle(upTo &- total, from: warp)
+      carry = carry &+ shuffle(upTo, from: 31)
       ptx_block_barrier()
       if index < count { visit(index, before &+ sum &- own, own) }
       round = round &+ Self.threadCount
@@ -153,17 +153,16 @@ extension GPUMachine {
         destination = destination &+ 1
       }
       ptx_block_barrier()
-      if thread < destinationCount {
-        var sum = counters.load(Int32.self, at: thread)
-        var other: Int32 = 0
-        while other < Self.warpCount {
-          let cell = Int(thread &* Self.warpCount &+ other)
-          let count = counts[cell]
-          counts[cell] = sum
-          sum = sum &+ count
-          other = other &+ 1
-        }
-        counters.store(sum, at: thread)
+      // A warp for each destination, a lane for each warp's count.
+      destination = warp
+      while destination < destinationCount {
+        let before = round == tokens.lowerBound ? 0 : counters.load(Int32.self, at: destination)
+        let cell = Int(destination &* Self.warpCount &+ lane)
+        let count = lane < Self.warpCount ? counts[cell] : 0
+        let upTo = before &+ sumOfLanes(count)
+        if lane < Self.warpCount { counts[cell] = upTo &- count }
+        if lane == 31 { counters.store(upTo, at: destination) }
+        destination = destination &+ Self.warpCount
       }
       ptx_block_barrier()
       destination = 0
@@ -180,41 +179,47 @@ extension GPUMachine {
     }
   }
 
+  /// In shared memory, where there is room.
   @inline(__always)
-  public func countSlots(
-    _ tokens: Range<Int32>, slotCount: Int32, counters: Address, key: (Int32, Int32) -> Int32
-  ) {
-    forEach((tokens.upperBound &- tokens.lowerBound) &* slotCount) { cell in
-      let key = key(tokens.lowerBound &+ cell / slotCount, cell % slotCount)
-      if key >= 0 { ptx_add_only(counters.advanced(byBytes: 4 &* Int64(key)).bits, 1) }
+  public func countCells(_ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32) {
+    let counts = Shared.word(Shared.stagesOffset)
+    let isShared = keyCount <= Shared.stageByteCountOfWarp / 4 &* Self.warpCount
+    if isShared { forEach(keyCount) { counts[Int($0)] = 0 } }
+    forEach(cells.upperBound &- cells.lowerBound) { index in
+      let key = key(cells.lowerBound &+ index)
+      if key < 0 { return }
+      if isShared {
+        _ = ptx_shared_add(UInt32(bitPattern: Shared.stagesOffset &+ 4 &* key), 1)
+      } else {
+        ptx_add_only(counters.advanced(byBytes: 4 &* Int64(key)).bits, 1)
+      }
     }
+    if isShared { forEach(keyCount) { counters.store(counts[Int($0)], at: $0) } }
   }
 
   /// Each warp counts its part of the cells, in the order of tokens; then sums over the warps say where its numbers
   /// begin. Where there are too many keys to count them apart, one warp does it all.
   @inline(__always)
-  public func numberSlots(
-    _ tokens: Range<Int32>, slotCount: Int32, keyCount: Int32, counters: Address, key: (Int32, Int32) -> Int32,
-    visit: (Int32, Int32, Int32) -> Void
+  public func numberCells(
+    _ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32, visit: (Int32, Int32) -> Void
   ) {
-    let cellCount = (tokens.upperBound &- tokens.lowerBound) &* slotCount
     let countsOffset = Shared.stagesOffset
     if keyCount > Shared.stageByteCountOfWarp / 4 {
       if warp == 0 {
         let global = counters.pointer.assumingMemoryBound(to: Int32.self)
-        numberCells(0, cellCount, tokens.lowerBound, slotCount, global, key: key, visit: visit)
+        numberOfWarp(cells.lowerBound, cells.upperBound, global, key: key, visit: visit)
       }
       ptx_block_barrier()
       return
     }
     forEach(keyCount &* Self.warpCount) { Shared.word(countsOffset)[Int($0)] = 0 }
-    let steps = (cellCount &+ 31) / 32
-    let first = (steps &* warp / Self.warpCount) &* 32
-    let end = min(cellCount, (steps &* (warp &+ 1) / Self.warpCount) &* 32)
+    let steps = (cells.upperBound &- cells.lowerBound &+ 31) / 32
+    let first = cells.lowerBound &+ (steps &* warp / Self.warpCount) &* 32
+    let end = min(cells.upperBound, cells.lowerBound &+ (steps &* (warp &+ 1) / Self.warpCount) &* 32)
     let ownOffset = countsOffset &+ 4 &* warp &* keyCount
     var cell = first &+ lane
     while cell < end {
-      let key = key(tokens.lowerBound &+ cell / slotCount, cell % slotCount)
+      let key = key(cell)
       if key >= 0 { _ = ptx_shared_add(UInt32(bitPattern: ownOffset &+ 4 &* key), 1) }
       cell = cell &+ 32
     }
@@ -223,33 +228,37 @@ extension GPUMachine {
       var sum: Int32 = 0
       var other: Int32 = 0
       while other < Self.warpCount {
-        let place = Int(other &* keyCount &+ key)
-        let count = Shared.word(countsOffset)[place]
-        Shared.word(countsOffset)[place] = sum
-        sum = sum &+ count
-        other = other &+ 1
+        // Four at a time, so that no load waits for a store.
+        let place = Shared.word(countsOffset &+ 4 &* (other &* keyCount &+ key))
+        let next = Int(keyCount)
+        let (a, b, c, d) = (place[0], place[next], place[2 &* next], place[3 &* next])
+        place[0] = sum
+        place[next] = sum &+ a
+        place[2 &* next] = sum &+ a &+ b
+        place[3 &* next] = sum &+ a &+ b &+ c
+        sum = sum &+ a &+ b &+ c &+ d
+        other = other &+ 4
       }
       counters.store(sum, at: key)
     }
-    numberCells(first, end, tokens.lowerBound, slotCount, Shared.word(ownOffset), key: key, visit: visit)
+    numberOfWarp(first, end, Shared.word(ownOffset), key: key, visit: visit)
     ptx_block_barrier()
   }
 
   /// By one warp: visits cells `first..<end`, 32 at a time; `counts` go on from what they are.
   @inline(__always)
-  private func numberCells(
-    _ first: Int32, _ end: Int32, _ firstToken: Int32, _ slotCount: Int32, _ counts: UnsafeMutablePointer<Int32>,
-    key: (Int32, Int32) -> Int32, visit: (Int32, Int32, Int32) -> Void
+  private func numberOfWarp(
+    _ first: Int32, _ end: Int32, _ counts: UnsafeMutablePointer<Int32>, key: (Int32) -> Int32,
+    visit: (Int32, Int32) -> Void
   ) {
     var round = first
     while round < end {
       let cell = round &+ lane
-      let (token, slot) = (firstToken &+ cell / slotCount, cell % slotCount)
-      let key = cell < end ? key(token, slot) : -1
+      let key = cell < end ? key(cell) : -1
       let alike = ptx_match(UInt32(bitPattern: key))
       if key >= 0 {
         let before = counts[Int(key)]
-        visit(token, slot, before &+ Int32(truncatingIfNeeded: (alike & lowerLanes).nonzeroBitCount))
+        visit(cell, before &+ Int32(truncatingIfNeeded: (alike & lowerLanes).nonzeroBitCount))
       }
       ptx_warp_barrier()
       if key >= 0 && alike & lowerLanes == 0 {

@@ -114,6 +114,11 @@ extension GPUMachine {
   }
 
   @inline(__always)
+  func shuffle(_ value: Int32, from source: Int32) -> Int32 {
+    Int32(bitPattern: ptx_shuffle(UInt32(bitPattern: value), UInt32(bitPattern: source)))
+  }
+
+  @inline(__always)
   func shuffle(_ value: Float, from source: Int32) -> Float {
     Float(bitPattern: ptx_shuffle(value.bitPattern, UInt32(bitPattern: source)))
   }

@@ -97,28 +97,18 @@ extension HostMachine {
   }
 
   @inline(__always)
-  package func numberSlots(
-    _ tokens: Range<Int32>, slotCount: Int32, keyCount: Int32, counters: Address, key: (Int32, Int32) -> Int32,
-    visit: (Int32, Int32, Int32) -> Void
+  package func numberCells(
+    _ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32, visit: (Int32, Int32) -> Void
   ) {
-    for token in tokens {
-      forEach(slotCount) { slot in
-        let key = key(token, slot)
-        if key >= 0 { visit(token, slot, countUp(counters, at: key)) }
-      }
+    for cell in cells {
+      let key = key(cell)
+      if key >= 0 { visit(cell, countUp(counters, at: key)) }
     }
   }
 
   @inline(__always)
-  package func countSlots(
-    _ tokens: Range<Int32>, slotCount: Int32, counters: Address, key: (Int32, Int32) -> Int32
-  ) {
-    for token in tokens {
-      forEach(slotCount) { slot in
-        let key = key(token, slot)
-        if key >= 0 { _ = countUp(counters, at: key) }
-      }
-    }
+  package func countCells(_ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32) {
+    numberCells(cells, keyCount: keyCount, counters: counters, key: key) { _, _ in }
   }
 
   /// The counter's value before this call.

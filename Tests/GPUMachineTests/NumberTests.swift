@@ -29,36 +29,25 @@ import Testing
     #expect(counters.elements(Int32.self) == counts)
   }
 
-  /// With keys that each warp counts apart, and with more than that.
-  @Test(arguments: [0..<1, 3..<200] as [Range<Int32>], [(8, 256), (3, 7), (8, 4000)] as [(Int32, Int32)])
-  func numberSlots(_ tokens: Range<Int32>, _ counts: (slots: Int32, keys: Int32)) {
-    let (slotCount, keyCount) = counts
-    var random = Random(UInt64(tokens.upperBound + keyCount))
-    var keys: [Int32] = []
-    for _ in 0..<tokens.upperBound {
-      var named = Set<Int32>()
-      for _ in 0..<slotCount {
-        let key = Int32(random.next() >> 33) % keyCount
-        keys.append(named.insert(key).inserted ? key : -1)
-      }
-    }
-    let key = { [keys] (token: Int32, slot: Int32) in keys[Int(token * slotCount + slot)] }
+  /// With keys that each warp counts apart, and with more than that, also more than fit into shared memory.
+  @Test(arguments: [0..<8, 24..<1600, 9..<606] as [Range<Int32>], [256, 7, 4000, 50_000] as [Int32])
+  func numberCells(_ cells: Range<Int32>, keyCount: Int32) {
+    var random = Random(UInt64(cells.upperBound + keyCount))
+    let keys = (0..<cells.upperBound).map { _ in max(-1, Int32(random.next() >> 33) % (keyCount + 1) - 1) }
+    let key = { (cell: Int32) in keys[Int(cell)] }
     let numbered = Memory([Int32](repeating: 0, count: Int(keyCount)))
     let counted = Memory([Int32](repeating: 0, count: Int(keyCount)))
     let found = Memory([Int32](repeating: -1, count: keys.count))
     let fault = emulate(blockCount: 1) { machine in
-      machine.numberSlots(
-        tokens, slotCount: slotCount, keyCount: keyCount, counters: numbered.address, key: key,
-        visit: { found.address.store($2, at: $0 * slotCount + $1) })
-      machine.countSlots(tokens, slotCount: slotCount, counters: counted.address, key: key)
+      machine.numberCells(
+        cells, keyCount: keyCount, counters: numbered.address, key: key, visit: { found.address.store($1, at: $0) })
+      machine.countCells(cells, keyCount: keyCount, counters: counted.address, key: key)
     }
     var expectedCounts = [Int32](repeating: 0, count: Int(keyCount))
     var expected = [Int32](repeating: -1, count: keys.count)
-    for token in tokens {
-      for slot in 0..<slotCount where key(token, slot) >= 0 {
-        expected[Int(token * slotCount + slot)] = expectedCounts[Int(key(token, slot))]
-        expectedCounts[Int(key(token, slot))] += 1
-      }
+    for cell in cells where key(cell) >= 0 {
+      expected[Int(cell)] = expectedCounts[Int(key(cell))]
+      expectedCounts[Int(key(cell))] += 1
     }
     #expect(fault == nil)
     #expect(found.elements(Int32.self) == expected)

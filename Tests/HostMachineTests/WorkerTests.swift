@@ -83,30 +83,23 @@ private final class Words: @unchecked Sendable {
     #expect(Set(visits) == Set(expected) && visits.count == expected.count)
   }
 
-  /// Every token names some of 100 keys, each once, in any slot.
-  @Test func numberSlotsPerKey() {
+  /// Every cell names one of 100 keys, or none.
+  @Test func numberCellsPerKey() {
     var random = Random(5)
-    let tokens = Range<Int32>(2...40)
-    let keys: [[Int32]] = (0...40).map { _ in
-      var left = (0..<100).map { Int32($0) }
-      return (0..<8).map { _ in
-        random.next() % 4 == 0 ? -1 : left.remove(at: Int(random.next() % UInt64(left.count)))
-      }
-    }
+    let cells = Range<Int32>(16...327)
+    let keys = (0...327).map { _ in random.next() % 4 == 0 ? -1 : Int32(random.next() % 100) }
     let (counters, counted) = (Words(byteCount: 400), Words(byteCount: 400))
-    machine().countSlots(tokens, slotCount: 8, counters: Address(counted.base)) { keys[Int($0)][Int($1)] }
+    machine().countCells(cells, keyCount: 100, counters: Address(counted.base)) { keys[Int($0)] }
     var visits: [[Int32]] = []
-    machine().numberSlots(tokens, slotCount: 8, keyCount: 100, counters: Address(counters.base)) { token, slot in
-      keys[Int(token)][Int(slot)]
-    } visit: { token, slot, index in
-      visits.append([token, slot, index])
+    machine().numberCells(cells, keyCount: 100, counters: Address(counters.base)) { cell in
+      keys[Int(cell)]
+    } visit: { cell, index in
+      visits.append([cell, index])
     }
     var expected: [[Int32]] = []
     for key in Int32(0)..<100 {
-      let naming = tokens.filter { keys[Int($0)].contains(key) }
-      for (index, token) in naming.enumerated() {
-        expected.append([token, Int32(keys[Int(token)].firstIndex(of: key)!), Int32(index)])
-      }
+      let naming = cells.filter { keys[Int($0)] == key }
+      for (index, cell) in naming.enumerated() { expected.append([cell, Int32(index)]) }
       #expect(Address(counters.base).load(Int32.self, at: key) == Int32(naming.count))
       #expect(Address(counted.base).load(Int32.self, at: key) == Int32(naming.count))
     }

@@ -10,9 +10,9 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("layout", [104, 4, 14, 0, 15, 0, 2]), ("dispatch_rows", [40, 7, 6, 15, 0, 4, 0]),
-    ("dispatch", [133, 11, 16, 15, 15, 4, 2]), ("combine", [85, 29, 20, 18, 0, 32, 0]),
-    ("combine_step", [92, 29, 22, 14, 0, 0, 0]),
+    ("layout", [105, 4, 26, 6, 35, 0, 2]), ("dispatch_rows", [40, 7, 10, 15, 0, 4, 0]),
+    ("dispatch", [134, 11, 28, 21, 35, 4, 2]), ("combine", [85, 29, 29, 18, 0, 32, 0]),
+    ("combine_step", [92, 29, 33, 14, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_90()))
@@ -20,9 +20,9 @@ import Testing
   }
 
   @Test(arguments: [
-    ("layout", [104, 4, 14, 0, 15, 0, 2]), ("dispatch_rows", [40, 0, 8, 25, 0, 7, 0]),
-    ("dispatch", [133, 4, 18, 25, 15, 7, 2]), ("combine", [85, 0, 20, 29, 0, 32, 0]),
-    ("combine_step", [92, 0, 22, 29, 0, 0, 0]),
+    ("layout", [105, 4, 26, 6, 35, 0, 2]), ("dispatch_rows", [40, 0, 12, 25, 0, 7, 0]),
+    ("dispatch", [134, 4, 30, 31, 35, 7, 2]), ("combine", [85, 0, 29, 29, 0, 32, 0]),
+    ("combine_step", [92, 0, 33, 29, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_80()))
