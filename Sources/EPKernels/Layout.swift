@@ -36,7 +36,10 @@
   /// An expert that `fault` has let through.
   ///
   /// - Parameter cell: of `indices`.
-  @inlinable public func expert(cell: Int32) -> Int32 { Int32(truncatingIfNeeded: rawExpert(cell: cell)) }
+  @inlinable public func expert(cell: Int32) -> Int32 {
+    // Of eight bytes the first four: little-endian.
+    indices.load(Int32.self, at: cell &* (indexByteCount &>> 2))
+  }
 
   /// The first slot at which `token` names an expert that does not exist, or one that it has named already.
   @inlinable func fault(token: Int32, expertCount: Int32) -> (fault: InputFault, slot: Int32)? {
@@ -67,8 +70,15 @@
     return sign < 0
   }
 
-  /// Loaded together, so that no load waits for another; -1 behind the last slot.
+  /// Loaded together, so that no load waits for another; -1 behind the last slot. Where they lie in vectors, by those: lanes
+  /// that have a token each read from as many lines with every load.
   @inlinable func fourExperts(token: Int32, firstSlot slot: Int32) -> FourExperts {
+    if topK & 3 == 0 && indices.bits & 15 == 0 {
+      let place = indices.advanced(byBytes: Int64(indexByteCount) &* Int64(token &* topK &+ slot))
+      let words = place.load(SIMD4<UInt32>.self, at: 0)
+      if indexByteCount == 8 { return FourExperts(words, place.load(SIMD4<UInt32>.self, at: 1)) }
+      return FourExperts(words)
+    }
     let last = topK &- 1
     let expert = { (slot: Int32) in
       let found = rawExpert(token: token, slot: min(last, slot))
@@ -124,6 +134,17 @@
   @usableFromInline let a, b, c, d: Int64
 
   @inlinable init(_ a: Int64, _ b: Int64, _ c: Int64, _ d: Int64) { (self.a, self.b, self.c, self.d) = (a, b, c, d) }
+
+  @inlinable init(_ words: SIMD4<UInt32>) {
+    let expert = { (index: Int) in Int64(Int32(bitPattern: words[index])) }
+    self.init(expert(0), expert(1), expert(2), expert(3))
+  }
+
+  @inlinable init(_ first: SIMD4<UInt32>, _ second: SIMD4<UInt32>) {
+    let expert = { (low: UInt32, high: UInt32) in Int64(bitPattern: UInt64(high) &<< 32 | UInt64(low)) }
+    self.init(
+      expert(first[0], first[1]), expert(first[2], first[3]), expert(second[0], second[1]), expert(second[2], second[3]))
+  }
 
   // Compared by signs of differences: dozens of branches would take longer.
 

@@ -1,0 +1,62 @@
+import HostMachine
+import SwiftEP
+import Testing
+
+@testable import EPKernels
+
+/// What is wrong with a token's experts, and where a token goes, whether its experts are read in vectors or not.
+@Suite struct RoutingTests {
+  private static let expertCount: Int32 = 300
+
+  /// - Parameter shift: bytes that the experts lie behind an address that vectors are read from.
+  @Test(arguments: [Int32(1), 3, 4, 6, 8, 12], [(Int32(4), 0), (4, 4), (8, 0), (8, 8)] as [(Int32, Int)])
+  func faultsAndMembers(topK: Int32, _ type: (byteCount: Int32, shift: Int)) throws {
+    var random = Random(UInt64(topK))
+    let tokenCount: Int32 = 400
+    let tables = try HostMemory(byteCount: 4 * Int64(Self.expertCount))
+    for expert in 0..<Self.expertCount { tables.base.store(expert % 5, at: expert) }
+    let view = RankView(
+      rank: 0, rankCount: 5, expertCount: Self.expertCount, localExpertCount: 60, arenas: .null,
+      expertOwner: tables.base, expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: .null,
+      hostFailure: .null, departures: .null, alarm: .null, arrivals: .null, pause: .null, timeoutNanoseconds: 1)
+    let memory = try HostMemory(byteCount: Int64(tokenCount * topK * type.byteCount) + Int64(type.shift))
+    let indices = memory.base.advanced(byBytes: Int64(type.shift))
+    let routing = RoutingView(
+      tokenCount: tokenCount, topK: topK, indices: indices, indexByteCount: type.byteCount, weights: .null,
+      table: .null)
+    var faultCount = 0
+    for token in 0..<tokenCount {
+      var experts = (0..<topK).map { _ in Int64(random.next() % UInt64(Self.expertCount + 1)) - 1 }
+      let slot = Int(random.next() % UInt64(topK))
+      switch random.next() % 8 {
+      case 0: experts[slot] = Int64(Self.expertCount)
+      case 1: experts[slot] = -2
+      // Equal in their low halves.
+      case 2 where type.byteCount == 8: experts[slot] = experts[0] + 1 << 32
+      case 3: experts[slot] = experts[Int(random.next() % UInt64(topK))]
+      default: break
+      }
+      for (slot, expert) in experts.enumerated() {
+        let cell = token * topK + Int32(slot)
+        if type.byteCount == 8 { indices.store(expert, at: cell) } else { indices.store(Int32(expert), at: cell) }
+      }
+      let culprit = experts.indices.first { slot in
+        let expert = experts[slot]
+        return !(-1..<Int64(Self.expertCount)).contains(expert) || expert >= 0 && experts[..<slot].contains(expert)
+      }
+      let found = routing.fault(token: token, expertCount: Self.expertCount)
+      #expect(routing.hasFault(token: token, expertCount: Self.expertCount) == (culprit != nil))
+      #expect(found.map { Int($0.slot) } == culprit)
+      if let culprit {
+        faultCount += 1
+        let isRepeated = experts[..<culprit].contains(experts[culprit])
+        #expect(found?.fault == (isRepeated ? .duplicateExpert : .expertOutOfRange))
+      } else {
+        let members = experts.filter { $0 >= 0 }.reduce(UInt64(0)) { $0 | 1 << UInt64($1 % 5) }
+        #expect(routing.rankMembers(token: token, firstRank: 0, view) == members)
+        #expect(routing.rankMembers(token: token, firstRank: 2, view) == members >> 2)
+      }
+    }
+    #expect(faultCount > 20 && faultCount < 380)
+  }
+}
