@@ -145,14 +145,14 @@
 @inlinable func bringScalesIntoRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (tokenCount, rows) = (arguments.handle.layout.chunks.tokenCount, arguments.source(ofColumn: Columns.scales))
   let scaleCount = arguments.columns[Columns.scales] / 4
-  // Eight scales of a token at a time, read together, and written in vectors where they lie so: neighbours read along a column,
-  // and write to as many rows.
+  // Neighbours read along a column, and write to as many rows: eight scales each, read together, and written in vectors where
+  // rows have whole ones.
   machine.shareOut(tokenCount &* ((scaleCount &+ 7) / 8)) { cell in
     let (first, token) = (cell / tokenCount &* 8, cell % tokenCount)
     let row = rows.advanced(byBytes: 4 &* (Int64(token) &* Int64(scaleCount) &+ Int64(first)))
     let scale = { (index: Int32) -> UInt32 in
-      let column = arguments.scaleColumns.advanced(byBytes: Int64(first &+ index) &* Int64(arguments.scaleColumnByteCount))
-      return column.load(UInt32.self, at: token)
+      let offset = Int64(first &+ index) &* Int64(arguments.scaleColumnByteCount)
+      return arguments.scaleColumns.advanced(byBytes: offset).load(UInt32.self, at: token)
     }
     if scaleCount & 7 == 0 {
       let (a, b) = (SIMD4(scale(0), scale(1), scale(2), scale(3)), SIMD4(scale(4), scale(5), scale(6), scale(7)))

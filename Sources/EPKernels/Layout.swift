@@ -70,8 +70,8 @@
     return sign < 0
   }
 
-  /// Loaded together, so that no load waits for another; -1 behind the last slot. Where they lie in vectors, by those: lanes
-  /// that have a token each read from as many lines with every load.
+  /// Loaded together, so that no load waits for another; -1 behind the last slot. In vectors, where they lie so: of lanes that
+  /// have a token each, every load is from as many lines of memory.
   @inlinable func fourExperts(token: Int32, firstSlot slot: Int32) -> FourExperts {
     if topK & 3 == 0 && indices.bits & 15 == 0 {
       let place = indices.advanced(byBytes: Int64(indexByteCount) &* Int64(token &* topK &+ slot))
@@ -143,7 +143,8 @@
   @inlinable init(_ first: SIMD4<UInt32>, _ second: SIMD4<UInt32>) {
     let expert = { (low: UInt32, high: UInt32) in Int64(bitPattern: UInt64(high) &<< 32 | UInt64(low)) }
     self.init(
-      expert(first[0], first[1]), expert(first[2], first[3]), expert(second[0], second[1]), expert(second[2], second[3]))
+      expert(first[0], first[1]), expert(first[2], first[3]),
+      expert(second[0], second[1]), expert(second[2], second[3]))
   }
 
   // Compared by signs of differences: dozens of branches would take longer.
