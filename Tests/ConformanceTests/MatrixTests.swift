@@ -72,7 +72,10 @@ extension ConformanceTests {
 
     @Test(arguments: ScaleFormat.ofRows(.fp8E4M3), RowLayout.allCases)
     func scalesGivenInColumns(_ format: ScaleFormat, _ layout: RowLayout) throws {
-      for (hidden, sizing) in [(64, Sizing.exact), (640, .worstCase), (2880, .exact)] {
+      // Rows of 1, 5, 23, 16 and 32 scales, or of a quarter of that: with whole vectors, or without.
+      for (hidden, sizing) in [
+        (64, Sizing.exact), (640, .worstCase), (2880, .exact), (2048, .worstCase), (4096, .exact),
+      ] {
         try run(
           smallJob().with {
             ($0.dtype, $0.scales, $0.givenScaleOrder) = (.fp8E4M3, format, .columnMajor)
