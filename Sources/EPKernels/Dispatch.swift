@@ -251,7 +251,7 @@
   machine.forEach(operation.layout.counterCount) { index in
     let key = index &- firstKey
     let isKey = key >= 0 && key < layout.keyCount
-    let total = sum(over: layout.chunks.chunkCount) {
+    let total = machine.sum(over: layout.chunks.chunkCount) {
       operation.counters(ofChunk: $0).load(Int32.self, at: index)
     } before: { chunk, sum in
       if isKey { bases.store(sum, at: chunk &* layout.keyCount &+ key) }

@@ -28,6 +28,13 @@ public protocol Machine {
   func scan(
     _ count: Int32, value: (_ index: Int32) -> Int32, visit: (_ index: Int32, _ before: Int32, _ value: Int32) -> Void)
 
+  /// By a single lane: the sum of the values of `0..<count`. A value may be asked for more than once, and counts once.
+  ///
+  /// - Parameter before: called for each index in order, with the sum of the values before it.
+  func sum(
+    over count: Int32, _ value: (_ index: Int32) -> Int32, before: (_ index: Int32, _ sum: Int32) -> Void
+  ) -> Int32
+
   /// Numbers, in token order, the tokens of `tokens` that go to each of at most 64 destinations. By this worker alone.
   ///
   /// - Parameters:

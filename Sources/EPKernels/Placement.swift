@@ -30,7 +30,7 @@
       let local = view.localIndex(ofExpert: expert)
       let offsets = handle.at(layout.sourceOffsets)
       let firstOffset = local &* (view.rankCount &+ 1)
-      let tokenCount = sum(over: layout.topK == 0 ? 0 : view.rankCount) {
+      let tokenCount = machine.sum(over: layout.topK == 0 ? 0 : view.rankCount) {
         exchangedCount(view, source: $0, index: view.rankCount &+ expert)
       } before: { source, sum in
         if hasOffsets { offsets.store(sum, at: firstOffset &+ source) }
@@ -58,7 +58,7 @@
   machine.forEach(view.rankCount &+ 1) { cell in
     let isSent = cell == view.rankCount
     var first: Int32 = 0
-    let total = sum(over: view.rankCount) { index in
+    let total = machine.sum(over: view.rankCount) { index in
       exchangedCount(view, source: isSent ? view.rank : index, index: isSent ? index : cell)
     } before: { source, sum in
       if source == view.rank { first = sum }
@@ -81,7 +81,7 @@
       view.expertCount,
       value: { place in
         let index = view.rankCount &+ view.expertOrder.load(Int32.self, at: place)
-        return aligned(countBefore(view, source: view.rankCount, index: index), to: expertAlignment)
+        return aligned(countBefore(machine, view, source: view.rankCount, index: index), to: expertAlignment)
       },
       visit: { place, before, value in
         starts.store(before, at: place)
@@ -103,7 +103,7 @@
     let sourceCapacity = handle.layout.sourceCapacity
     let before =
       sourceCapacity == 0
-      ? countBefore(view, source: view.rank, index: view.rankCount &+ expert) : view.rank &* sourceCapacity
+      ? countBefore(machine, view, source: view.rank, index: view.rankCount &+ expert) : view.rank &* sourceCapacity
     handle.at(handle.layout.firstRows).store(groupStart &+ before, at: expert)
   }
   sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
@@ -111,7 +111,7 @@
   }
   sumCounts(machine, view, into: handle.at(handle.layout.receivedRows)) { expert in
     if view.owner(ofExpert: expert) != view.rank { return 0 }
-    return countBefore(view, source: view.rankCount, index: view.rankCount &+ expert)
+    return countBefore(machine, view, source: view.rankCount, index: view.rankCount &+ expert)
   }
 }
 
@@ -125,32 +125,11 @@
 }
 
 /// The exchanged counts of all sources before `source`, summed.
-@inlinable func countBefore(_ view: RankView, source: Int32, index: Int32) -> Int32 {
-  sum(over: source) { exchangedCount(view, source: $0, index: index) }
-}
-
-/// The sum of the values of `0..<count`; a value is asked for more than once, and counts once.
-///
-/// - Parameter before: called for each index in order, with the sum of the values before it.
-@inlinable @inline(__always) func sum(
-  over count: Int32, _ value: (_ index: Int32) -> Int32, before: (_ index: Int32, _ sum: Int32) -> Void = { _, _ in }
-) -> Int32 {
-  var sum: Int32 = 0
-  var index: Int32 = 0
-  let last = count &- 1
-  while index <= last {
-    // Four at a time, so that no load waits for another, or for a store.
-    let (a, b) = (value(index), value(min(last, index &+ 1)))
-    let (c, d) = (value(min(last, index &+ 2)), value(min(last, index &+ 3)))
-    var other: Int32 = 0
-    while other < 4 && index &+ other <= last {
-      before(index &+ other, sum)
-      sum = sum &+ (other < 2 ? (other == 0 ? a : b) : (other == 2 ? c : d))
-      other = other &+ 1
-    }
-    index = index &+ 4
+@inlinable func countBefore<M: Machine>(_ machine: M, _ view: RankView, source: Int32, index: Int32) -> Int32 {
+  machine.sum(over: source) {
+    exchangedCount(view, source: $0, index: index)
+  } before: { _, _ in
   }
-  return sum
 }
 
 @inlinable func aligned(_ count: Int32, to alignment: Int32) -> Int32 {

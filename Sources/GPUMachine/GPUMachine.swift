@@ -133,6 +133,26 @@ extension GPUMachine {
 // MARK: - Numbers
 
 extension GPUMachine {
+  @inline(__always)
+  public func sum(over count: Int32, _ value: (Int32) -> Int32, before: (Int32, Int32) -> Void) -> Int32 {
+    var sum: Int32 = 0
+    var index: Int32 = 0
+    let last = count &- 1
+    while index <= last {
+      // Four at a time, so that no load waits for another, or for a store.
+      let (a, b) = (value(index), value(min(last, index &+ 1)))
+      let (c, d) = (value(min(last, index &+ 2)), value(min(last, index &+ 3)))
+      var other: Int32 = 0
+      while other < 4 && index &+ other <= last {
+        before(index &+ other, sum)
+        sum = sum &+ (other < 2 ? (other == 0 ? a : b) : (other == 2 ? c : d))
+        other = other &+ 1
+      }
+      index = index &+ 4
+    }
+    return sum
+  }
+
   /// 512 tokens at a time: a ballot for each destination, then sums over the warps.
   @inline(__always)
   public func numberTokens(

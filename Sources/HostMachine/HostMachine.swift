@@ -82,6 +82,16 @@ extension HostMachine {
   }
 
   @inline(__always)
+  package func sum(over count: Int32, _ value: (Int32) -> Int32, before: (Int32, Int32) -> Void) -> Int32 {
+    var sum: Int32 = 0
+    forEach(count) { index in
+      before(index, sum)
+      sum &+= value(index)
+    }
+    return sum
+  }
+
+  @inline(__always)
   package func numberTokens(
     _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32) -> UInt64,
     visit: (Int32, Int32, Int32) -> Void
