@@ -120,7 +120,7 @@ package struct ArgumentFault: Error, Equatable {
   }
 }
 
-extension Set<DType> {
+extension [DType] {
   /// One bit a dtype.
   package var mask: Int { reduce(0) { $0 | 1 << $1.rawValue } }
 }
@@ -134,7 +134,7 @@ extension Tensor {
     }
   }
 
-  func check(_ name: ArgumentFault.Name, dtype allowed: Set<DType>) throws(ArgumentFault) {
+  func check(_ name: ArgumentFault.Name, dtype allowed: [DType]) throws(ArgumentFault) {
     if !allowed.contains(dtype) {
       throw ArgumentFault(.dtype, name, expected: allowed.mask, found: dtype.rawValue)
     }

@@ -54,6 +54,25 @@ private struct DispatchCall {
   let sidecars: [Tensor]
   let routing: Routing
   let options: DispatchOptions
+  // What the routing is, apart: to ask it copies it.
+  private let topK: (indices: Tensor, weights: Tensor?)?
+  private let cachedHandle: DispatchHandle?
+
+  init(
+    buffer: ExpertBuffer, x: Tensor, scales: Tensor?, sidecars: [Tensor], routing: Routing, options: DispatchOptions
+  ) {
+    self.buffer = buffer
+    self.x = x
+    self.scales = scales
+    self.sidecars = sidecars
+    self.routing = routing
+    self.options = options
+    switch routing {
+    case .topK(let indices, let weights): (topK, cachedHandle) = ((indices, weights), nil)
+    case .table: (topK, cachedHandle) = (nil, nil)
+    case .cached(let handle): (topK, cachedHandle) = (nil, handle)
+    }
+  }
 
   private var core: BufferCore { buffer.core }
 
@@ -136,11 +155,6 @@ private struct DispatchCall {
 
   // MARK: What the call means
 
-  private var cachedHandle: DispatchHandle? {
-    if case .cached(let handle) = routing { return handle }
-    return nil
-  }
-
   private var operation: Operation { cachedHandle == nil ? .dispatch : .cachedDispatch }
 
   private var layout: RowLayout { cachedHandle?.rowLayout ?? options.layout }
@@ -167,11 +181,6 @@ private struct DispatchCall {
   private var outputDType: DType { options.quantization?.rowDType ?? x.dtype }
 
   private var outputElementCount: Int { hidden / outputDType.channelsPerElement }
-
-  private var topK: (indices: Tensor, weights: Tensor?)? {
-    if case .topK(let indices, let weights) = routing { return (indices, weights) }
-    return nil
-  }
 
   private var topKCount: Int { topK?.indices.shape[1] ?? 0 }
 

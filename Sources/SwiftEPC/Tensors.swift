@@ -30,7 +30,7 @@ func tensor(
   let tensor = try read(pointer, over: swiftep_tensor(), "\(name)")
   let shape = try array(tensor.shape, tensor.dimension_count, "\(name).shape").map { Int($0) }
   guard let dtype = DType(code: tensor.dtype) else {
-    return Tensor(unusable: ArgumentFault(.dtype, name, expected: Set(DType.allCases).mask, found: -1))
+    return Tensor(unusable: ArgumentFault(.dtype, name, expected: DType.allCases.mask, found: -1))
   }
   let isEmpty = shape.contains(0)
   if let fault = strideFault(tensor, shape, name), !isEmpty { return Tensor(unusable: fault) }
