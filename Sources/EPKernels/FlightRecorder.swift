@@ -25,7 +25,7 @@
     FlightProgress(word: at(FlightLayout.progressOffset).load(UInt64.self, at: 0))
   }
 
-  /// Of the operation that has begun last.
+  /// Of the operation that the view is of, where it knows, or else of the one that has begun last.
   @inlinable var index: Int64 { knownIndex == 0 ? progress.index : knownIndex }
 
   @inlinable var record: Address { at(layout.offset(ofRecord: index)) }

@@ -21,19 +21,13 @@ public protocol Machine {
   /// Calls `body` for every index of `0..<count`, all by this worker, in any order.
   func forEach(_ count: Int32, _ body: (Int32) -> Void)
 
-  /// The first of `indices` for which `predicate` holds, or -1. By this worker alone.
+  /// The first of `indices` for which `predicate` holds, or -1. By this worker alone. All are asked where there is none; behind
+  /// one, some may not be.
   func first(of indices: Range<Int32>, where predicate: (Int32) -> Bool) -> Int32
 
   /// Visits every index of `0..<count` with the sum of the values before it and its own. By this worker alone.
   func scan(
     _ count: Int32, value: (_ index: Int32) -> Int32, visit: (_ index: Int32, _ before: Int32, _ value: Int32) -> Void)
-
-  /// By a single lane: the sum of the values of `0..<count`. A value may be asked for more than once, and counts once.
-  ///
-  /// - Parameter before: called for each index in order, with the sum of the values before it.
-  func sum(
-    over count: Int32, _ value: (_ index: Int32) -> Int32, before: (_ index: Int32, _ sum: Int32) -> Void
-  ) -> Int32
 
   /// Numbers, in token order, the tokens of `tokens` that go to each of at most 64 destinations. By this worker alone.
   ///
@@ -124,6 +118,13 @@ public protocol Machine {
   //
   // What these give may differ between a worker's lanes. Only what the first lane notes, and what it does in
   // `forEach(1)`, `awaited` and `seen`, is for others.
+
+  /// The sum of the values of `0..<count`. A value may be asked for more than once, and counts once.
+  ///
+  /// - Parameter before: called for each index in order, with the sum of the values before it.
+  func sum(
+    over count: Int32, _ value: (_ index: Int32) -> Int32, before: (_ index: Int32, _ sum: Int32) -> Void
+  ) -> Int32
 
   /// Whether the signal word is at least `epoch` already; acquires as `await` does.
   func isSignalled(_ arena: Address, offset: Int64, epoch: UInt64) -> Bool

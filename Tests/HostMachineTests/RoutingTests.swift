@@ -31,6 +31,7 @@ import Testing
       switch random.next() % 8 {
       case 0: experts[slot] = Int64(Self.expertCount)
       case 1: experts[slot] = -2
+      case 4 where type.byteCount == 8: experts[slot] = random.next() % 2 == 0 ? .min : .max
       // Equal in their low halves.
       case 2 where type.byteCount == 8: experts[slot] = experts[0] + 1 << 32
       case 3: experts[slot] = experts[Int(random.next() % UInt64(topK))]

@@ -4,8 +4,8 @@
 //     nvcc -O3 -std=c++17 -arch=sm_90 -o scatter scatter.cu && ./scatter
 //
 // 4 ranks with 24 and 33 blocks each, one a multiprocessor, and 8 with 16: 4096 tokens of 14,336 bytes, each to the ranks of 8 random
-// experts of 256. A warp loads a piece of a row by a bulk copy, stores it to where the row goes, and takes its next two pieces by
-// its rank's counter, as the library's kernels do; "half written" stores half of what was loaded, as FP8 does of BF16. Prints the
+// experts of 256. A warp loads a piece of a row by a bulk copy, stores it to where the row goes, and takes its next pieces by its
+// rank's counter, two if a row has more than one, as the library's kernels do; "half written" stores half of what was loaded, as FP8 does of BF16. Prints the
 // medians of 9 runs in microseconds, and their ratio to (bytes read + bytes written) / the bandwidth of the driver's copy.
 #include <cuda_runtime.h>
 #include <algorithm>
@@ -126,7 +126,8 @@ double median(Prepare prepare, Run run) {
 
 template <int piece, int warp_count>
 void measure(Job job, int block_count, double floor) {
-  int byte_count = warp_count * stage_count * (piece + 8);
+  // So much that a multiprocessor has room for one block alone.
+  int byte_count = std::max(120 << 10, warp_count * stage_count * (piece + 8));
   CHECK(cudaFuncSetAttribute(scatter<piece, warp_count>, cudaFuncAttributeMaxDynamicSharedMemorySize, byte_count));
   double time = median([&] { CHECK(cudaMemsetAsync(job.counters, 0, 128 * rank_count_max)); },
                        [&] { scatter<piece, warp_count><<<block_count, 32 * warp_count, byte_count>>>(job); });
@@ -134,6 +135,12 @@ void measure(Job job, int block_count, double floor) {
 }
 
 int main() {
+  cudaDeviceProp properties;
+  CHECK(cudaGetDeviceProperties(&properties, 0));
+  if (properties.major < 9) {
+    fprintf(stderr, "scatter: wants a GPU with bulk copies, sm_90 or later: this one is sm_%d%d\n", properties.major, properties.minor);
+    return 1;
+  }
   size_t copied = (size_t)512 << 20;
   char *from, *to;
   CHECK(cudaMalloc(&from, copied));
