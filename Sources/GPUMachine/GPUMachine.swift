@@ -217,7 +217,7 @@ extension GPUMachine {
     if isShared { forEach(keyCount) { counters.store(counts[Int($0)], at: $0) } }
   }
 
-  /// Each warp counts its part of the cells, in the order of tokens; then sums over the warps say where its numbers
+  /// Each warp counts its part of the cells, in their order; then sums over the warps say where its numbers
   /// begin. Where there are too many keys to count them apart, one warp does it all.
   @inline(__always)
   public func numberCells(
@@ -227,7 +227,7 @@ extension GPUMachine {
     if keyCount > Shared.stageByteCountOfWarp / 4 {
       if warp == 0 {
         let global = counters.pointer.assumingMemoryBound(to: Int32.self)
-        numberOfWarp(cells.lowerBound, cells.upperBound, global, key: key, visit: visit)
+        numberByWarp(cells.lowerBound, cells.upperBound, global, key: key, visit: visit)
       }
       ptx_block_barrier()
       return
@@ -261,13 +261,13 @@ extension GPUMachine {
       }
       counters.store(sum, at: key)
     }
-    numberOfWarp(first, end, Shared.word(ownOffset), key: key, visit: visit)
+    numberByWarp(first, end, Shared.word(ownOffset), key: key, visit: visit)
     ptx_block_barrier()
   }
 
   /// By one warp: visits cells `first..<end`, 32 at a time; `counts` go on from what they are.
   @inline(__always)
-  private func numberOfWarp(
+  private func numberByWarp(
     _ first: Int32, _ end: Int32, _ counts: UnsafeMutablePointer<Int32>, key: (Int32) -> Int32,
     visit: (Int32, Int32) -> Void
   ) {
