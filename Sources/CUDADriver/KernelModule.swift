@@ -10,7 +10,10 @@ package final class KernelModule: @unchecked Sendable {
     case layout
     case dispatchRows = "dispatch_rows"
     case dispatch
+    case dispatchCopying = "dispatch_copying"
+    case dispatchQuantizing = "dispatch_quantizing"
     case combine
+    case combineInPlace = "combine_in_place"
     case combineStep = "combine_step"
     case tellTime = "tell_time"
     /// Only of checked kernels.

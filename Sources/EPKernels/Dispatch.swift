@@ -34,6 +34,8 @@
   public var besideByteCount: Int32
   /// Row 0 of what is copied; null where nothing is.
   public var beside: Address
+  /// Not zero: there are scales or sidecars that are not copied beside the rows.
+  public var copiesColumns: Int32
 
   @inlinable public init(
     view: RankView, header: ExchangeHeader, handle: HandleView, operation: OperationView, routing: RoutingView,
@@ -59,11 +61,14 @@
     self.zeroesPadding = zeroesPadding
     self.expertStatistics = expertStatistics
     self.isCached = isCached
-    (besideColumn, besideByteCount, beside) = (Columns.rows, 0, .null)
+    (besideColumn, besideByteCount, beside, copiesColumns) = (Columns.rows, 0, .null, 0)
     besideColumn = transform == .copy ? columnToCopy : Columns.scales
-    if besideColumn == Columns.rows { return }
-    besideByteCount = columns[besideColumn]
-    if transform == .copy { beside = source(ofColumn: besideColumn) }
+    if besideColumn != Columns.rows {
+      besideByteCount = columns[besideColumn]
+      if transform == .copy { beside = source(ofColumn: besideColumn) }
+    }
+    let hasMore = (Columns.scales..<Columns.origins).contains { $0 != besideColumn && !source(ofColumn: $0).isNull }
+    copiesColumns = hasMore ? 1 : 0
   }
 
   @usableFromInline var columnToCopy: Int32 {
@@ -325,6 +330,7 @@
 /// Scales and sidecars, as the caller gave them, but for what is copied with the rows.
 @inlinable func copyColumns<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  if arguments.copiesColumns == 0 { return }
   let slotCount = handle.layout.slotCount
   var column = Columns.scales
   while column < Columns.origins {

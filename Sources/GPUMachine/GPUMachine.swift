@@ -7,7 +7,13 @@ import PTX
 @frozen public struct GPUMachine: Machine {
   let thread: Int32
 
-  @inline(__always) init() { thread = ptx_thread_index() }
+  /// The machine of a kernel that begins.
+  @inline(__always) init() {
+    thread = ptx_thread_index()
+    #if BULK_COPIES
+      Stages.prepare(self)
+    #endif
+  }
 
   /// Threads of a block; the kernels are launched with exactly as many.
   @inline(__always) static var threadCount: Int32 { 512 }
@@ -27,8 +33,9 @@ enum Shared {
   /// Words in which threads meet: for each warp, and for each warp and destination.
   @inline(__always) static var meetingOffset: Int32 { 0 }
   @inline(__always) static var destinationsOffset: Int32 { 256 }
-  /// Barriers of the stages.
+  /// Barriers of the stages, 8 bytes each, and behind them a word for each warp.
   @inline(__always) static var phasesOffset: Int32 { 4608 }
+  @inline(__always) static var paritiesOffset: Int32 { 5632 }
   @inline(__always) static var stagesOffset: Int32 { 6144 }
   /// Bytes of the stages of one warp.
   #if BULK_COPIES

@@ -4,41 +4,82 @@ import PTX
 // profilers show, and what callers look for there. One launch of each call has the operation's name. Arguments lie in the
 // launch's parameters.
 
+// A kernel for plain arguments returns where they are not, and goes on with the very ones that it has asked: so the compiler
+// leaves out what they do not need.
+
 @_cdecl("_ZN7swiftep6layoutEv")
-public func kernelPrepareDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  prepareExactDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
-  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+public func kernelPrepareDispatch(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  run(counter, word, ticket) { prepareExactDispatch($0, dispatchArguments(address)) }
 }
 
 @_cdecl("_ZN7swiftep13dispatch_rowsEv")
-public func kernelDeliverDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  deliverExactDispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
-  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+public func kernelDeliverDispatch(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  run(counter, word, ticket) { deliverExactDispatch($0, dispatchArguments(address)) }
 }
 
 @_cdecl("_ZN7swiftep8dispatchEv")
-public func kernelDispatch(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  dispatch(GPUMachine(), arguments.assumingMemoryBound(to: DispatchArguments.self).pointee)
-  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+public func kernelDispatch(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  run(counter, word, ticket) { dispatch($0, dispatchArguments(address)) }
+}
+
+@_cdecl("_ZN7swiftep16dispatch_copyingEv")
+public func kernelDispatchCopying(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  let arguments = dispatchArguments(address)
+  if !arguments.isPlainCopy { return }
+  run(counter, word, ticket) { dispatch($0, arguments) }
+}
+
+@_cdecl("_ZN7swiftep19dispatch_quantizingEv")
+public func kernelDispatchQuantizing(
+  _ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64
+) {
+  let arguments = dispatchArguments(address)
+  if !arguments.isPlainQuantizing { return }
+  run(counter, word, ticket) { dispatch($0, arguments) }
 }
 
 @_cdecl("_ZN7swiftep7combineEv")
-public func kernelCombine(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  combine(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
-  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+public func kernelCombine(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  run(counter, word, ticket) { combine($0, combineArguments(address)) }
+}
+
+@_cdecl("_ZN7swiftep16combine_in_placeEv")
+public func kernelCombineInPlace(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  let arguments = combineArguments(address)
+  if !arguments.isPlainInPlace { return }
+  run(counter, word, ticket) { combine($0, arguments) }
 }
 
 @_cdecl("_ZN7swiftep12combine_stepEv")
-public func kernelCombineStep(_ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  combineStep(GPUMachine(), arguments.assumingMemoryBound(to: CombineArguments.self).pointee)
-  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+public func kernelCombineStep(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
+  let arguments = combineArguments(address)
+  // Coded rows are combined at once.
+  if arguments.isEncoded { return }
+  run(counter, word, ticket) { combineStep($0, arguments) }
+}
+
+@inline(__always) private func run(
+  _ counter: UInt64, _ word: UInt64, _ ticket: UInt64, _ kernel: (GPUMachine) -> Void
+) {
+  let machine = GPUMachine()
+  kernel(machine)
+  machine.leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+}
+
+@inline(__always) private func dispatchArguments(_ address: UnsafeRawPointer) -> DispatchArguments {
+  address.assumingMemoryBound(to: DispatchArguments.self).pointee
+}
+
+@inline(__always) private func combineArguments(_ address: UnsafeRawPointer) -> CombineArguments {
+  address.assumingMemoryBound(to: CombineArguments.self).pointee
 }
 
 /// Tells the time of the GPU's clock. Launched once on every stream before it is used: what the driver puts off until then
 /// would have to wait for kernels that wait for this stream's.
 @_cdecl("_ZN7swiftep9tell_timeEv")
 public func kernelTellTime(_ counter: UInt64, _ word: UInt64) {
-  GPUMachine().leave(Address(bits: counter), word: Address(bits: word), ticket: GPUMachine().now)
+  let machine = GPUMachine()
+  machine.leave(Address(bits: counter), word: Address(bits: word), ticket: machine.now)
 }
 
 #if CHECKED
@@ -49,8 +90,7 @@ public func kernelTellTime(_ counter: UInt64, _ word: UInt64) {
   @_cdecl("_ZN7swiftep5ranksEv")
   public func kernelRanks(_ launches: UnsafeRawPointer) {
     let launch = launches.assumingMemoryBound(to: RankLaunch.self)[Int(ptx_block_row())]
-    launch.run(on: GPUMachine())
-    GPUMachine().leave(launch.counter, word: launch.word, ticket: launch.ticket)
+    run(launch.counter.bits, launch.word.bits, launch.ticket) { launch.run(on: $0) }
   }
 #endif
 

@@ -57,7 +57,6 @@ extension GPUMachine {
     var sums = PieceSums()
     #if BULK_COPIES
       let stages = Stages(self, count: 2)
-      stages.open()
       var (issued, used) = (Int32(0), Int32(0))
       if terms.lanes != 0 { terms.load(&issued, stages, pieces) }
       var isOver: Bool
@@ -93,7 +92,7 @@ extension GPUMachine {
         }
         if isLast { finish(&sums, job, format, piece, rowByteCount, byteCount) }
       } while !isOver
-      stages.close()
+      stages.close(after: used)
     #else
       while !terms.isOver {
         let piece = terms.walk.piece

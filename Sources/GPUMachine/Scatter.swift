@@ -17,7 +17,6 @@ extension GPUMachine {
     var targets = Targets(slotCount: job.slotCount)
     #if BULK_COPIES
       let stages = Stages(self, count: 3)
-      stages.open()
       var use: Int32 = 0
       // Two are on their way while one is sent on.
       var piece = load(0, stages, job, pieces, &walk)
@@ -75,7 +74,7 @@ extension GPUMachine {
     #if BULK_COPIES
       // Done, not only read: what follows tells others of the rows.
       if lane == 0 { ptx_bulk_wait() }
-      stages.close()
+      stages.close(after: use)
     #endif
   }
 

@@ -10,14 +10,59 @@ extension Shared {
 #if BULK_COPIES
   /// The stages of one warp: a ring of equal parts of shared memory, each filled at a time by one bulk copy or by several
   /// that are waited for together. Lane 0 waits for all stores, since groups of them belong to a lane.
+  ///
+  /// A warp's barriers last as long as its kernel, so that whoever uses a stage next is known to come behind who used it last.
   struct Stages {
+    @inline(__always) static var countMax: Int32 { 3 }
+
     let count: Int32
     private let machine: GPUMachine
+    /// Bit `s`: of the phase that stage `s` is in when this ring begins.
+    private let parities: UInt32
 
-    /// - Parameter count: at most 8.
+    /// - Parameter count: at most `countMax`.
     @inline(__always) init(_ machine: GPUMachine, count: Int32) {
       self.count = count
       self.machine = machine
+      ptx_warp_barrier()
+      parities = UInt32(bitPattern: Self.parities(machine)[0])
+      // Bulk copies come after what ordinary accesses did to rows, here and, since they were acquired, at peers; and
+      // they see the barriers.
+      ptx_fence_proxy()
+    }
+
+    /// Makes the warp's barriers. Every kernel begins with it.
+    @inline(__always) static func prepare(_ machine: GPUMachine) {
+      if machine.lane != 0 { return }
+      var stage: Int32 = 0
+      while stage < countMax {
+        ptx_phase_init(phase(machine, stage))
+        stage = stage &+ 1
+      }
+      parities(machine)[0] = 0
+      ptx_fence_proxy_shared()
+    }
+
+    /// The ring ends, after so many uses, which have all been waited for.
+    @inline(__always) func close(after uses: Int32) {
+      ptx_warp_barrier()
+      if machine.lane != 0 { return }
+      var changed: UInt32 = 0
+      var stage: Int32 = 0
+      while stage < count {
+        let usesOfStage = (uses &+ count &- 1 &- stage) / count
+        changed |= UInt32(bitPattern: usesOfStage & 1) &<< UInt32(bitPattern: stage)
+        stage = stage &+ 1
+      }
+      Self.parities(machine)[0] = Int32(bitPattern: parities ^ changed)
+    }
+
+    @inline(__always) private static func parities(_ machine: GPUMachine) -> UnsafeMutablePointer<Int32> {
+      Shared.word(Shared.paritiesOffset &+ 4 &* machine.warp)
+    }
+
+    @inline(__always) private static func phase(_ machine: GPUMachine, _ stage: Int32) -> UInt32 {
+      UInt32(bitPattern: Shared.phasesOffset &+ (machine.warp &* 8 &+ stage) &* 8)
     }
 
     @inline(__always) func offset(of use: Int32) -> Int32 {
@@ -27,38 +72,7 @@ extension Shared {
 
     @inline(__always) func endOffset(of use: Int32) -> Int32 { offset(of: use) &+ Shared.stageByteCountOfWarp / count }
 
-    @inline(__always) private func phase(of use: Int32) -> UInt32 {
-      UInt32(bitPattern: Shared.phasesOffset &+ (machine.warp &* 8 &+ use % count) &* 8)
-    }
-
-    @inline(__always) func open() {
-      ptx_warp_barrier()
-      if machine.lane == 0 {
-        var stage: Int32 = 0
-        while stage < count {
-          ptx_phase_init(phase(of: stage))
-          stage = stage &+ 1
-        }
-        ptx_fence_proxy_shared()
-      }
-      ptx_warp_barrier()
-      // Bulk copies come after what ordinary accesses did to rows, here and, since they were acquired, at peers; and
-      // they see the barriers.
-      ptx_fence_proxy()
-    }
-
-    /// The barriers' memory is ordinary memory again.
-    @inline(__always) func close() {
-      ptx_warp_barrier()
-      if machine.lane == 0 {
-        var stage: Int32 = 0
-        while stage < count {
-          ptx_phase_end(phase(of: stage))
-          stage = stage &+ 1
-        }
-      }
-      ptx_warp_barrier()
-    }
+    @inline(__always) private func phase(of use: Int32) -> UInt32 { Self.phase(machine, use % count) }
 
     /// Starts to fill the stage of the ring's use number `use`, and its end from another source, unless that is null.
     @inline(__always)
@@ -90,7 +104,8 @@ extension Shared {
     }
 
     @inline(__always) func wait(for use: Int32) {
-      ptx_phase_wait(phase(of: use), UInt32(bitPattern: use / count & 1))
+      let parity = parities &>> UInt32(bitPattern: use % count) ^ UInt32(bitPattern: use / count)
+      ptx_phase_wait(phase(of: use), parity & 1)
     }
   }
 #endif

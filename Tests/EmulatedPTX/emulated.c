@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <time.h>
 
 enum { WARP = 32, WARPS_MAX = 32, COPIES_MAX = 64 };
 
@@ -207,12 +208,6 @@ void ptx_phase_init(uint32_t barrier) {
   pthread_mutex_unlock(&self->block->lock);
 }
 
-void ptx_phase_end(uint32_t barrier) {
-  pthread_mutex_lock(&self->block->lock);
-  phase(barrier)->is_there = 0;
-  pthread_mutex_unlock(&self->block->lock);
-}
-
 void ptx_phase_expect(uint32_t barrier, uint32_t byte_count) {
   pthread_mutex_lock(&self->block->lock);
   struct phase *expecting = phase(barrier);
@@ -240,6 +235,7 @@ void ptx_bulk_load(uint32_t to, uint64_t from, uint32_t byte_count, uint32_t bar
 
 void ptx_phase_wait(uint32_t barrier, uint32_t parity) {
   struct block *block = self->block;
+  time_t begin = time(NULL);
   while (1) {
     pthread_mutex_lock(&block->lock);
     struct phase *awaited = phase(barrier);
@@ -258,7 +254,8 @@ void ptx_phase_wait(uint32_t barrier, uint32_t parity) {
     complete_if_all_is_there(awaited);
     uint32_t is_over = awaited->parity != parity;
     pthread_mutex_unlock(&block->lock);
-    if (is_over) return;
+    if (is_over || atomic_load(&block->fault) != NULL) return;
+    if (time(NULL) - begin > 60) return fault("a wait for a phase that nothing ends");
     sched_yield();
   }
 }

@@ -77,6 +77,39 @@ import Testing
   }
 }
 
+extension RowTests {
+  /// Rings of three stages and of two, used differently often by each warp, one after the other in one kernel: every ring
+  /// goes on where the last one has left a warp's barriers.
+  @Test func ringsFollowEachOther() {
+    let (rowCounts, elementCount) = ([Int32(1), 35, 18, 129, 3, 64, 200], Int32(256))
+    let source = Memory((0..<200 * elementCount).map { UInt16(truncatingIfNeeded: 0x3f80 + $0 % 97) })
+    let copies = rowCounts.map { _ in Memory(byteCount: source.bytes.count) }
+    let sums = rowCounts.map { _ in Memory(byteCount: source.bytes.count) }
+    let fault = emulate(blockCount: 1) { machine in
+      for (index, rowCount) in rowCounts.enumerated() {
+        let copy = ScatterJob(
+          source: source.address, rowCount: rowCount, rowByteCount: 2 * elementCount, slotCount: 1, transform: .copy,
+          writtenByteCount: 1)
+        machine.scatterRows(copy) { row, _ in
+          RowTarget(row: copies[index].address.advanced(byBytes: Int64(2 * row * elementCount)), scales: .null)
+        }
+        let sum = ReduceJob(
+          output: sums[index].address, rowCount: rowCount, elementCount: elementCount, slotCount: 1, format: .bf16,
+          isWeighted: false, biases: (.null, .null))
+        machine.reduceRows(sum) { row, _ in
+          RowSource(row: source.address.advanced(byBytes: Int64(2 * row * elementCount)), weight: 1)
+        }
+      }
+    }
+    #expect(fault == nil)
+    for (index, rowCount) in rowCounts.enumerated() {
+      let expected = source.bytes.prefix(Int(2 * rowCount * elementCount))
+      #expect(copies[index].bytes.starts(with: expected), "copied by ring \(2 * index)")
+      #expect(sums[index].bytes.starts(with: expected), "summed by ring \(2 * index + 1)")
+    }
+  }
+}
+
 /// What is written at the destinations of rows, one behind the other.
 private struct Written: Equatable {
   var rows: [UInt8]

@@ -4,7 +4,7 @@ import Testing
 private let sm80 = PTXText(String(cString: swiftep_kernels_sm_80()))
 private let sm90 = PTXText(String(cString: swiftep_kernels_sm_90()))
 private let kernels = [
-  "layout", "dispatch_rows", "dispatch", "combine",
+  "layout", "dispatch_rows", "dispatch", "dispatch_copying", "dispatch_quantizing", "combine", "combine_in_place",
   "combine_step", "tell_time",
 ]
 
@@ -22,7 +22,7 @@ private let kernels = [
         #expect(text.count("ld.acquire.sys.global.u64", in: kernel) >= 2)
       }
       // What rows are told of by: the countdown before it.
-      for kernel in ["dispatch_rows", "dispatch", "combine", "combine_step"] {
+      for kernel in kernels where !["layout", "tell_time"].contains(kernel) {
         #expect(text.count("fence.acq_rel.sys", in: kernel) >= 1)
       }
     }
@@ -61,20 +61,40 @@ private let kernels = [
 
   /// Rows move sixteen bytes a lane, or in bulk.
   @Test func rowsMoveInWideSteps() {
-    for kernel in ["dispatch_rows", "dispatch", "combine"] {
+    for kernel in ["dispatch_rows", "dispatch", "dispatch_copying", "dispatch_quantizing", "combine"] {
       #expect(sm90.count("cp.async.bulk.shared", in: kernel) > 0)
       #expect(sm90.count("cp.async.bulk.global", in: kernel) > 0)
       #expect(sm80.count("ld.v4.b32", in: kernel) >= 4)
+    }
+    for kernel in ["dispatch_rows", "dispatch", "dispatch_copying", "combine"] {
       #expect(sm80.count("st.v4.b32", in: kernel) >= 4)
     }
-    #expect(sm90.count("cp.async.bulk.shared", in: "combine") > 0)
-    #expect(sm90.count("ld.shared.v4.b32", in: "combine") >= 4)
-    #expect(sm90.count("st.v4.b32", in: "combine") >= 4)
-    #expect(sm80.count("ld.v4.b32", in: "combine") >= 4)
+    for kernel in ["combine", "combine_in_place"] {
+      #expect(sm90.count("cp.async.bulk.shared", in: kernel) > 0)
+      #expect(sm90.count("ld.shared.v4.b32", in: kernel) >= 4)
+      #expect(sm90.count("st.v4.b32", in: kernel) >= 4)
+      #expect(sm80.count("ld.v4.b32", in: kernel) >= 4)
+    }
+  }
+
+  /// What is compiled for plain calls has none of what they do not need.
+  @Test func plainKernelsAreSmaller() throws {
+    for (plain, general) in [
+      ("dispatch_copying", "dispatch"), ("dispatch_quantizing", "dispatch"), ("combine_in_place", "combine"),
+    ] {
+      for text in [sm80, sm90] {
+        let (few, all) = (try #require(text.kernels[plain]).count, try #require(text.kernels[general]).count)
+        #expect(4 * few < 3 * all, "\(plain): \(few) instructions of \(all)")
+      }
+    }
+    #expect(sm90.count("cvt.rn.satfinite.e4m3x2.f32", in: "dispatch_copying") == 0)
+    #expect(sm90.count("cp.async.bulk.global", in: "combine_in_place") == 0)
   }
 
   @Test func quantizedInHardwareWhereThereIsSome() {
-    #expect(sm90.count("cvt.rn.satfinite.e4m3x2.f32", in: "dispatch_rows") > 0)
-    #expect(sm80.count("cvt.rn.satfinite.e4m3x2.f32", in: "dispatch_rows") == 0)
+    for kernel in ["dispatch_rows", "dispatch_quantizing"] {
+      #expect(sm90.count("cvt.rn.satfinite.e4m3x2.f32", in: kernel) > 0)
+      #expect(sm80.count("cvt.rn.satfinite.e4m3x2.f32", in: kernel) == 0)
+    }
   }
 }

@@ -136,10 +136,6 @@ PTX void ptx_phase_init(uint32_t barrier) {
   __asm__ volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at(barrier)) : "memory");
 }
 
-PTX void ptx_phase_end(uint32_t barrier) {
-  __asm__ volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(at(barrier)) : "memory");
-}
-
 PTX void ptx_phase_expect(uint32_t barrier, uint32_t byte_count) {
   __asm__ volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at(barrier)), "r"(byte_count)

@@ -63,7 +63,6 @@ uint64_t ptx_nanoseconds(void);
 
 /// One arrival a phase: that of the lane that says how many bytes complete it.
 void ptx_phase_init(uint32_t barrier);
-void ptx_phase_end(uint32_t barrier);
 void ptx_phase_expect(uint32_t barrier, uint32_t byte_count);
 /// Starts a copy to shared memory, whose bytes the barrier's phase expects.
 void ptx_bulk_load(uint32_t to, uint64_t from, uint32_t byte_count, uint32_t barrier);

@@ -188,10 +188,19 @@ package final class CUDADevice: Device {
     switch launch {
     case .prepareDispatch(let arguments): try start(.layout, arguments, end, workerCount, on: stream)
     case .deliverDispatch(let arguments): try start(.dispatchRows, arguments, end, workerCount, on: stream)
-    case .dispatch(let arguments): try start(.dispatch, arguments, end, workerCount, on: stream)
-    case .combine(let arguments): try start(.combine, arguments, end, workerCount, on: stream)
+    case .dispatch(let arguments): try start(kernel(arguments), arguments, end, workerCount, on: stream)
+    case .combine(let arguments): try start(kernel(arguments), arguments, end, workerCount, on: stream)
     case .combineStep(let arguments): try start(.combineStep, arguments, end, workerCount, on: stream)
     }
+  }
+
+  private func kernel(_ arguments: DispatchArguments) -> KernelModule.Kernel {
+    if arguments.isPlainCopy { return .dispatchCopying }
+    return arguments.isPlainQuantizing ? .dispatchQuantizing : .dispatch
+  }
+
+  private func kernel(_ arguments: CombineArguments) -> KernelModule.Kernel {
+    arguments.isPlainInPlace ? .combineInPlace : .combine
   }
 
   private func start<Arguments>(
