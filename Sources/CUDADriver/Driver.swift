@@ -19,7 +19,7 @@ package final class Driver: Sendable {
     // Before the driver reads them. Each rank of this process has a stream, which must not wait for another's kernel; and
     // code that is loaded late would have to wait for kernels that wait for it.
     // Under MPS, all processes share what one has otherwise; there, ranks are processes.
-    if !Self.isUnderMPS { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) }
+    if !MultiProcessService.isThere { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) }
     setenv("CUDA_MODULE_LOADING", "EAGER", 1)
     table = try DriverTable(try Library("libcuda.so.1"))
     var version: Int32 = 0
@@ -35,12 +35,6 @@ package final class Driver: Sendable {
     if count == 0 { throw .noGPU }
     self.version = version
     gpuCount = Int(count)
-  }
-
-  /// Whether NVIDIA's Multi-Process Service seems to run for this process.
-  private static var isUnderMPS: Bool {
-    let directory = getenv("CUDA_MPS_PIPE_DIRECTORY").map { String(cString: $0) } ?? "/tmp/nvidia-mps"
-    return access(directory + "/control", F_OK) == 0
   }
 
   /// Streams of one process that run at the same time on one GPU for certain.

@@ -25,7 +25,7 @@ package struct PeerCopies: Codable, Equatable, Sendable {
     let copiers = try gpus.map { gpu throws(DriverError) in
       try Copier(gpu, peers: gpus, pieceByteCount: byteCount / (gpus.count - 1) / 16 * 16)
     }
-    var rounds = Rounds(copiers)
+    let rounds = Rounds(copiers)
     return PeerCopies(
       writtenBytesPerNanosecond: try rounds.best(of: roundCount, by: .write),
       readBytesPerNanosecond: try rounds.best(of: roundCount, by: .read))
@@ -38,7 +38,6 @@ private enum Direction {
 
 /// One GPU's part.
 private struct Copier {
-  let gate: StreamGate
   /// What goes to each peer, and what comes from each: a piece for each peer.
   private let (source, target): (VirtualMemory, VirtualMemory)
   private let pieceByteCount: Int
@@ -47,12 +46,12 @@ private struct Copier {
   /// By peer.
   private let lanes: [(stream: Stream, end: StreamEvent)]
 
-  /// Each piece goes so often in a round: what comes before and behind is then little beside it.
-  private static let repeatCount = 4
+  /// Each piece goes so often in a round: that GPUs begin one after the other, as the host comes to them, is then little beside
+  /// it. Nothing holds them back until all are queued: where streams are more than the driver's queues, that could be never.
+  private static let repeatCount = 16
 
   init(_ gpu: GPU, peers: [GPU], pieceByteCount: Int) throws(DriverError) {
     self.pieceByteCount = pieceByteCount
-    gate = try StreamGate(gpu)
     let byteCount = Int64(pieceByteCount * (peers.count - 1))
     source = try VirtualMemory(gpu, reservedByteCount: byteCount)
     target = try VirtualMemory(gpu, reservedByteCount: byteCount)
@@ -69,9 +68,8 @@ private struct Copier {
     }
   }
 
-  /// Queues the copies of GPU `index` behind its gate.
-  func queue(_ direction: Direction, of index: Int, _ all: [Copier], opening: UInt64) throws(DriverError) {
-    try gate.hold(stream, until: opening)
+  /// Queues the copies of GPU `index`.
+  func queue(_ direction: Direction, of index: Int, _ all: [Copier]) throws(DriverError) {
     try start.record(on: stream)
     for (place, lane) in lanes.enumerated() {
       // The peers in turn, each GPU beginning with the next, so that no two begin with the same.
@@ -108,31 +106,22 @@ private struct Copier {
 
 private struct Rounds {
   private let copiers: [Copier]
-  private var opening: UInt64 = 0
 
   init(_ copiers: [Copier]) { self.copiers = copiers }
 
   /// Bytes a nanosecond of the slowest GPU, in the round in which that is most.
-  mutating func best(of count: Int, by direction: Direction) throws(DriverError) -> Double {
-    // Not counted, and with open gates: what the driver makes for a first copy may wait for all that is queued.
-    _ = try slowest(direction, isHeld: false)
+  func best(of count: Int, by direction: Direction) throws(DriverError) -> Double {
+    // Not counted: the driver makes things for a first copy.
+    _ = try slowest(direction)
     var best = 0.0
-    for _ in 0..<count { best = max(best, try slowest(direction, isHeld: true)) }
+    for _ in 0..<count { best = max(best, try slowest(direction)) }
     return best
   }
 
-  private mutating func slowest(_ direction: Direction, isHeld: Bool) throws(DriverError) -> Double {
-    opening += 1
-    do throws(DriverError) {
-      if !isHeld { for copier in copiers { try copier.gate.open(opening) } }
-      for (index, copier) in copiers.enumerated() { try copier.queue(direction, of: index, copiers, opening: opening) }
-      if isHeld { for copier in copiers { try copier.gate.open(opening) } }
-      var slowest = Double.infinity
-      for copier in copiers { slowest = min(slowest, try copier.bytesPerNanosecond()) }
-      return slowest
-    } catch {
-      for copier in copiers { copier.gate.openForGood() }
-      throw error
-    }
+  private func slowest(_ direction: Direction) throws(DriverError) -> Double {
+    for (index, copier) in copiers.enumerated() { try copier.queue(direction, of: index, copiers) }
+    var slowest = Double.infinity
+    for copier in copiers { slowest = min(slowest, try copier.bytesPerNanosecond()) }
+    return slowest
   }
 }
