@@ -116,6 +116,7 @@ private final class HostGraph: DeviceGraph {
 package final class HostDevice: Device {
   private let rank: Int
   private let stream: HostStream
+  private let pool = HostPool()
 
   package init(rank: Int, workerCount: Int, tuning: HostTuning) throws(EPError) {
     guard let stream = HostStream(workerCount: workerCount, tuning: tuning) else {
@@ -134,6 +135,9 @@ package final class HostDevice: Device {
     _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream _: CUDAStream?
   ) -> UInt64 {
     var ticket: UInt64 = 0
+    if launch.isOnePart {
+      return stream.enqueue(launch, workerCount: workerCount, keeping: owner, isUrgent: isUrgent)
+    }
     for part in launch.parts {
       // A part that waits for peers sleeps while it does.
       ticket = stream.enqueue(
@@ -182,13 +186,15 @@ package final class HostDevice: Device {
   package func reach(_ arena: any SymmetricMemory) {}
 
   package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
-    let memory = try HostMemory(byteCount: byteCount)
-    // Nothing may rely on zeros that happen to be there.
+    let memory = try pool.take(byteCount)
+    // Nothing may rely on zeros that happen to be there, or on what was there before.
     if isChecked { HostMachine.host.fill(memory.base, byteCount: byteCount & ~3, pattern: 0xa5a5_a5a5) }
     return memory
   }
   package func makeNotices(byteCount: Int64) throws(EPError) -> any TensorStorage {
-    try HostMemory(byteCount: byteCount)
+    let memory = try pool.take(byteCount)
+    memory.base.hostPointer.initializeMemory(as: UInt8.self, repeating: 0, count: Int(byteCount))
+    return memory
   }
   package func makeTensorMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
     try HostMemory(byteCount: byteCount)

@@ -188,7 +188,7 @@ final class PendingOperation: Sendable {
     OperationResources(
       view: view, memory: [memory, report] + core.viewMemory, arena: core.arena, membership: core.membership,
       masks: core.masks, maskedBefore: isGraphed ? 0 : core.masks?.known ?? 0,
-      retained: retained + [waitStatistics as any Sendable])
+      retained: waitStatistics.map { retained + [$0] } ?? retained)
   }
 
   /// Queues a launch of this operation, or records it.

@@ -46,6 +46,15 @@ extension ExpertBuffer {
   }
 }
 
+/// What a dispatch is given and its kernels use: one value, since each that is kept by itself takes memory of its own.
+private struct DispatchInputs: Sendable {
+  let x: Tensor
+  let scales: Tensor?
+  let sidecars: [Tensor]
+  let routing: Routing
+  let statistics: Tensor?
+}
+
 /// One call of `dispatch`.
 private struct DispatchCall {
   let buffer: ExpertBuffer
@@ -96,7 +105,11 @@ private struct DispatchCall {
     let handle: DispatchHandle
     if let cachedHandle { handle = cachedHandle } else { handle = try makeHandle(layout, pending) }
     let resources = pending.makeResources(
-      [x, scales as any Sendable, sidecars, routing, options.expertStatistics as any Sendable, handle, core.arenas],
+      [
+        DispatchInputs(
+          x: x, scales: scales, sidecars: sidecars, routing: routing, statistics: options.expertStatistics),
+        handle, core.arenas,
+      ],
       isGraphed: try core.isGraphed(options.stream))
     core.queueWaits(options.after, of: operation, isUrgent: options.isAsynchronous)
 
@@ -406,30 +419,31 @@ private struct DispatchCall {
     _ columns: Columns, _ handle: DispatchHandle, _ pending: PendingOperation, _ receiving: PendingReceive?,
     _ block: ArenaBlock, rowCapacity: Int
   ) -> DispatchResult {
-    func tensor(_ column: Int32, _ dtype: DType, _ trailing: [Int]) -> Tensor {
+    let rowShape = handle.rowShape
+    func tensor(_ column: Int32, _ dtype: DType, _ trailing: some Collection<Int>) -> Tensor {
       Tensor(
-        dtype: dtype, shape: handle.rowShape + trailing, storage: block,
+        dtype: dtype, shape: rowShape + trailing, storage: block,
         byteOffset: columns.offset(of: column, rowCapacity: Int64(rowCapacity)))
     }
     var scaleTensor: Tensor?
     if columns[Columns.scales] > 0 {
       let dtype = scales?.dtype ?? options.quantization!.dtype
       let byteCount = Int(columns[Columns.scales])
-      scaleTensor = tensor(Columns.scales, dtype, [byteCount / dtype.byteCount])
+      scaleTensor = tensor(Columns.scales, dtype, CollectionOfOne(byteCount / dtype.byteCount))
       if hasScaleColumns {
         let scales = dtype.byteCount == 4 ? [] : [4 / dtype.byteCount]
-        scaleTensor = scaleTensor?.reshaped([handle.rowShape[0], byteCount / 4, handle.rowShape[1]] + scales)
+        scaleTensor = scaleTensor?.reshaped([rowShape[0], byteCount / 4, rowShape[1]] + scales)
       }
     }
     return DispatchResult(
-      rows: tensor(Columns.rows, outputDType, [outputElementCount]), scales: scaleTensor,
+      rows: tensor(Columns.rows, outputDType, CollectionOfOne(outputElementCount)), scales: scaleTensor,
       sidecars: sidecars.enumerated().map { index, sidecar in
-        tensor(Columns.sidecars + Int32(index), sidecar.dtype, Array(sidecar.shape.dropFirst()))
+        tensor(Columns.sidecars + Int32(index), sidecar.dtype, sidecar.shape.dropFirst())
       },
-      origins: tensor(Columns.origins, .int32, [2]),
-      topKIndices: topK.map { tensor(Columns.indices, $0.indices.dtype, [slotCount]) },
-      topKWeights: topK?.weights == nil ? nil : tensor(Columns.weights, .fp32, [slotCount]), handle: handle,
-      event: Event(pending), receiving: receiving)
+      origins: tensor(Columns.origins, .int32, CollectionOfOne(2)),
+      topKIndices: topK.map { tensor(Columns.indices, $0.indices.dtype, CollectionOfOne(slotCount)) },
+      topKWeights: topK?.weights == nil ? nil : tensor(Columns.weights, .fp32, CollectionOfOne(slotCount)),
+      handle: handle, event: Event(pending), receiving: receiving)
   }
 }
 

@@ -10,6 +10,12 @@ struct LaunchPart: Sendable {
 }
 
 extension KernelLaunch {
+  /// Whether it is queued as it is.
+  var isOnePart: Bool {
+    if case .combineStep = self { return false }
+    return part != .apart
+  }
+
   /// What is queued for it, in this order.
   var parts: [LaunchPart] { steps.flatMap(\.partsOfStep) }
 
