@@ -5,7 +5,7 @@ import HostMachine
 /// as on what it does. Keeps a few pieces that are not in use, and gives them to whoever asks for as many bytes.
 final class HostPool: Sendable {
   private static let pieceCountMax = 32
-  private static let byteCountMax: Int64 = 4 << 20
+  private static let byteCountMax: Int64 = 1 << 20
 
   private struct Piece {
     let byteCount: Int64

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <time.h>
 
 enum { WARP = 32, WARPS_MAX = 32, COPIES_MAX = 64 };
 

@@ -23,8 +23,8 @@ import Testing
   func thoseOfAFolderCheck(architecture: Int) throws {
     let text = PTXText(try KernelText(architecture: architecture, folder: Self.folder).text)
     for (kernel, count) in [
-      ("layout", 8), ("dispatch_rows", 10), ("dispatch", 18),
-      ("combine", 10), ("ranks", 46),
+      ("layout", 8), ("dispatch_rows", 10), ("dispatch", 18), ("dispatch_copying", 18), ("dispatch_quantizing", 18),
+      ("combine", 10), ("combine_in_place", 8), ("ranks", 46),
     ] {
       #expect(text.count(Self.finding, in: kernel) >= count, "\(kernel)")
     }
