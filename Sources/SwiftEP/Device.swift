@@ -134,10 +134,10 @@ package final class HostDevice: Device {
   package func enqueue(
     _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream _: CUDAStream?
   ) -> UInt64 {
-    var ticket: UInt64 = 0
     if launch.isOnePart {
       return stream.enqueue(launch, workerCount: workerCount, keeping: owner, isUrgent: isUrgent)
     }
+    var ticket: UInt64 = 0
     for part in launch.parts {
       // A part that waits for peers sleeps while it does.
       ticket = stream.enqueue(

@@ -21,6 +21,10 @@ import Testing
     #expect(other.base.bits != first)
     piece = try pool.take(192)
     #expect(piece?.base.bits == first && first % 64 == 0)
+    // Once only, as long as it is in use.
+    let third = try pool.take(192)
+    #expect(third.base.bits != first)
+    withExtendedLifetime(piece) {}
   }
 
   /// Few are kept, and no large ones.
