@@ -166,6 +166,11 @@ class DispatchResult:
         return self._present(lib.SWIFTEP_TOKENS_PER_SOURCE)
 
     @property
+    def tokens_per_pair(self) -> Tensor:
+        """int32 `[ranks, ranks]`: tokens from each source rank, by row, to each rank. The same on all ranks."""
+        return self._present(lib.SWIFTEP_TOKENS_PER_PAIR)
+
+    @property
     def tokens_per_expert(self) -> Tensor:
         """int32 `[local experts]`: tokens of each, rounded up to the alignment."""
         return self._present(lib.SWIFTEP_TOKENS_PER_EXPERT)

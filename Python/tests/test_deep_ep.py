@@ -125,8 +125,9 @@ def check_throughput(buffer: deep_ep.Buffer) -> None:
                 assert torch.equal(received, wanted)
                 assert counts == oracle.expert_counts(8)
                 assert len(handle) == 6 and torch.equal(handle[4], is_token_in_rank)
-                sources = torch.tensor([int(goes.sum()) for goes in oracle.goes]).cumsum(0)
-                assert torch.equal(handle[0][:, rank].long(), sources)
+                sent = [[int(goes.sum()) for goes in Oracle(to, rank_count).goes] for to in range(rank_count)]
+                assert handle[0].is_contiguous() and handle[0].dtype == torch.int32
+                assert torch.equal(handle[0].long(), torch.tensor(sent).T.cumsum(0))
                 assert torch.equal(handle[3].long(), torch.cat([goes.nonzero()[:, 0] for goes in oracle.goes]))
                 if has_top_k:
                     assert row_indices is not None and row_weights is not None

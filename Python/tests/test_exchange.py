@@ -53,8 +53,12 @@ def check_counts(job, rank, result, layout, alignment):
     counts = [len(job.slots(expert)) for expert in experts]
     assert result.unaligned_tokens_per_expert.numpy().tolist() == counts
     assert result.tokens_per_expert.numpy().tolist() == [-(-count // alignment) * alignment for count in counts]
-    sent = [sum(job.goes(source, token, rank) for token in range(len(job.x[source]))) for source in range(RANKS)]
-    assert result.tokens_per_source.numpy().tolist() == sent
+    sent = [
+        [sum(job.goes(source, token, to) for token in range(len(job.x[source]))) for to in range(RANKS)]
+        for source in range(RANKS)
+    ]
+    assert result.tokens_per_source.numpy().tolist() == [counts[rank] for counts in sent]
+    assert result.tokens_per_pair.numpy().tolist() == sent
     assert result.source_counts is None
     if layout == Layout.BY_SOURCE:
         assert result.source_offsets is None

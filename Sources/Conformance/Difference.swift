@@ -20,6 +20,7 @@ package func difference(
   let checks: [() -> String?] = [
     { countDifference(result.rowCount, [rowCount], "rowCount") },
     { countDifference(result.tokensPerSource, expected.tokensPerSource, "tokensPerSource") },
+    { countDifference(result.tokensPerPair, expected.tokensPerPair, "tokensPerPair") },
     { countDifference(result.tokensPerExpert, expected.tokensPerExpert, "tokensPerExpert") },
     {
       countDifference(result.unalignedTokensPerExpert, expected.unalignedTokensPerExpert, "unalignedTokensPerExpert")

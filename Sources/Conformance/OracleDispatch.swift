@@ -15,6 +15,8 @@ package struct ExpectedDispatch: Sendable {
   package var indices: [Int64]?
   package var weights: [Float]?
   package var tokensPerSource: [Int]
+  /// `[ranks, ranks]`: from each, by row, to each.
+  package var tokensPerPair: [Int]
   /// Rounded up to the alignment.
   package var tokensPerExpert: [Int]
   package var unalignedTokensPerExpert: [Int]
@@ -33,9 +35,8 @@ extension Oracle {
       rowCount: received.count, hasFreeRows: layout == .grouped || sourceCapacity > 0, scaleOrder: scaleOrder, rows: [],
       scales: nil,
       sidecars: [], origins: [], indices: nil, weights: nil,
-      tokensPerSource: choices.map { choice in
-        (0..<choice.tokenCount).count { choice.goes($0, to: rank, expertOwners) }
-      },
+      tokensPerSource: choices.map { tokenCount($0, to: rank) },
+      tokensPerPair: choices.flatMap { choice in choices.indices.map { tokenCount(choice, to: $0) } },
       tokensPerExpert: counts.map { ($0 + expertAlignment - 1) / expertAlignment * expertAlignment },
       unalignedTokensPerExpert: counts,
       sourceOffsets: layout == .bySource || sourceCapacity > 0 ? nil : sourceOffsets(at: rank),
@@ -58,6 +59,10 @@ extension Oracle {
       expected.weights = received.flatMap { slots(of: $0).map { weight($0, at: rank) } }
     }
     return expected
+  }
+
+  private func tokenCount(_ choice: Choices, to rank: Int) -> Int {
+    (0..<choice.tokenCount).count { choice.goes($0, to: rank, expertOwners) }
   }
 
   /// A top-k slot of some rank's token.

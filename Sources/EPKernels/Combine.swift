@@ -77,7 +77,7 @@
     stageRows(machine, arguments)
     stageWeights(machine, arguments)
   }
-  guard machine.arriveLocal(view.arrivals, for: arguments.stages ? .peers : .rank) else { return false }
+  guard machine.arriveLocal(view.arrivals, for: arguments.stages ? view.peers : .rank) else { return false }
   findRows(machine, arguments) { _ in
   } rows: { rank, peer in
     arguments.readsOwnRows && rank == view.rank

@@ -35,6 +35,8 @@
   /// UInt64 that the host reads: since when, by `Machine.now`, the queue of launches waits between two parts of an
   /// operation; 0 while it does not.
   public var pause: Address
+  /// Not zero: all ranks' kernels run on one device. An integer, since kernels keep those in registers.
+  public var sharesDevice: Int32 = 0
   /// How long a wait for a peer may take.
   public var timeoutNanoseconds: UInt64
   /// Of the operation's exchange; kernels find it when they begin.
@@ -66,6 +68,9 @@
     self.pause = pause
     self.timeoutNanoseconds = timeoutNanoseconds
   }
+
+  /// Whom what is for all ranks has to reach.
+  @inlinable var peers: Audience { sharesDevice == 0 ? .system : .device }
 
   @inlinable public func arena(of rank: Int32) -> Address {
     Address(bits: arenas.load(UInt64.self, at: rank))
@@ -203,7 +208,7 @@
   /// "SwiftEP" and a zero, as bytes.
   @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
   /// To be raised with every change to the place or the meaning of a control word.
-  @inlinable public static var layoutVersion: Int32 { 7 }
+  @inlinable public static var layoutVersion: Int32 { 8 }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 

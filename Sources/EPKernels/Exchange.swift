@@ -174,7 +174,7 @@
   var heard: UInt64 = 0
   while true {
     let wait = machine.await(
-      view.ownArena, count: view.rankCount &- 1, epoch: epoch, as: .peers, deadline: deadline, alarm: view.alarm,
+      view.ownArena, count: view.rankCount &- 1, epoch: epoch, as: view.peers, deadline: deadline, alarm: view.alarm,
       heard: heard,
       offset: { view.control.signalOffset(slot, source: view.standIn(for: view.other($0)), epoch: epoch) },
       awaited: { recorder.await(machine, peer: view.other($0)) },
@@ -299,7 +299,7 @@ extension RankView {
 
 /// Tells every peer that this rank has come to `slot` of its operation.
 @inlinable func signalPeers<M: Machine>(_ machine: M, view: RankView, slot: SignalSlot) {
-  machine.signal(view.signalCount, to: .peers) { view.signal(slot, $0) }
+  machine.signal(view.signalCount, to: view.peers) { view.signal(slot, $0) }
 }
 
 /// The end of every operation, also where nothing has moved because all ranks have found a fault: the last worker of
@@ -311,7 +311,7 @@ extension RankView {
 ) {
   let begin: UInt64
   if operation.does(.middle) {
-    guard machine.arriveLocal(view.arrivals, for: .peers) else { return }
+    guard machine.arriveLocal(view.arrivals, for: view.peers) else { return }
     #if CHECKED
       if endsInFailedCheck(machine, view: view, operation: operation) { return }
     #endif

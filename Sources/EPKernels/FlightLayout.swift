@@ -1,17 +1,20 @@
 /// A rank's flight recorder: what its last operations did, and what it is doing. Words of 64 bits, each read whole.
 ///
-///     progress | peers [rank][PeerField] | records [operation modulo recordCount][FlightField]
+///     progress | peers [rank][PeerField] | records [operation modulo placeCount][FlightField]
 ///
 /// Everything hangs on one word, `progress`. A reader that finds operation *n* in it may read the records of the
-/// `recordCount` operations up to *n*; when it has, it looks again, and drops those that have begun to be overwritten
-/// meanwhile. The record of *n* itself is complete once its step is `idle`; before that, a word of it is zero or final.
+/// `recordCount` operations up to *n*; when it has, it looks again, and drops those that may have been overwritten
+/// meanwhile. The record of *n* itself is complete once its step is `idle`; before that, a word of it is zero or final. Where
+/// *n* begins, the record of *n* + 1 is cleared, so that no order is needed: readers of *n* - 1 read none in its place.
 @frozen public struct FlightLayout {
   public var rankCount: Int32
 
   @inlinable public init(rankCount: Int32) { self.rankCount = rankCount }
 
-  /// A power of two.
+  /// Of operations that can be read.
   @inlinable public static var recordCount: Int64 { 64 }
+  /// A power of two, and at least two more: for the next operation, and for the oldest that is still read.
+  @inlinable static var placeCount: Int64 { 128 }
 
   /// `FlightProgress`.
   @inlinable public static var progressOffset: Int64 { 0 }
@@ -28,10 +31,10 @@
 
   /// Of operation `index`.
   @inlinable public func offset(ofRecord index: Int64) -> Int64 {
-    recordsOffset &+ (index & (Self.recordCount &- 1)) &* Self.recordStride
+    recordsOffset &+ (index & (Self.placeCount &- 1)) &* Self.recordStride
   }
 
-  @inlinable public var byteCount: Int64 { recordsOffset &+ Self.recordCount &* Self.recordStride }
+  @inlinable public var byteCount: Int64 { recordsOffset &+ Self.placeCount &* Self.recordStride }
 }
 
 /// The words of one operation's record, in the order in which they lie there.
@@ -69,25 +72,23 @@
 /// Where a rank is in its operation. An operation that ends early goes from any step to `idle`.
 @frozen public enum FlightStep: Int32, Sendable {
   case idle = 0
-  /// The record is being cleared.
-  case opening = 1
   /// The host waits for the events that the call was to wait for, if there are any.
-  case input = 2
+  case input = 1
   /// A dispatch is laid out, a combine's rows are staged; then the peers are told.
-  case prepare = 3
+  case prepare = 2
   /// Waiting for the peers' headers.
-  case exchange = 4
+  case exchange = 3
   /// Headers are compared, places are found.
-  case place = 5
+  case place = 4
   /// Rows are written or summed.
-  case deliver = 6
+  case deliver = 5
   /// Waiting until the peers have delivered, too.
-  case completion = 7
+  case completion = 6
 
   /// Of the steps from `input` on.
   @inlinable public var beganField: FlightField {
     switch self {
-    case .idle, .opening, .input: .inputBegan
+    case .idle, .input: .inputBegan
     case .prepare: .prepareBegan
     case .exchange: .exchangeBegan
     case .place: .placeBegan

@@ -63,22 +63,21 @@
     !earlierFailure(view).isNull
   }
 
-  /// Begins a record behind that of operation `last`, in the place of the oldest one.
+  /// Begins the record behind that of operation `last`.
   @inlinable func open<M: Machine>(
     _ machine: M, behind last: Int64, operation: Int64, _ step: FlightStep
   ) -> Address {
     let index = last &+ 1
-    // From here on, readers leave the oldest record alone.
-    machine.publish(FlightProgress(index: index, step: .opening).word, at: at(FlightLayout.progressOffset))
     let record = at(layout.offset(ofRecord: index))
-    var offset: Int64 = 0
-    while offset < FlightField.byteCount {
-      machine.note(0, at: record.advanced(byBytes: offset))
-      offset = offset &+ 8
-    }
     note(machine, .operation, in: record, UInt64(bitPattern: operation))
     note(machine, step.beganField, in: record, machine.now)
-    machine.publish(FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
+    machine.note(FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
+    let next = at(layout.offset(ofRecord: index &+ 1))
+    var offset: Int64 = 0
+    while offset < FlightField.byteCount {
+      machine.note(0, at: next.advanced(byBytes: offset))
+      offset = offset &+ 8
+    }
     return record
   }
 

@@ -44,6 +44,8 @@
   public var totals: Int64
   /// Int32 `[rankCount]`: tokens from each source.
   public var tokensPerSource: Int64
+  /// Int32 `[rankCount, rankCount]`: tokens from each rank, by source, to each rank.
+  public var tokensPerPair: Int64
   /// Int32 `[localExpertCount]`: tokens of each local expert.
   public var tokensPerExpert: Int64
   /// Int32 `[localExpertCount]`: the same, each rounded up to the expert alignment.
@@ -76,7 +78,8 @@
     let slotTableByteCount = Self.tableByteCount(chunks.tokenCount, slotCount)
     totals = 64
     tokensPerSource = totals &+ Self.tableByteCount(rankCount, 1)
-    tokensPerExpert = tokensPerSource &+ Self.tableByteCount(rankCount, 1)
+    tokensPerPair = tokensPerSource &+ Self.tableByteCount(rankCount, 1)
+    tokensPerExpert = tokensPerPair &+ Self.tableByteCount(rankCount, rankCount)
     alignedTokensPerExpert = tokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
     sourceOffsets = alignedTokensPerExpert &+ Self.tableByteCount(localExpertCount, 1)
     let isBySourceAlone = layout == .bySource && sourceCapacity == 0

@@ -91,7 +91,7 @@ public protocol Machine {
   /// of `workerCount` workers, which then sees everything that the others wrote before they arrived; the counter is
   /// zero again.
   ///
-  /// - Parameter audience: who is to see that, too: peers that the last worker signals, or nobody.
+  /// - Parameter audience: who is to see that, too, since the last worker signals it to them.
   func arriveLocal(_ counter: Address, for audience: Audience) -> Bool
 
   /// Stores `count` signal words' epochs with release order for the audience, and wakes who waits there.
@@ -153,8 +153,10 @@ extension Machine {
 @frozen public enum Audience: Sendable {
   /// This rank's own workers.
   case rank
-  /// All ranks.
-  case peers
+  /// All ranks, which share one device.
+  case device
+  /// All ranks, on several devices.
+  case system
 }
 
 /// A signal, and where it goes.

@@ -165,7 +165,7 @@ extension RankView {
   machine.settle()
   view.note(machine, masked | ranks, in: .masked)
   if missing >= 0 { view.note(machine, missed | RankView.bit(missing), in: .missed) }
-  machine.signal(2 &* view.rankCount &* view.rankCount, to: .peers) { index in
+  machine.signal(2 &* view.rankCount &* view.rankCount, to: view.peers) { index in
     let cell = index / 2
     return view.signalInPlace(
       index & 1 == 0 ? .exchange : .completion, of: cell / view.rankCount, to: cell % view.rankCount)
@@ -195,7 +195,9 @@ extension RankView {
 ) {
   if view.maskedRanks == 0 { return }
   let layout = handle.layout
-  machine.forEach(view.rankCount) { source in
+  machine.forEach(view.rankCount &* view.rankCount) { pair in
+    let (source, rank) = (pair / view.rankCount, pair % view.rankCount)
+    if view.isMasked(source) || view.isMasked(rank) { handle.at(layout.tokensPerPair).store(Int32(0), at: pair) }
     if view.isMasked(source) { handle.at(layout.tokensPerSource).store(Int32(0), at: source) }
   }
   machine.forEach(view.localExpertCount) { local in

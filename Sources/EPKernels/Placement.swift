@@ -21,9 +21,11 @@
   let layout = handle.layout
   handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0)
   let hasOffsets = layout.layout == .byExpert && layout.sourceCapacity == 0
-  machine.forEach(view.rankCount) { source in
-    let tokenCount = exchangedCount(view, source: source, index: view.rank)
-    handle.at(layout.tokensPerSource).store(tokenCount, at: source)
+  machine.forEach(view.rankCount &* view.rankCount) { pair in
+    let (source, rank) = (pair / view.rankCount, pair % view.rankCount)
+    let tokenCount = exchangedCount(view, source: source, index: rank)
+    handle.at(layout.tokensPerPair).store(tokenCount, at: pair)
+    if rank == view.rank { handle.at(layout.tokensPerSource).store(tokenCount, at: source) }
   }
   machine.forEach(view.expertCount) { expert in
     if view.owner(ofExpert: expert) == view.rank {

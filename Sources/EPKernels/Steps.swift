@@ -80,7 +80,7 @@
     findStepRows(machine, arguments)
     stageWeights(machine, arguments)
   }
-  guard machine.arriveLocal(view.arrivals, for: .peers) else { return false }
+  guard machine.arriveLocal(view.arrivals, for: view.peers) else { return false }
   let rowByteCount = Int64(arguments.rowByteCount)
   findRows(machine, arguments) { block in
     let told = block.advanced(byBytes: ExchangeHeader.byteCount)

@@ -30,10 +30,15 @@ extension GPUMachine {
     return isLast
   }
 
+  @inline(__always)
+  private func loadAcquire(_ word: UInt64, of audience: Audience) -> UInt64 {
+    audience == .rank ? ptx_load_acquire_gpu(word) : ptx_load_acquire_peers(word, audience.isSystem)
+  }
+
   /// A fence for the system takes longer than one for the GPU.
   @inline(__always)
   private func fence(for audience: Audience) {
-    if audience == .peers { ptx_fence_system() } else { ptx_fence_gpu() }
+    if audience == .rank { ptx_fence_gpu() } else { ptx_fence_peers(audience.isSystem) }
   }
 
   /// The end of every kernel: the last block tells the host, in a word that it watches; null where it watches none.
@@ -63,11 +68,11 @@ extension GPUMachine {
       // the acquire in `await`.
       let address = target.arena.advanced(byBytes: target.offset)
       let word = address.bits
-      if audience == .peers {
-        ptx_store_release(word, target.epoch)
-        ptx_store_relaxed(SignalWord.gate(of: address).bits, 1)
-      } else {
+      if audience == .rank {
         ptx_store_release_gpu(word, target.epoch)
+      } else {
+        ptx_store_release_peers(word, target.epoch, audience.isSystem)
+        ptx_store_relaxed(SignalWord.gate(of: address).bits, 1)
       }
       index = index &+ Self.threadCount
     }
@@ -94,7 +99,7 @@ extension GPUMachine {
       var turn: UInt32 = 0
       var state = Watch.there
       // Pairs with the release in `signal`.
-      while (audience == .peers ? ptx_load_acquire(word) : ptx_load_acquire_gpu(word)) < epoch {
+      while loadAcquire(word, of: audience) < epoch {
         if turn == 0 { _ = ptx_shared_add(Watch.word(index), Watch.awaited) }
         turn = turn &+ 1
         // The clock is one for the whole GPU, and the alarm lies in the host's memory: who asks for them often holds up
@@ -112,7 +117,7 @@ extension GPUMachine {
         }
       }
       _ = ptx_shared_add(Watch.word(index), state)
-      if audience == .peers && state == Watch.there {
+      if audience != .rank && state == Watch.there {
         ptx_store_relaxed(SignalWord.gate(of: Address(bits: word)).bits, 0)
       }
       index = index &+ Self.threadCount &- 32
@@ -181,6 +186,11 @@ extension GPUMachine {
 
   @inline(__always)
   public func read(_ address: Address) -> UInt64 { ptx_load_acquire(address.bits) }
+}
+
+extension Audience {
+  /// Not zero: they may be on several devices.
+  @inline(__always) fileprivate var isSystem: UInt32 { self == .system ? 1 : 0 }
 }
 
 /// What is known of a signal while it is waited for: nothing at first, then the sum of what has been found.

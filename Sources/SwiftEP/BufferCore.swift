@@ -77,7 +77,7 @@ final class BufferCore: Sendable {
 
   init(
     membership: Membership, plan: ExpertBuffer.Plan, device: any Device, arena: RankArena,
-    arenas: [any SymmetricMemory], timeout: Duration
+    arenas: [any SymmetricMemory], sharesDevice: Bool, timeout: Duration
   ) throws(EPError) {
     self.membership = membership
     let group = membership.group
@@ -105,6 +105,7 @@ final class BufferCore: Sendable {
       departures: words.advanced(byBytes: noticeOffsets.departures),
       alarm: words.advanced(byBytes: noticeOffsets.alarm), arrivals: base.advanced(byBytes: offsets.arrivals),
       pause: words.advanced(byBytes: noticeOffsets.pause), timeoutNanoseconds: timeout.nanoseconds)
+    view.sharesDevice = sharesDevice ? 1 : 0
     if plan.masking == .none {
       masks = nil
     } else {

@@ -172,6 +172,12 @@ extension DispatchResult {
   public var rowCount: Tensor { handle.counts(handle.layout.rowCount, 1) }
   /// int32 `[ranks]`: tokens from each source rank.
   public var tokensPerSource: Tensor { handle.counts(handle.layout.tokensPerSource, handle.layout.rankCount) }
+  /// int32 `[ranks, ranks]`: tokens from each source rank, by row, to each rank. The same on all ranks.
+  public var tokensPerPair: Tensor {
+    let rankCount = Int(handle.layout.rankCount)
+    return Tensor(
+      dtype: .int32, shape: [rankCount, rankCount], storage: handle.memory, byteOffset: handle.layout.tokensPerPair)
+  }
   /// int32 `[local experts]`: tokens of each, rounded up to `expertAlignment`. Zero without top-k routing.
   public var tokensPerExpert: Tensor {
     handle.counts(handle.layout.alignedTokensPerExpert, handle.layout.localExpertCount)

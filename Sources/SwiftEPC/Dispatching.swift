@@ -126,6 +126,7 @@ extension DispatchResult {
     case SWIFTEP_UNALIGNED_TOKENS_PER_EXPERT: unalignedTokensPerExpert
     case SWIFTEP_SOURCE_OFFSETS: sourceOffsets
     case SWIFTEP_SOURCE_COUNTS: sourceCounts
+    case SWIFTEP_TOKENS_PER_PAIR: tokensPerPair
     default:
       sidecars.indices.contains(which - SWIFTEP_SIDECARS) ? sidecars[which - SWIFTEP_SIDECARS] : nil
     }

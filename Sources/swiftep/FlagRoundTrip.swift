@@ -25,12 +25,12 @@ final class FlagRoundTrip: Sendable {
       let begin = machine.now
       for _ in 0..<turnsPerBatch {
         turn += 1
-        if rank == 0 { machine.signal(1, to: .peers) { _ in SignalWord(arena: peer, offset: 256, epoch: turn) } }
+        if rank == 0 { machine.signal(1, to: .system) { _ in SignalWord(arena: peer, offset: 256, epoch: turn) } }
         let wait = machine.await(
-          own, count: 1, epoch: turn, as: .peers, deadline: begin &+ 10_000_000_000, alarm: alarm, heard: 0,
+          own, count: 1, epoch: turn, as: .system, deadline: begin &+ 10_000_000_000, alarm: alarm, heard: 0,
           offset: { _ in 256 }, awaited: { _ in }, seen: { _ in })
         if wait.result != .signalled { return nil }
-        if rank == 1 { machine.signal(1, to: .peers) { _ in SignalWord(arena: peer, offset: 256, epoch: turn) } }
+        if rank == 1 { machine.signal(1, to: .system) { _ in SignalWord(arena: peer, offset: 256, epoch: turn) } }
       }
       best = min(best ?? .max, machine.now - begin)
     }

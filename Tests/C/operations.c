@@ -17,6 +17,7 @@ void check_round_trip(Rank *rank) {
   }
   CHECK(number(result, SWIFTEP_ROW_COUNT, 0) == 6);
   CHECK(number(result, SWIFTEP_TOKENS_PER_SOURCE, 1) == 3);
+  for (int pair = 0; pair < 4; pair++) CHECK(number(result, SWIFTEP_TOKENS_PER_PAIR, pair) == 3);
   CHECK(number(result, SWIFTEP_TOKENS_PER_EXPERT, 0) == 4);
   CHECK(number(result, SWIFTEP_UNALIGNED_TOKENS_PER_EXPERT, 1) == 4);
   swiftep_tensor indices = get(result, SWIFTEP_TOP_K_INDICES), weights = get(result, SWIFTEP_TOP_K_WEIGHTS);

@@ -6,7 +6,8 @@ extension ConformanceTests {
   /// What compares results with the oracle's finds each kind of wrong result.
   @Suite struct DifferenceTests {
     enum Part: String, CaseIterable, Sendable {
-      case rows, scales, sidecars, origins, topKIndices, topKWeights, rowCount, tokensPerSource, tokensPerExpert
+      case rows, scales, sidecars, origins, topKIndices, topKWeights, rowCount, tokensPerSource, tokensPerPair,
+        tokensPerExpert
 
       func tensor(of result: DispatchResult) -> Tensor {
         switch self {
@@ -18,6 +19,7 @@ extension ConformanceTests {
         case .topKWeights: result.topKWeights!
         case .rowCount: result.rowCount
         case .tokensPerSource: result.tokensPerSource
+        case .tokensPerPair: result.tokensPerPair
         case .tokensPerExpert: result.tokensPerExpert
         }
       }

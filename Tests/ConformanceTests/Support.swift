@@ -93,7 +93,7 @@ extension DispatchResult {
   var bytes: [[UInt8]] {
     [
       rows.bytes, scales?.bytes ?? [], origins.bytes, topKIndices?.bytes ?? [], topKWeights?.bytes ?? [],
-      rowCount.bytes, tokensPerSource.bytes, tokensPerExpert.bytes, unalignedTokensPerExpert.bytes,
+      rowCount.bytes, tokensPerSource.bytes, tokensPerPair.bytes, tokensPerExpert.bytes, unalignedTokensPerExpert.bytes,
     ] + sidecars.map(\.bytes)
   }
 }

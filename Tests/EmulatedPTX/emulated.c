@@ -153,16 +153,18 @@ uint32_t ptx_shuffle_xor(uint32_t value, uint32_t mask) { return done(all(value)
 
 // MARK: Order
 
-void ptx_fence_system(void) { atomic_thread_fence(memory_order_seq_cst); }
 void ptx_fence_gpu(void) { atomic_thread_fence(memory_order_seq_cst); }
+void ptx_fence_peers(uint32_t system) { ptx_fence_gpu(); }
 void ptx_fence_proxy(void) {}
 void ptx_fence_proxy_shared(void) {}
 
 static _Atomic uint64_t *word(uint64_t address) { return (_Atomic uint64_t *)address; }
 uint64_t ptx_load_acquire(uint64_t address) { return atomic_load_explicit(word(address), memory_order_acquire); }
 uint64_t ptx_load_acquire_gpu(uint64_t address) { return ptx_load_acquire(address); }
+uint64_t ptx_load_acquire_peers(uint64_t address, uint32_t system) { return ptx_load_acquire(address); }
 void ptx_store_release(uint64_t address, uint64_t value) { atomic_store_explicit(word(address), value, memory_order_release); }
 void ptx_store_release_gpu(uint64_t address, uint64_t value) { ptx_store_release(address, value); }
+void ptx_store_release_peers(uint64_t address, uint64_t value, uint32_t system) { ptx_store_release(address, value); }
 void ptx_store_relaxed(uint64_t address, uint64_t value) { atomic_store_explicit(word(address), value, memory_order_relaxed); }
 
 static _Atomic uint32_t *number(uint64_t address) { return (_Atomic uint32_t *)address; }

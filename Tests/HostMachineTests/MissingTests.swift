@@ -57,14 +57,14 @@ import Testing
     ranks.wait(1, for: 1, in: .completion, epoch: 4)
     let view = ranks.views[1]
     for source: Int32 in [0, 2] {
-      HostMachine.host.signal(1, to: .peers) { _ in
+      HostMachine.host.signal(1, to: .system) { _ in
         SignalWord(
           arena: view.ownArena, offset: view.control.signalOffset(.completion, source: source, epoch: 4), epoch: 4)
       }
     }
     let found = ranks.missing(1, in: .exchange, epoch: 5)
     #expect(found.rank == 3 && found.slot == .completion && found.epoch == 4)
-    HostMachine.host.signal(1, to: .peers) { _ in
+    HostMachine.host.signal(1, to: .system) { _ in
       SignalWord(arena: view.ownArena, offset: view.control.signalOffset(.completion, source: 3, epoch: 4), epoch: 4)
     }
     #expect(ranks.missing(1, in: .exchange, epoch: 5).rank == 1)
@@ -75,7 +75,7 @@ import Testing
     let ranks = try Ranks(count: 4)
     ranks.wait(2, for: 3, in: .completion, epoch: 4)
     let offset = ranks.views[2].control.signalOffset(.completion, source: 3, epoch: 4)
-    HostMachine.host.signal(1, to: .peers) { _ in SignalWord(arena: ranks.memory[2].base, offset: offset, epoch: 4) }
+    HostMachine.host.signal(1, to: .system) { _ in SignalWord(arena: ranks.memory[2].base, offset: offset, epoch: 4) }
     #expect(ranks.missing(2, in: .exchange, epoch: 5).rank == 2)
   }
 

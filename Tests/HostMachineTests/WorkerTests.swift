@@ -15,7 +15,7 @@ extension HostMachine {
     _ arena: Address, offset: Int64, epoch: UInt64, deadline: UInt64, alarm: Address, heard: UInt64
   ) -> WaitResult {
     self.await(
-      arena, count: 1, epoch: epoch, as: .peers, deadline: deadline, alarm: alarm, heard: heard,
+      arena, count: 1, epoch: epoch, as: .system, deadline: deadline, alarm: alarm, heard: heard,
       offset: { _ in offset },
       awaited: { _ in }, seen: { _ in }
     ).result
@@ -28,7 +28,7 @@ extension HostMachine {
   }
 
   fileprivate func signal(_ arena: Address, offset: Int64, epoch: UInt64) {
-    signal(1, to: .peers) { _ in SignalWord(arena: arena, offset: offset, epoch: epoch) }
+    signal(1, to: .system) { _ in SignalWord(arena: arena, offset: offset, epoch: epoch) }
   }
 }
 
@@ -114,7 +114,7 @@ private final class Words: @unchecked Sendable {
     var told: [String] = []
     func wait(until deadline: UInt64 = 0) -> Wait {
       machine().await(
-        arena, count: 3, epoch: 4, as: .peers, deadline: deadline, alarm: arena.advanced(byBytes: 2048), heard: 0,
+        arena, count: 3, epoch: 4, as: .system, deadline: deadline, alarm: arena.advanced(byBytes: 2048), heard: 0,
         offset: { 512 + 64 * Int64($0) },
         awaited: {
           told.append("awaited \($0)")
@@ -122,7 +122,7 @@ private final class Words: @unchecked Sendable {
         },
         seen: { told.append("seen \($0)") })
     }
-    machine().signal(2, to: .peers) { SignalWord(arena: arena, offset: 512 + 128 * Int64($0), epoch: 4) }
+    machine().signal(2, to: .system) { SignalWord(arena: arena, offset: 512 + 128 * Int64($0), epoch: 4) }
     let missed = wait()
     #expect(missed.result == .timedOut && missed.missing == 1 && told == ["awaited 1"])
     #expect(wait(until: .max).result == .signalled && told == ["awaited 1", "awaited 1", "seen 1"])

@@ -38,7 +38,7 @@ private let kernels = [
     ("fence.acq_rel.gpu;", "", "a release store without a fence"),
     ("fence.acq_rel.gpu;", "", "a countdown without a fence before"),
     ("fence.acq_rel.gpu;", "", "a countdown without a fence behind"),
-    ("fence.acq_rel.sys;", "", "a countdown without a fence before"),
+    ("fence.acq_rel.sys;", "", "rows without a countdown for the system"),
     ("fence.acq_rel.sys;", "fence.acq_rel.gpu;", "rows without a countdown for the system"),
     ("fence.proxy.async;", "", "a bulk load before fence.proxy.async"),
     ("fence.proxy.async.shared::cta;", "", "a bulk load before the fence of shared memory"),

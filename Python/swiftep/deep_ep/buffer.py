@@ -347,8 +347,7 @@ class Buffer(LowLatency):
                 **order.options,
             )
             received = _received(result, rows, scales)
-            prefix = torch.full((self.group_size, self.group_size), -1, dtype=torch.int32, device=rows.device)
-            prefix[:, self.rank] = _torch.as_tensor(result.tokens_per_source).cumsum(0)
+            prefix = _torch.as_tensor(result.tokens_per_pair).cumsum(0, dtype=torch.int32)
             if topk_idx is not None and not num_worst_tokens:
                 per_expert = self._told(result.tokens_per_expert)
         indices, weights = result.top_k_indices, result.top_k_weights

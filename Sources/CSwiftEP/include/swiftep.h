@@ -520,6 +520,8 @@ enum {
   SWIFTEP_SOURCE_OFFSETS = 9,
   /// int32 `[local experts, ranks]`, with masks: tokens of each expert from each source.
   SWIFTEP_SOURCE_COUNTS = 10,
+  /// int32 `[ranks, ranks]`: tokens from each source rank, by row, to each rank.
+  SWIFTEP_TOKENS_PER_PAIR = 11,
   /// The first of the sidecars; the others follow.
   SWIFTEP_SIDECARS = 16,
 };

@@ -60,7 +60,28 @@ PTX uint32_t ptx_match(uint32_t value) {
   return lanes;
 }
 
-PTX void ptx_fence_system(void) { __asm__ volatile("fence.acq_rel.sys;" ::: "memory"); }
+// One of two instructions, without a branch: LLVM would have each loop twice that asks for one of them.
+#define FOR_PEERS(system, on_system, on_gpu) \
+  "{\n\t.reg .pred system;\n\tsetp.ne.b32 system, " system ", 0;\n\t@system " on_system ";\n\t@!system " on_gpu ";\n\t}"
+
+PTX void ptx_fence_peers(uint32_t system) {
+  __asm__ volatile(FOR_PEERS("%0", "fence.acq_rel.sys", "fence.acq_rel.gpu")::"r"(system) : "memory");
+}
+
+PTX uint64_t ptx_load_acquire_peers(uint64_t address, uint32_t system) {
+  uint64_t value;
+  __asm__ volatile(FOR_PEERS("%2", "ld.acquire.sys.global.u64 %0, [%1]", "ld.acquire.gpu.global.u64 %0, [%1]")
+                   : "=l"(value)
+                   : "l"(address), "r"(system)
+                   : "memory");
+  return value;
+}
+
+PTX void ptx_store_release_peers(uint64_t address, uint64_t value, uint32_t system) {
+  __asm__ volatile(FOR_PEERS("%2", "st.release.sys.global.u64 [%0], %1", "st.release.gpu.global.u64 [%0], %1")::"l"(address),
+                   "l"(value), "r"(system)
+                   : "memory");
+}
 
 PTX void ptx_fence_gpu(void) { __asm__ volatile("fence.acq_rel.gpu;" ::: "memory"); }
 

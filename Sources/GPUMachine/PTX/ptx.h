@@ -38,8 +38,11 @@ uint32_t ptx_match(uint32_t value);
 
 // MARK: Order
 
-void ptx_fence_system(void);
 void ptx_fence_gpu(void);
+/// What ends with `_peers` is ordered for the whole system, or, if that is 0, for the GPU's own threads.
+void ptx_fence_peers(uint32_t system);
+uint64_t ptx_load_acquire_peers(uint64_t address, uint32_t system);
+void ptx_store_release_peers(uint64_t address, uint64_t value, uint32_t system);
 /// Orders bulk copies after ordinary accesses that came before.
 void ptx_fence_proxy(void);
 /// As `ptx_fence_proxy`, for shared memory.

@@ -56,20 +56,18 @@ private struct FlightReader {
   /// The operations that can be read whole, up to the one that is under way, and where that is.
   func operations() -> (FlightProgress, [FlightRecord.Operation]) {
     var best: (progress: FlightProgress, operations: [FlightRecord.Operation]) = (progress, [])
-    // Whoever is overtaken, or finds a record just being cleared, looks again; but not for ever, since the rank may have
-    // been stopped there, or is faster.
+    // Whoever is overtaken looks again; but not for ever, since the rank may be faster.
     for _ in 0..<8 {
       let before = progress
       let last = before.index
       let first = max(1, last - FlightLayout.recordCount + 1)
-      let isOpening = before.step == .opening
-      let found = (first..<max(first, isOpening ? last : last + 1)).compactMap { index in
-        operation(index, until: index == last && before.step > .opening ? before.step : .idle)
+      let found = (first..<last + 1).compactMap { index in
+        operation(index, until: index == last ? before.step : .idle)
       }
       let after = progress
       let whole = found.filter { Int64($0.index) > after.index - FlightLayout.recordCount }
       if whole.count >= best.operations.count { best = (before, whole) }
-      if after.index == before.index && !isOpening { break }
+      if after.index == before.index { break }
     }
     return best
   }
@@ -156,7 +154,7 @@ extension FlightRecord.Step {
     switch step {
     case .idle: self = .idle
     case .input: self = .input
-    case .opening, .prepare: self = .prepare
+    case .prepare: self = .prepare
     case .exchange: self = .exchange
     case .place: self = .place
     case .deliver: self = .deliver
