@@ -254,7 +254,8 @@ class Buffer:
             rows: `[rows, hidden]`, grouped `[local experts, rows of a group, hidden]`: bf16, fp16 or fp32, as many as the
                 dispatch returned. In memory of the buffer's (what a dispatch returned, or `combine_input`), nothing is copied.
             handle: of a dispatch of this buffer, any number of times.
-            row_weights: by expert and grouped: fp32 `[tokens, top_k]`, this rank's own, multiplied into its experts' rows.
+            row_weights: by expert and grouped: fp32 `[tokens, top_k]`, this rank's own, multiplied into its experts' rows; those
+                of weight 0 are not read.
             top_k_weights: fp32 `[rows, top_k]`, by expert `[rows, 1]`: brought back to the tokens' owners and summed.
             biases: up to two arrays `[tokens, hidden]` in the rows' dtype, added last.
             output: where to put the sums, `[tokens, hidden]` in the rows' dtype; None: memory that the result owns.

@@ -310,7 +310,7 @@ def check_terms_left_out(buffer: deep_ep.Buffer) -> None:
             rows, _, handle, _, _ = buffer.low_latency_dispatch(x, own, most, EXPERTS, use_fp8=False)
             for hooks in (False, True):
 
-                def check(given: Tensor, there: Tensor, **options: Any) -> None:
+                def check(given: Tensor, there: Tensor, rows: Tensor = rows, **options: Any) -> None:
                     # The weights of what is left out are of no matter; nor does the caller have to keep them for the hook.
                     of_no_matter = torch.where(given < 0, float("nan"), weights)
                     tokens, _, hook = buffer.low_latency_combine(
@@ -324,6 +324,9 @@ def check_terms_left_out(buffer: deep_ep.Buffer) -> None:
                 check(own, indices)
                 check(fewer, fewer)
                 check(fewer, fewer, use_logfmt=True)
+                # Nor are their rows: each rank's first expert has none.
+                without = torch.where(indices % oracle.local_count == 0, -1, indices)
+                check(without, without, torch.cat([torch.full_like(rows[:1], float("nan")), rows[1:]]))
                 check(indices.clamp(min=0), indices)
                 own.copy_(fewer)
                 check(own, fewer)

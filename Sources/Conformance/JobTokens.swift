@@ -107,7 +107,10 @@ extension Job {
 
   private func makeWeights(rowCount: Int, width: Int, _ stream: Stream, _ rank: Int, _ step: Int) -> Tensor {
     var random = SplitMix64(seed: seed, stream.rawValue, rank, step)
-    let weights = (0..<rowCount * width).map { _ in Float(random.fraction()) - 0.25 }
+    // Zeros, too, of either sign: a combine does not read their rows.
+    let weights = (0..<rowCount * width).map { _ in
+      random.chance(0.1) ? random.pick([0, -0.0]) : Float(random.fraction()) - 0.25
+    }
     return try! Tensor(copying: weights, shape: [rowCount, width], .fp32)
   }
 

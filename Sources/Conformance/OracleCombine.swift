@@ -3,7 +3,7 @@ import SwiftEP
 extension Oracle {
   /// `rows[r]` is the `[rows, hidden]` tensor that rank `r` gives to combine. Returns the sums for the tokens of
   /// `rank`, as bytes: in Float, from zero, in the order of ranks (by expert: of top-k slots), each row as it is after it has
-  /// travelled, times its weight where there are weights, then the biases, rounded once.
+  /// travelled, times its weight where there are weights, but for those of weight 0, then the biases, rounded once.
   package func combined(
     at rank: Int, rows: [Tensor], encoding: RowEncoding = .none, rowWeights: Tensor?, biases: [Tensor]
   ) -> [UInt8] {
@@ -17,7 +17,7 @@ extension Oracle {
       for channel in 0..<hidden { sums[channel] = 0 }
       for slot in 0..<slotCount {
         let cell = token * slotCount + slot
-        guard let destination = destinations[rank][cell] else { continue }
+        guard let destination = destinations[rank][cell], weights?[cell] != 0 else { continue }
         let source = rows[destination.rank]
         add(row: destination.row, of: source, encoding: encoding, times: weights?[cell], to: &sums)
       }

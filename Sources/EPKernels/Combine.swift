@@ -255,6 +255,7 @@
     if place.rank < 0 { return .none }
     let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowByteCount)
     let weight = rowWeights.isNull ? 1 : rowWeights.load(Float.self, at: token &* handle.layout.slotCount &+ slot)
+    if weight == 0 { return .none }
     if !arguments.isEncoded { return RowSource(row: row, weight: weight) }
     let records = operation.column(Columns.records, atRank: place.rank)
     return RowSource(

@@ -222,6 +222,7 @@ public enum RowEncoding: String, CaseIterable, Codable, Sendable {
 
 public struct CombineOptions: Sendable {
   /// By expert: fp32 `[tokens, topK]`, this rank's own weights, multiplied into its experts' rows as they are summed.
+  /// Rows of weight 0 are not read: they may hold anything.
   public var rowWeights: Tensor?
   /// fp32 `[rows, topK]` (by expert `[rows, 1]`): weights to be brought back to the tokens' owners and summed, as
   /// gradients are.

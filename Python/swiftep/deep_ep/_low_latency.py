@@ -151,7 +151,7 @@ class LowLatency(Masks):
         Args:
             x: bf16 `[local experts, ranks * num_max_dispatch_tokens_per_rank, hidden]`. In the buffer's own memory, nothing is
                 copied, but with `enable_shrink`.
-            topk_idx: int64 `[tokens, top_k]`, as the dispatch's, or -1 for terms that are left out, of finite rows.
+            topk_idx: int64 `[tokens, top_k]`, as the dispatch's, or -1 for terms that are left out, whose rows are not read.
             topk_weights: fp32 `[tokens, top_k]`.
             handle: of the dispatch; twice, if the caller likes.
             use_logfmt: rows travel as LogFMT (`swiftep.Encoding`), which changes a value by at most 1.1%. Not with `zero_copy`.

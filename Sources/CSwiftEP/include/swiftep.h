@@ -547,7 +547,7 @@ typedef struct swiftep_combine_options {
   /// (`swiftep_combine_input`, or what a dispatch has returned).
   const swiftep_tensor *rows;
   const swiftep_handle *handle;
-  /// By expert: fp32 `[tokens, top_k]`, multiplied into the experts' rows; NULL: none.
+  /// By expert: fp32 `[tokens, top_k]`, multiplied into the experts' rows; those of weight 0 are not read. NULL: none.
   const swiftep_tensor *row_weights;
   /// fp32 `[rows, top_k]`, by expert `[rows, 1]`: brought back to the tokens' owners and summed; NULL: none.
   const swiftep_tensor *top_k_weights;
