@@ -163,30 +163,17 @@ extension BufferCore {
     return masks
   }
 
-  /// Two gathers: in the first, all find out where the others are; behind the second, nobody waits for what the masked had
-  /// been told.
+  /// When all have found the same, nobody waits for what the masked had been told.
   fileprivate func takeBack(_ ranks: UInt64, _ masks: RankMasks) throws(EPError) {
     // Who returns does not know who is masked.
     let returns = ranks >> UInt64(rank) & 1 != 0
-    var mine = Contribution.Place(
+    let mine = Contribution.Place(
       masked: returns ? 0 : try masks.current & ~ranks, epoch: try epoch, attempt: .random(in: 1 ... .max))
-    let places = try gather(mine, phase: 0)
-    let masked = places.reduce(0) { $0 | ($1?.masked ?? 0) }
-    let present = places.enumerated().compactMap { masked >> UInt64($0) & 1 == 0 ? $1 : nil }
-    try forgetSignals()
-    mine.attempt = present.reduce(0) { $0 ^ $1.attempt }
-    mine.masked = masked
-    for (peer, place) in try gather(mine, phase: 1).enumerated() where masked >> UInt64(peer) & 1 == 0 {
-      if place?.attempt != mine.attempt {
-        throw .rankMissing(rank: peer, step: .regrouping, because: .silent(timeout))
-      }
-    }
-    try set(epoch: present.map(\.epoch).max()!)
+    let places = try membership.group.mesh.gather(mine, for: membership.key, timeout: timeout) { () throws(EPError) in
+      try forgetSignals()
+    }.compactMap { $0 }
+    try set(epoch: places.map(\.epoch).max()!)
     try forgetFailure()
-    try masks.set(masked)
-  }
-
-  private func gather(_ mine: Contribution.Place, phase: Int) throws(EPError) -> [Contribution.Place?] {
-    try membership.group.mesh.gather(mine, for: membership.key, phase: phase, timeout: timeout)
+    try masks.set(places.reduce(0) { $0 | $1.masked })
   }
 }

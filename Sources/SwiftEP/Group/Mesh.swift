@@ -188,46 +188,98 @@ final class Mesh: Sendable {
     }
   }
 
-  /// As `gather`, for all ranks that none of those masks whose places have come; nil for the others. What goes wrong here,
+  /// Gathers the places of all ranks that none of those masks which take part; nil for the others. In two phases: in the first,
+  /// all find out where the others are; behind the second, each knows that all have found the same. What comes from a call that
+  /// has failed is replaced when its rank calls again: then those that have taken it in find out anew. What goes wrong here,
   /// nobody else is told.
+  ///
+  /// - Parameter confirming: run before this rank tells the others what it has found.
   func gather(
-    _ place: Contribution.Place, for key: BufferKey, phase: Int, timeout: Duration
+    _ place: Contribution.Place, for key: BufferKey, timeout: Duration, confirming: () throws(EPError) -> Void
   ) throws(EPError) -> [Contribution.Place?] {
-    var contribution = Contribution()
-    contribution.place = place
-    let step = BufferSetup.stepCount + phase
-    let mine = Parcel(message: .contribution(key, step: step, contribution))
-    let members = update { state in
-      let members = state.generations[key.generation]!
-      for member in members where member != own { state.send(mine, to: member) }
-      return members
+    let deadline = monotonicNow() &+ timeout.nanoseconds
+    let members = state.withLock { $0.generations[key.generation]! }
+    let own = members.firstIndex(of: own)!
+    let keys = [0, 1].map { GatherKey(buffer: key, step: BufferSetup.stepCount + $0) }
+    func tell(_ place: Contribution.Place, phase: Int) {
+      var contribution = Contribution()
+      contribution.place = place
+      let parcel = Parcel(message: .contribution(key, step: keys[phase].step, contribution))
+      update { state in for member in members where member != self.own { state.send(parcel, to: member) } }
     }
+    tell(place, phase: 0)
+    var found = Gathered(places: members.map { _ in nil })
     var missing = 0
-    let result = wait(until: monotonicNow() &+ timeout.nanoseconds) {
-      state -> Result<[Contribution.Place?], EPError>? in
-      var gathered = state.contributions[GatherKey(buffer: key, step: step)] ?? [:]
-      gathered[own] = mine
-      let places = members.map { member -> Contribution.Place? in
-        if case .contribution(_, _, let contribution) = gathered[member]?.message { return contribution.place }
-        return nil
-      }
-      let masked = places.reduce(0) { $0 | ($1?.masked ?? 0) }
-      let absent = members.indices.filter { places[$0] == nil && masked >> UInt64($0) & 1 == 0 }
-      let departures = absent.map { rank in
-        state.departures[key]?[members[rank]] ?? (state.exited.contains(members[rank]) ? .exited : nil)
-      }
-      if let first = absent.first {
-        // Those that have departed may yet turn out to be masked.
-        guard let index = departures.firstIndex(of: nil) else {
-          return .failure(departures[0]!.error(rank: first, step: .regrouping))
+    while monotonicNow() < deadline {
+      let next = wait(until: deadline) { state -> Result<Gathered, EPError>? in
+        func came(_ phase: Int) -> [Contribution.Place?] {
+          let parcels = state.contributions[keys[phase]] ?? [:]
+          return members.map { member in
+            guard case .contribution(_, _, let contribution) = parcels[member]?.message else { return nil }
+            return contribution.place
+          }
         }
-        missing = absent[index]
+        var next = Gathered(places: came(0))
+        next.places[own] = place
+        next.leaveOutMasked(own: own)
+        func departure(_ rank: Int) -> Departure? {
+          state.departures[key]?[members[rank]] ?? (state.exited.contains(members[rank]) ? .exited : nil)
+        }
+        let absent = members.indices.filter { next.places[$0] == nil && next.masked >> UInt64($0) & 1 == 0 }
+        if let first = absent.first {
+          // Those that have departed may yet turn out to be masked.
+          guard let rank = absent.first(where: { departure($0) == nil }) else {
+            return .failure(departure(first)!.error(rank: first, step: .regrouping))
+          }
+          missing = rank
+          return nil
+        }
+        let confirmed = came(1)
+        let open = found.members.filter { $0 != own && confirmed[$0]?.attempt != found.attempt }
+        if !found.members.isEmpty && open.isEmpty {
+          // Of those that are ahead, their next call's are here already.
+          for rank in found.members where came(0)[rank]?.attempt == found.places[rank]!.attempt {
+            state.contributions[keys[0]]?[members[rank]] = nil
+          }
+          for rank in found.members { state.contributions[keys[1]]?[members[rank]] = nil }
+          return .success(found)
+        }
+        if found.members != next.members
+          || open.contains(where: { found.places[$0]!.attempt != next.places[$0]!.attempt })
+        {
+          return .success(next)
+        }
+        if let gone = open.first(where: { departure($0) != nil }) {
+          return .failure(departure(gone)!.error(rank: gone, step: .regrouping))
+        }
+        missing = open[0]
         return nil
       }
-      state.contributions[GatherKey(buffer: key, step: step)] = nil
-      return .success(places)
+      guard let next = try next?.get() else { break }
+      if next.attempt == found.attempt { return found.places }
+      found = next
+      try confirming()
+      tell(Contribution.Place(masked: found.masked, epoch: place.epoch, attempt: found.attempt), phase: 1)
     }
-    return try (result ?? .failure(.rankMissing(rank: missing, step: .regrouping, because: .silent(timeout)))).get()
+    throw .rankMissing(rank: missing, step: .regrouping, because: .silent(timeout))
+  }
+
+  /// The places of those that take part, by rank, as one of them knows them.
+  private struct Gathered {
+    var places: [Contribution.Place?]
+    var masked: UInt64 = 0
+
+    var members: [Int] { places.indices.filter { places[$0] != nil } }
+    /// What their attempts amount to.
+    var attempt: UInt64 { places.reduce(0) { $0 ^ ($1?.attempt ?? 0) } }
+
+    /// What a masked rank has said does not count, nor what masks this one: it is from a call that has failed.
+    mutating func leaveOutMasked(own: Int) {
+      for (rank, place) in places.enumerated() where (place?.masked ?? 0) >> UInt64(own) & 1 != 0 { places[rank] = nil }
+      let maskedByAny = places.reduce(0) { $0 | ($1?.masked ?? 0) }
+      for rank in places.indices where maskedByAny >> UInt64(rank) & 1 != 0 { places[rank] = nil }
+      masked = places.reduce(0) { $0 | ($1?.masked ?? 0) }
+    }
   }
 
   /// Maps what a peer's arena has grown by, and tells it so. Waits for nobody, whatever this rank's kernels wait for.

@@ -54,8 +54,8 @@ struct Contribution: Codable, Sendable {
     var masked: UInt64
     /// Exchanges that it has begun.
     var epoch: UInt64
-    /// A number for this attempt, then what those of all that take part amount to: something of an attempt that has failed may
-    /// come late.
+    /// A number for this call, then what those of all that take part amount to: something of a call that has failed may lie
+    /// here still.
     var attempt: UInt64
   }
 }
