@@ -219,7 +219,18 @@ final class Mesh: Sendable {
             return contribution.place
           }
         }
+        let confirmed = came(1)
+        let open = found.members.filter { $0 != own && confirmed[$0]?.attempt != found.attempt }
+        if !found.members.isEmpty && open.isEmpty {
+          // Of those that are ahead, their next call's are here already.
+          for (rank, place) in came(0).enumerated() where place?.attempt == found.places[rank]?.attempt {
+            state.contributions[keys[0]]?[members[rank]] = nil
+          }
+          for rank in found.members { state.contributions[keys[1]]?[members[rank]] = nil }
+          return .success(found)
+        }
         var next = Gathered(places: came(0))
+        for rank in found.members where !open.contains(rank) { next.places[rank] = found.places[rank] }
         next.places[own] = place
         next.leaveOutMasked(own: own)
         func departure(_ rank: Int) -> Departure? {
@@ -234,21 +245,7 @@ final class Mesh: Sendable {
           missing = rank
           return nil
         }
-        let confirmed = came(1)
-        let open = found.members.filter { $0 != own && confirmed[$0]?.attempt != found.attempt }
-        if !found.members.isEmpty && open.isEmpty {
-          // Of those that are ahead, their next call's are here already.
-          for rank in found.members where came(0)[rank]?.attempt == found.places[rank]!.attempt {
-            state.contributions[keys[0]]?[members[rank]] = nil
-          }
-          for rank in found.members { state.contributions[keys[1]]?[members[rank]] = nil }
-          return .success(found)
-        }
-        if found.members != next.members
-          || open.contains(where: { found.places[$0]!.attempt != next.places[$0]!.attempt })
-        {
-          return .success(next)
-        }
+        if next.attempt != found.attempt { return .success(next) }
         if let gone = open.first(where: { departure($0) != nil }) {
           return .failure(departure(gone)!.error(rank: gone, step: .regrouping))
         }
@@ -273,13 +270,20 @@ final class Mesh: Sendable {
     /// What their attempts amount to.
     var attempt: UInt64 { places.reduce(0) { $0 ^ ($1?.attempt ?? 0) } }
 
-    /// What a masked rank has said does not count, nor what masks this one: it is from a call that has failed.
+    /// What masked ranks have said does not count, nor what masks this one: it is from calls that have failed. So those that
+    /// nobody masks are believed first.
     mutating func leaveOutMasked(own: Int) {
-      for (rank, place) in places.enumerated() where (place?.masked ?? 0) >> UInt64(own) & 1 != 0 { places[rank] = nil }
-      let maskedByAny = places.reduce(0) { $0 | ($1?.masked ?? 0) }
-      for rank in places.indices where maskedByAny >> UInt64(rank) & 1 != 0 { places[rank] = nil }
-      masked = places.reduce(0) { $0 | ($1?.masked ?? 0) }
+      for rank in members where places[rank]!.masked >> UInt64(own) & 1 != 0 { places[rank] = nil }
+      while true {
+        masked = masks(of: members)
+        let believed = masks(of: members.filter { masked >> UInt64($0) & 1 == 0 })
+        let leaving = members.filter { believed >> UInt64($0) & 1 != 0 }
+        if leaving.isEmpty { return }
+        for rank in leaving { places[rank] = nil }
+      }
     }
+
+    private func masks(of ranks: [Int]) -> UInt64 { ranks.reduce(0) { $0 | places[$1]!.masked } }
   }
 
   /// Maps what a peer's arena has grown by, and tells it so. Waits for nobody, whatever this rank's kernels wait for.
