@@ -193,11 +193,13 @@ final class Mesh: Sendable {
   /// has failed is replaced when its rank calls again: then those that have taken it in find out anew. What goes wrong here,
   /// nobody else is told.
   ///
-  /// - Parameter confirming: run before this rank tells the others what it has found.
+  /// - Parameters:
+  ///   - timeout: of each phase.
+  ///   - confirming: run before this rank tells the others what it has found.
   func gather(
     _ place: Contribution.Place, for key: BufferKey, timeout: Duration, confirming: () throws(EPError) -> Void
   ) throws(EPError) -> [Contribution.Place?] {
-    let deadline = monotonicNow() &+ timeout.nanoseconds
+    var deadline = monotonicNow() &+ timeout.nanoseconds
     let members = state.withLock { $0.generations[key.generation]! }
     let own = members.firstIndex(of: own)!
     let keys = [0, 1].map { GatherKey(buffer: key, step: BufferSetup.stepCount + $0) }
@@ -255,6 +257,8 @@ final class Mesh: Sendable {
       guard let next = try next?.get() else { break }
       if next.attempt == found.attempt { return found.places }
       found = next
+      // All are there: whoever gives up now may leave others that go on with it.
+      deadline = monotonicNow() &+ timeout.nanoseconds
       try confirming()
       tell(Contribution.Place(masked: found.masked, epoch: place.epoch, attempt: found.attempt), phase: 1)
     }
