@@ -50,15 +50,13 @@ struct BufferSetup {
       made = mine
       return mine.0.memory
     }
-    // CPUs have one order for all.
-    let gpus = wishes.map { $0.blocks?.gpu }
     guard let (arena, device) = made else { preconditionFailure("nothing made and no failure") }
     var core: BufferCore?
     _ = try gather(.attachment) { _ throws(EPError) in
       core = try BufferCore(
         membership: Membership(group: group, key: key, timeout: timeout, arena: arena), plan: plan, device: device,
         arena: arena, arenas: try attach(parcels, own: arena.memory, to: device),
-        sharesDevice: gpus[0] != nil && Set(gpus).count == 1, timeout: timeout)
+        sharesDevice: BlockNeed.areOfOneGPU(wishes.map(\.blocks)), timeout: timeout)
       return nil
     }
     return core!

@@ -146,6 +146,12 @@ struct BlockNeed: Codable, Sendable {
     return max(1, need.multiprocessorCount / (2 * needs.count { $0?.gpu == need.gpu }))
   }
 
+  /// Whether all ranks have the same GPU: then their signals are ordered for it alone.
+  static func areOfOneGPU(_ needs: [BlockNeed?]) -> Bool {
+    guard let gpu = needs[0]?.gpu else { return false }
+    return needs.allSatisfy { $0?.gpu == gpu }
+  }
+
   /// Throws unless the blocks of all ranks of each GPU can run at the same time. `needs` are by rank.
   static func check(_ needs: [BlockNeed?]) throws(EPError) {
     var taken: [Room: Int] = [:]

@@ -17,6 +17,13 @@ import Testing
     #expect((0..<4).map { BlockNeed.blockCount(of: $0, in: needs) } == [22, 66, 22, 5])
   }
 
+  @Test func ranksOfOneGPU() {
+    #expect(BlockNeed.areOfOneGPU([need("a", 1)]) && BlockNeed.areOfOneGPU([need("a", 1), need("a", nil)]))
+    #expect(!BlockNeed.areOfOneGPU([need("a", 1), need("b", 1)]))
+    #expect(!BlockNeed.areOfOneGPU([need("a", 1), nil]) && !BlockNeed.areOfOneGPU([nil, need("a", 1)]))
+    #expect(!BlockNeed.areOfOneGPU([nil, nil]))
+  }
+
   /// Of the environment, which only GPUs' ranks ask.
   @Test func wishesForArenas() throws {
     defer { unsetenv("SWIFTEP_GPU_ARENAS") }

@@ -257,7 +257,7 @@ final class Mesh: Sendable {
       guard let next = try next?.get() else { break }
       if next.attempt == found.attempt { return found.places }
       found = next
-      // All are there: whoever gives up now may leave others that go on with it.
+      // All have called, as far as is known: whoever gives up now may leave others that go on with it.
       deadline = monotonicNow() &+ timeout.nanoseconds
       try confirming()
       tell(Contribution.Place(masked: found.masked, epoch: place.epoch, attempt: found.attempt), phase: 1)
