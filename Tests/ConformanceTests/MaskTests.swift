@@ -120,12 +120,12 @@ extension ConformanceTests {
 
     /// Ranks fall silent, one after the other, and come back: the rest is right at any time.
     @Test(arguments: layouts) func silentRanksReturn(_ layout: SwiftEP.RowLayout) throws {
-      let timeout = Duration.milliseconds(300)
+      let timeout = Duration.milliseconds(600)
       let job = Self.makeJob(layout)
       _ = try onEachRank(try job.makePlan(), timeout: timeout) { buffer in
         for step in 0..<3 { try Self.checkRound(job, step: step, on: buffer, masked: []) }
         if buffer.rank == 2 {
-          usleep(1_000_000)
+          usleep(2_000_000)
           let late = try error { () throws(EPError) in _ = try job.dispatch(on: buffer) }
           guard case .rankMasked(rank: 2, by: _) = late else { throw Mismatch(description: "\(late)") }
         } else {
@@ -141,7 +141,7 @@ extension ConformanceTests {
         for step in 8..<11 { try Self.checkRound(job, step: step, on: buffer, masked: []) }
         // Another, for which the one that has returned waits, too.
         if buffer.rank == 0 {
-          usleep(1_000_000)
+          usleep(2_000_000)
         } else {
           for step in 11..<13 { try Self.checkRound(job, step: step, on: buffer, masked: [0]) }
         }
