@@ -153,59 +153,23 @@
   let rowCount = max(0, min(arguments.rowCount, handle.total(atRank: view.rank)))
   let own =
     arguments.readsOwnRows ? handle.ownRows(view, below: rowCount) : Range(uncheckedBounds: (rowCount, rowCount))
-  var (index, encoded) = (Int32(0), Int32(0))
-  while index < 2 &* handle.runCount {
-    // Of each run what lies before the own rows, then what lies behind them.
-    let run = handle.run(index / 2, view)
-    let first = index & 1 == 0 ? run.lowerBound : max(run.lowerBound, own.upperBound)
-    let end = min(run.upperBound, index & 1 == 0 ? own.lowerBound : rowCount)
-    index = index &+ 1
-    if end <= first { continue }
-    let rows = Range(uncheckedBounds: (first, end))
-    if arguments.isEncoded {
-      encodeRows(machine, arguments, rows, before: encoded)
-      encoded = encoded &+ end &- first
-    } else {
-      copyRows(machine, arguments, from: rows, to: first)
-    }
+  // Of each run what lies before the own rows, and what lies behind them.
+  let partCount: Int32 = arguments.readsOwnRows ? 2 : 1
+  let runCount = partCount &* handle.runCount
+  let run = { (index: Int32) in
+    let (run, isFirst) = (handle.run(index / partCount, view), index % partCount == 0)
+    let first = isFirst ? run.lowerBound : max(run.lowerBound, own.upperBound)
+    return RowRun(first: first, count: min(run.upperBound, isFirst ? own.lowerBound : rowCount) &- first)
   }
-}
-
-/// Copies rows of this rank's into its arena, to where rows lie there from number `place` on.
-@inlinable func copyRows<M: Machine>(
-  _ machine: M, _ arguments: CombineArguments, from rows: Range<Int32>, to place: Int32
-) {
-  let rowByteCount = Int64(arguments.rowByteCount)
-  let staged = arguments.view.ownArena.advanced(
-    byBytes: arguments.header.outputOffset &+ Int64(place) &* rowByteCount)
-  let rowCount = rows.upperBound &- rows.lowerBound
-  let job = ScatterJob(
-    source: arguments.stagedRows.advanced(byBytes: Int64(rows.lowerBound) &* rowByteCount), rowCount: rowCount,
-    rowByteCount: arguments.rowByteCount, slotCount: 1, transform: .copy,
-    writtenByteCount: Int64(rowCount) &* rowByteCount)
-  machine.scatterRows(job) { row, _ in
-    RowTarget(row: staged.advanced(byBytes: Int64(row) &* rowByteCount), scales: .null)
+  let target = view.ownArena.advanced(byBytes: arguments.header.outputOffset)
+  if !arguments.isEncoded {
+    let job = CopyJob(source: arguments.stagedRows, target: target, rowByteCount: rowByteCount)
+    return machine.copyRows(job, runCount: runCount, run: run)
   }
-}
-
-/// Encodes rows of this rank's, whether they lie in its arena or not.
-///
-/// - Parameter before: rows that were coded before.
-@inlinable func encodeRows<M: Machine>(
-  _ machine: M, _ arguments: CombineArguments, _ rows: Range<Int32>, before: Int32
-) {
-  let arena = arguments.view.ownArena
-  let first = Int64(rows.lowerBound)
-  let recordsByteCount = Int64(LogFMT.byteCount(channelCount: arguments.elementsPerRow))
-  let exact = arena.advanced(byBytes: arguments.header.outputOffset)
-  let source = arguments.stagedRows.isNull ? exact : arguments.stagedRows
-  let rowOffset = first &* Int64(arguments.rowByteCount)
-  machine.encodeRows(
-    EncodeJob(
-      source: source.advanced(byBytes: rowOffset), rowCount: rows.upperBound &- rows.lowerBound,
-      elementCount: arguments.elementsPerRow,
-      records: arena.advanced(byBytes: arguments.header.recordsOffset &+ first &* recordsByteCount),
-      exact: exact.advanced(byBytes: rowOffset), before: before))
+  let job = EncodeJob(
+    source: arguments.stagedRows.isNull ? target : arguments.stagedRows, elementCount: arguments.elementsPerRow,
+    records: view.ownArena.advanced(byBytes: arguments.header.recordsOffset), exact: target)
+  machine.encodeRows(job, runCount: runCount, run: run)
 }
 
 @inlinable func stageWeights<M: Machine>(_ machine: M, _ arguments: CombineArguments) {

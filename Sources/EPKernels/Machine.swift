@@ -71,8 +71,12 @@ public protocol Machine {
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
   func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource)
 
-  /// Codes BF16 rows as LogFMT; shared out over all workers, ordered as `scatterRows` is.
-  func encodeRows(_ job: EncodeJob)
+  /// Copies rows that lie in runs; shared out over all workers, ordered as `scatterRows` is. Many short runs take no longer than
+  /// a long one.
+  func copyRows(_ job: CopyJob, runCount: Int32, run: (_ index: Int32) -> RowRun)
+
+  /// Codes BF16 rows that lie in runs as LogFMT; shared out and ordered as in `copyRows`.
+  func encodeRows(_ job: EncodeJob, runCount: Int32, run: (_ index: Int32) -> RowRun)
 
   /// Copies `count` small records, shared out over all workers. `byteCount` is a multiple of 4, all addresses are
   /// aligned to 4; a record whose target is null is left out.
@@ -305,26 +309,51 @@ extension Machine {
   }
 }
 
-/// Rows to code as LogFMT: what `Machine.encodeRows` reads and writes. Rows are contiguous everywhere.
-@frozen public struct EncodeJob {
-  /// BF16 `[rowCount, elementCount]`.
+/// Rows that follow each other.
+@frozen public struct RowRun {
+  /// Of a tensor, the run's first row.
+  public var first: Int32
+  /// Where there is nothing, not above zero.
+  public var count: Int32
+  /// The row that its first one is copied to.
+  public var place: Int32
+
+  /// - Parameter place: the same row, unless said.
+  @inlinable public init(first: Int32, count: Int32, place: Int32? = nil) {
+    self.first = first
+    self.count = count
+    self.place = place ?? first
+  }
+}
+
+/// Rows to copy: what `Machine.copyRows` reads and writes.
+@frozen public struct CopyJob {
+  /// Row 0 of each.
   public var source: Address
-  public var rowCount: Int32
+  public var target: Address
+  /// A multiple of 16.
+  public var rowByteCount: Int32
+
+  @inlinable public init(source: Address, target: Address, rowByteCount: Int32) {
+    self.source = source
+    self.target = target
+    self.rowByteCount = rowByteCount
+  }
+}
+
+/// Rows to code as LogFMT: what `Machine.encodeRows` reads and writes. A row has the same number everywhere.
+@frozen public struct EncodeJob {
+  /// BF16, `elementCount` a row: row 0.
+  public var source: Address
   /// A multiple of `LogFMT.channelsPerBlock`.
   public var elementCount: Int32
   /// Where the records go, `LogFMT.byteCount` a row.
   public var records: Address
   /// As `source`: where blocks go that are sent as they are. The same address: they lie there.
   public var exact: Address
-  /// Rows of jobs before this one: shares of workers go on where those ended, so that many small jobs are shared out evenly.
-  public var before: Int32
 
-  @inlinable public init(
-    source: Address, rowCount: Int32, elementCount: Int32, records: Address, exact: Address, before: Int32 = 0
-  ) {
+  @inlinable public init(source: Address, elementCount: Int32, records: Address, exact: Address) {
     self.source = source
-    self.rowCount = rowCount
-    self.before = before
     self.elementCount = elementCount
     self.records = records
     self.exact = exact

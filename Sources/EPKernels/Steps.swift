@@ -147,18 +147,16 @@
   arrivedBlock(view, source: source).advanced(byBytes: ExchangeHeader.byteCount).load(StepRows.self, at: view.rank)
 }
 
-/// Copies the rows of this launch's step, of one source after the other.
+/// Copies the rows of this launch's step.
 @inlinable func copyStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, steps) = (arguments.view, arguments.steps)
-  var source: Int32 = 0
-  while source < view.rankCount {
+  let job = CopyJob(
+    source: arguments.stagedRows, target: view.ownArena.advanced(byBytes: arguments.header.outputOffset),
+    rowByteCount: arguments.rowByteCount)
+  machine.copyRows(job, runCount: view.rankCount) { source in
     let rows = stepRows(view, source: source)
-    if rows.count > 0 {
-      copyRows(
-        machine, arguments, from: Range(uncheckedBounds: (rows.first, rows.first &+ rows.count)),
-        to: steps.place(step: steps.launch, source: source, at: view.rank, rankCount: view.rankCount))
-    }
-    source = source &+ 1
+    let place = steps.place(step: steps.launch, source: source, at: view.rank, rankCount: view.rankCount)
+    return RowRun(first: rows.first, count: rows.count, place: place)
   }
 }
 

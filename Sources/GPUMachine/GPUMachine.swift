@@ -104,7 +104,7 @@ extension GPUMachine {
 
   /// The sum of a warp's values up to this lane's.
   @inline(__always)
-  private func sumOfLanes(_ value: Int32) -> Int32 {
+  func sumOfLanes(_ value: Int32) -> Int32 {
     var sum = value
     var distance: Int32 = 1
     while distance < 32 {

@@ -1,20 +1,14 @@
 import PTX
 
 extension GPUMachine {
-  /// Pieces of rows in turn, a warp each, whatever the rows of earlier jobs were; half a warp has a block, each lane eight
-  /// channels.
+  /// Half a warp has a block, each lane eight channels.
   @inline(__always)
-  public func encodeRows(_ job: EncodeJob) {
-    let pieces = Pieces(
-      rowCount: job.rowCount, rowByteCount: 2 &* job.elementCount, pieceByteCountMax: 2048, granule: 512)
+  public func encodeRows(_ job: EncodeJob, runCount: Int32, run: (Int32) -> RowRun) {
+    let pieces = Pieces(rowCount: 0, rowByteCount: 2 &* job.elementCount, pieceByteCountMax: 2048, granule: 512)
     let recordsByteCount = Int64(LogFMT.byteCount(channelCount: job.elementCount))
-    let warps = workerCount &* Self.warpCount
-    // Neighbours go to different workers.
-    let place = warp &* workerCount &+ workerIndex
-    var index = (place &+ warps &- job.before % warps &* pieces.piecesPerRow % warps) % warps
-    while index < pieces.count {
-      let piece = Piece(
-        row: index / pieces.piecesPerRow, offset: index % pieces.piecesPerRow &* pieces.pieceByteCount)
+    var walk = RunWalk(self, pieces, runCount, run)
+    while !walk.isOver {
+      let piece = walk.piece
       let byteCount = pieces.byteCount(of: piece)
       let offset = Int64(piece.row) &* Int64(pieces.rowByteCount) &+ Int64(piece.offset)
       let source = job.source.advanced(byBytes: offset)
@@ -30,7 +24,7 @@ extension GPUMachine {
       encode(b, first &+ 512, below: byteCount, records, exact)
       encode(c, first &+ 1024, below: byteCount, records, exact)
       encode(d, first &+ 1536, below: byteCount, records, exact)
-      index = index &+ warps
+      walk.step(self, pieces, run)
     }
   }
 

@@ -153,15 +153,36 @@ extension HostMachine {
     }
   }
 
-  package func encodeRows(_ job: EncodeJob) {
+  package func copyRows(_ job: CopyJob, runCount: Int32, run: (Int32) -> RowRun) {
+    let rowByteCount = Int64(job.rowByteCount)
+    for index in 0..<runCount {
+      let run = run(index)
+      if run.count <= 0 { continue }
+      let copy = ScatterJob(
+        source: job.source.advanced(byBytes: Int64(run.first) * rowByteCount), rowCount: run.count,
+        rowByteCount: job.rowByteCount, slotCount: 1, transform: .copy,
+        writtenByteCount: Int64(run.count) * rowByteCount)
+      moveRows(copy) { row, _ in
+        RowTarget(row: job.target.advanced(byBytes: Int64(run.place + row) * rowByteCount), scales: .null)
+      }
+    }
+  }
+
+  package func encodeRows(_ job: EncodeJob, runCount: Int32, run: (Int32) -> RowRun) {
     let (rowByteCount, recordsByteCount) = (2 * job.elementCount, LogFMT.byteCount(channelCount: job.elementCount))
-    // In turn, whatever the rows of earlier jobs were.
-    let first = (workerIndex + workerCount - job.before % workerCount) % workerCount
-    for row in stride(from: first, to: job.rowCount, by: Int(workerCount)) {
-      let offset = Int(row) * Int(rowByteCount)
-      swiftep_encode_logfmt(
-        job.records.hostPointer + Int(row) * Int(recordsByteCount), job.exact.hostPointer + offset,
-        job.source.hostPointer + offset, Int(job.elementCount))
+    // Of all rows in turn, whatever runs they lie in.
+    var before: Int32 = 0
+    for index in 0..<runCount {
+      let run = run(index)
+      if run.count <= 0 { continue }
+      let own = (workerIndex + workerCount - before % workerCount) % workerCount
+      for row in stride(from: run.first + own, to: run.first + run.count, by: Int(workerCount)) {
+        let offset = Int(row) * Int(rowByteCount)
+        swiftep_encode_logfmt(
+          job.records.hostPointer + Int(row) * Int(recordsByteCount), job.exact.hostPointer + offset,
+          job.source.hostPointer + offset, Int(job.elementCount))
+      }
+      before += run.count
     }
   }
 

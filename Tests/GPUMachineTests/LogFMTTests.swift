@@ -48,9 +48,13 @@ import Testing
       let records = Memory(byteCount: rowCount * recordsByteCount)
       let exact = inPlace ? source : Memory(byteCount: 2 * rows.count)
       let job = EncodeJob(
-        source: source.address, rowCount: Int32(rowCount), elementCount: Int32(channelCount), records: records.address,
-        exact: exact.address, before: Int32(7 * blockCount))
-      let fault = emulate(blockCount: blockCount) { machine in machine.encodeRows(job) }
+        source: source.address, elementCount: Int32(channelCount), records: records.address, exact: exact.address)
+      // A row a run, among runs of none, and more than a warp has lanes.
+      let fault = emulate(blockCount: blockCount) { machine in
+        machine.encodeRows(job, runCount: Int32(3 * rowCount)) {
+          RowRun(first: $0 / 3, count: $0 % 3 == 1 ? 1 : $0 % 3 &- 2)
+        }
+      }
       #expect(fault == nil)
 
       let expected = Memory(byteCount: rowCount * recordsByteCount)

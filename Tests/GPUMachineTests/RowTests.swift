@@ -78,6 +78,36 @@ import Testing
 }
 
 extension RowTests {
+  /// More runs than a warp has lanes, some of them empty, to other places.
+  @Test(arguments: [1, 3], [0, 1, 40, 70])
+  func copiesRuns(blockCount: Int, runCount: Int) {
+    for rowByteCount in [16, 256, 4112, 9008] {
+      var random = Random(UInt64(runCount + rowByteCount))
+      let counts = (0..<runCount).map { _ in Int(random.next() % 9) - 2 }
+      var runs: [RowRun] = []
+      var place = 1
+      for count in counts {
+        runs.append(RowRun(first: Int32(runs.count * 6), count: Int32(count), place: Int32(place)))
+        // A row stays as it was between any two runs.
+        place += max(0, count) + 1
+      }
+      let source = Memory(random.bytes(max(1, runCount * 6) * rowByteCount))
+      let target = Memory(byteCount: place * rowByteCount)
+      var expected = target.bytes
+      for run in runs where run.count > 0 {
+        let (first, place, count) = (Int(run.first), Int(run.place), Int(run.count) * rowByteCount)
+        expected.replaceSubrange(
+          place * rowByteCount..<place * rowByteCount + count,
+          with: source.bytes[first * rowByteCount..<first * rowByteCount + count])
+      }
+      let job = CopyJob(source: source.address, target: target.address, rowByteCount: Int32(rowByteCount))
+      let fault = emulate(blockCount: blockCount) { machine in
+        machine.copyRows(job, runCount: Int32(runCount)) { runs[Int($0)] }
+      }
+      #expect(fault == nil && target.bytes == expected, "\(rowByteCount) bytes a row")
+    }
+  }
+
   /// Rings of three stages and of two, used differently often by each warp, one after the other in one kernel: every ring
   /// goes on where the last one has left a warp's barriers.
   @Test func ringsFollowEachOther() {

@@ -247,6 +247,32 @@ private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
     }
   }
 
+  /// Every run to its place, and nothing between.
+  @Test(arguments: [Int32(1), 2, 5])
+  func copiesRuns(workerCount: Int32) {
+    let runs = [
+      RowRun(first: 3, count: 4, place: 1), RowRun(first: 0, count: 0), RowRun(first: 9, count: -1, place: 6),
+      RowRun(first: 12, count: 1, place: 7), RowRun(first: 7, count: 3, place: 10),
+    ]
+    for rowByteCount in [16, 4112, 14336] {
+      var random = Random(UInt64(rowByteCount))
+      let source = Guarding(byteCount: 13 * rowByteCount)
+      source.fill(random.bytes(13 * rowByteCount))
+      let target = Guarding(byteCount: 14 * rowByteCount)
+      let job = CopyJob(
+        source: Address(source.base), target: Address(target.base), rowByteCount: Int32(rowByteCount))
+      for worker in workers(workerCount, streaming: false) {
+        worker.copyRows(job, runCount: Int32(runs.count)) { runs[Int($0)] }
+      }
+      let row = { (memory: Guarding, row: Int) in Array(memory.bytes[row * rowByteCount..<(row + 1) * rowByteCount]) }
+      let sources = [nil, 3, 4, 5, 6, nil, nil, 12, nil, nil, 7, 8, 9, nil]
+      for (place, from) in sources.enumerated() {
+        #expect(row(target, place) == from.map { row(source, $0) } ?? [UInt8](repeating: 0xa5, count: rowByteCount))
+      }
+      #expect(target.isIntact)
+    }
+  }
+
   /// However rows are cut, the values are those of the row as a whole; packed scales end in zeros.
   @Test(arguments: [Int32(1), 2, 5], [RowTransform.quantizeFloatScales, .quantizeUE8M0Scales, .quantizeNVFP4])
   func scattersQuantized(workerCount: Int32, _ transform: RowTransform) {
