@@ -71,8 +71,7 @@ public protocol Machine {
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
   func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource)
 
-  /// Copies rows that lie in runs; shared out over all workers, ordered as `scatterRows` is. Many short runs take no longer than
-  /// a long one.
+  /// Copies rows that lie in runs, be they many and short; shared out over all workers, ordered as `scatterRows` is.
   func copyRows(_ job: CopyJob, runCount: Int32, run: (_ index: Int32) -> RowRun)
 
   /// Codes BF16 rows that lie in runs as LogFMT; shared out and ordered as in `copyRows`.
@@ -144,13 +143,6 @@ public protocol Machine {
 
   /// A word that some rank notes or publishes.
   func read(_ address: Address) -> UInt64
-}
-
-extension Machine {
-  /// Rows without labels.
-  @inlinable public func scatterRows(_ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget) {
-    scatterRows(job, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
-  }
 }
 
 /// Whom stores are for.

@@ -2,8 +2,8 @@ import PTX
 
 /// The protocol's machine on a GPU: one worker is one block of threads, which has a multiprocessor to itself.
 ///
-/// Rows are moved by warps (`Scatter.swift`, `Runs.swift`, `Reduce.swift`), everything else by all threads. Shared memory begins with words in which the
-/// block's threads meet; behind them lie the warps' stages.
+/// Rows are moved by warps (`Scatter.swift`, `Runs.swift`, `Reduce.swift`), everything else by all threads. Shared memory begins
+/// with words in which the block's threads meet; behind them lie the warps' stages.
 @frozen public struct GPUMachine: Machine {
   let thread: Int32
 

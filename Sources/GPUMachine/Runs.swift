@@ -91,17 +91,7 @@ extension GPUMachine {
     #else
       while !walk.isOver {
         let copy = PieceCopy(job, pieces, walk)
-        var round = lane &* 16
-        while round < copy.byteCount {
-          // Four loads under way at a time.
-          let (a, b) = (copy.vector(at: round), copy.vector(at: round &+ 512))
-          let (c, d) = (copy.vector(at: round &+ 1024), copy.vector(at: round &+ 1536))
-          copy.store(a, at: round)
-          copy.store(b, at: round &+ 512)
-          copy.store(c, at: round &+ 1024)
-          copy.store(d, at: round &+ 1536)
-          round = round &+ 2048
-        }
+        self.copy(PieceContent(source: copy.source), copy.byteCount) { $0(copy.target) }
         walk.step(self, pieces, run)
       }
     #endif
@@ -131,16 +121,4 @@ private struct PieceCopy {
       source: address(job.source, walk.piece.row), target: address(job.target, walk.place),
       byteCount: pieces.byteCount(of: walk.piece))
   }
-
-  #if !BULK_COPIES
-    @inline(__always)
-    func vector(at offset: Int32) -> Vector {
-      offset < byteCount ? source.vector(at: offset) : Vector(repeating: 0)
-    }
-
-    @inline(__always)
-    func store(_ vector: Vector, at offset: Int32) {
-      if offset < byteCount { target.store(vector, atByte: offset) }
-    }
-  #endif
 }

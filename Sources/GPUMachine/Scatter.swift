@@ -52,7 +52,9 @@ extension GPUMachine {
         if quantizes {
           quantize(content, job, globalScale, &targets, pieces, piece, route)
         } else {
-          copy(content, pieces, piece, &targets, route)
+          copy(content, pieces.byteCount(of: piece)) { store in
+            targets.forEach(self, piece.row, route) { store($0.row.advanced(byBytes: Int64(piece.offset))) }
+          }
           if piece.offset == 0 && !job.beside.isNull { copyBeside(job, piece.row, targets) }
         }
       #endif
@@ -112,12 +114,9 @@ extension GPUMachine {
       }
     }
 
+    /// Copies a piece to each place that `forEachTarget` calls what it is given with.
     @inline(__always)
-    private func copy(
-      _ content: PieceContent, _ pieces: Pieces, _ piece: Piece, _ targets: inout Targets,
-      _ route: (Int32, Int32) -> RowTarget
-    ) {
-      let byteCount = pieces.byteCount(of: piece)
+    func copy(_ content: PieceContent, _ byteCount: Int32, forEachTarget: ((Address) -> Void) -> Void) {
       var round: Int32 = 0
       while round < byteCount {
         // Four loads under way at a time.
@@ -126,12 +125,11 @@ extension GPUMachine {
         let b = content.vector(at: first &+ 512, below: byteCount)
         let c = content.vector(at: first &+ 1024, below: byteCount)
         let d = content.vector(at: first &+ 1536, below: byteCount)
-        targets.forEach(self, piece.row, route) { target in
-          let row = target.row.advanced(byBytes: Int64(piece.offset))
-          if first < byteCount { row.store(a, atByte: first) }
-          if first &+ 512 < byteCount { row.store(b, atByte: first &+ 512) }
-          if first &+ 1024 < byteCount { row.store(c, atByte: first &+ 1024) }
-          if first &+ 1536 < byteCount { row.store(d, atByte: first &+ 1536) }
+        forEachTarget { target in
+          if first < byteCount { target.store(a, atByte: first) }
+          if first &+ 512 < byteCount { target.store(b, atByte: first &+ 512) }
+          if first &+ 1024 < byteCount { target.store(c, atByte: first &+ 1024) }
+          if first &+ 1536 < byteCount { target.store(d, atByte: first &+ 1536) }
         }
         round = round &+ 2048
       }

@@ -10,7 +10,6 @@ extension HostMachine {
     write: (Label, Int32) -> Void
   ) {
     moveRows(job, route: route)
-    if labelCount == 0 { return }
     shareOut(job.rowCount * job.slotCount) { cell in
       let label = label(cell / job.slotCount, cell % job.slotCount)
       forEach(labelCount) { write(label, $0) }

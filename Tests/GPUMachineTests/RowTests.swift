@@ -52,7 +52,9 @@ import Testing
       source: source.address, rowCount: 1, rowByteCount: Int32(2 * channelCount), slotCount: 1,
       transform: .quantizeNVFP4, globalScale: globalScale, writtenByteCount: 1)
     let fault = emulate(blockCount: 1) { machine in
-      machine.scatterRows(job) { _, _ in RowTarget(row: rows.address, scales: scales.address) }
+      machine.scatterRows(
+        job, route: { _, _ in RowTarget(row: rows.address, scales: scales.address) }, labelCount: 0,
+        label: { row, _ in row }, write: { _, _ in })
     }
     let expected = nvfp4(Array(nvfp4Patterns.suffix(channelCount)), globalScale: globalScale)
     #expect(fault == nil)
@@ -117,12 +119,8 @@ extension RowTests {
     let sums = rowCounts.map { _ in Memory(byteCount: source.bytes.count) }
     let fault = emulate(blockCount: 1) { machine in
       for (index, rowCount) in rowCounts.enumerated() {
-        let copy = ScatterJob(
-          source: source.address, rowCount: rowCount, rowByteCount: 2 * elementCount, slotCount: 1, transform: .copy,
-          writtenByteCount: 1)
-        machine.scatterRows(copy) { row, _ in
-          RowTarget(row: copies[index].address.advanced(byBytes: Int64(2 * row * elementCount)), scales: .null)
-        }
+        let copy = CopyJob(source: source.address, target: copies[index].address, rowByteCount: 2 * elementCount)
+        machine.copyRows(copy, runCount: 1) { _ in RowRun(first: 0, count: rowCount) }
         let sum = ReduceJob(
           output: sums[index].address, rowCount: rowCount, elementCount: elementCount, slotCount: 1, format: .bf16,
           isWeighted: false, biases: (.null, .null))

@@ -273,6 +273,32 @@ private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
     }
   }
 
+  /// Rows of runs are coded once each, whoever codes them, and none between.
+  @Test(arguments: [Int32(1), 2, 5])
+  func encodesRuns(workerCount: Int32) {
+    let (channelCount, rowCount) = (256, 24)
+    let runs = [(1, 3), (5, 0), (7, -2), (9, 7), (17, 1), (20, 2)].map { RowRun(first: $0, count: $1) }
+    let recordsByteCount = Int(LogFMT.byteCount(channelCount: Int32(channelCount)))
+    var random = Random(3)
+    let source = Guarding(byteCount: 2 * rowCount * channelCount)
+    source.fill(random.bytes(2 * rowCount * channelCount))
+    let (records, exact) = (Guarding(byteCount: rowCount * recordsByteCount), Guarding(byteCount: source.bytes.count))
+    let (expected, expectedExact) = (Guarding(byteCount: records.bytes.count), Guarding(byteCount: exact.bytes.count))
+    let job = EncodeJob(
+      source: Address(source.base), elementCount: Int32(channelCount), records: Address(records.base),
+      exact: Address(exact.base))
+    for worker in workers(workerCount, streaming: false) {
+      worker.encodeRows(job, runCount: Int32(runs.count)) { runs[Int($0)] }
+    }
+    for row in runs.flatMap({ Int($0.first)..<Int($0.first + max(0, $0.count)) }) {
+      let offset = 2 * row * channelCount
+      swiftep_encode_logfmt(
+        expected.base + row * recordsByteCount, expectedExact.base + offset, source.base + offset, channelCount)
+    }
+    #expect(Array(records.bytes) == Array(expected.bytes) && Array(exact.bytes) == Array(expectedExact.bytes))
+    #expect(records.isIntact && exact.isIntact)
+  }
+
   /// However rows are cut, the values are those of the row as a whole; packed scales end in zeros.
   @Test(arguments: [Int32(1), 2, 5], [RowTransform.quantizeFloatScales, .quantizeUE8M0Scales, .quantizeNVFP4])
   func scattersQuantized(workerCount: Int32, _ transform: RowTransform) {
@@ -355,5 +381,12 @@ private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
       #expect(output.bytes == expected, "\(rowCount) rows of \(elementCount)")
       #expect(output.isIntact)
     }
+  }
+}
+
+extension HostMachine {
+  /// Rows without labels.
+  fileprivate func scatterRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
+    scatterRows(job, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
   }
 }
