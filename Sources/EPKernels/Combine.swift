@@ -79,6 +79,7 @@
   }
   guard machine.arriveLocal(view.arrivals, for: arguments.stages ? view.peers : .rank) else { return false }
   findRows(machine, arguments) { _ in
+    ExchangeHeader.byteCount
   } rows: { rank, peer in
     arguments.readsOwnRows && rank == view.rank
       ? arguments.stagedRows : view.arena(of: rank).advanced(byBytes: peer.outputOffset)
@@ -98,25 +99,23 @@
 /// The part of one worker alone: where every rank's rows lie.
 ///
 /// - Parameters:
-///   - fill: completes this rank's block of the exchange.
+///   - fill: as that of `exchange`.
 ///   - rows: where a rank's row 0 lies, by its header.
 @inlinable @inline(__always) func findRows<M: Machine>(
-  _ machine: M, _ arguments: CombineArguments, fill: (_ block: Address) -> Void,
+  _ machine: M, _ arguments: CombineArguments, fill: (_ block: Address) -> Int64,
   rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
   operation.resetCounter(machine)
   let goesOn = exchange(machine, view: agreeing, header: arguments.header, operation: operation) { block in
-    if arguments.header.fault == 0 {
-      identify(handle, in: block)
-      fill(block)
-    }
+    if arguments.header.fault != 0 { return ExchangeHeader.byteCount }
+    identify(handle, in: block)
+    return fill(block)
   }
   if !goesOn { return }
   let view = agreeing.behindExchange
-  leaveOutDestinations(machine, view, handle)
-  machine.forEach(view.rankCount) { rank in
+  let (status, _) = compareHeaders(machine, view, with: view.rankCount) { rank in
     let peer = exchangeHeader(view, source: rank)
     operation.setColumn(Columns.rows, atRank: rank, rows(rank, peer))
     if arguments.isEncoded {
@@ -124,7 +123,11 @@
     }
     operation.setColumn(
       Columns.weights, atRank: rank, view.arena(of: rank).advanced(byBytes: peer.weightsOffset))
+    return false
   }
+  machine.forEach(1) { _ in operation.set(status) }
+  if status.code != StatusCode.ok.rawValue { return }
+  leaveOutDestinations(machine, view, handle)
   #if CHECKED
     checkRows(machine, arguments)
     if endsInFailedCheck(machine, view: view, operation: operation) { return }

@@ -189,24 +189,25 @@
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
   operation.resetCounter(machine)
+  // What a later call finds in the handle must not be what lay there before.
+  let empty = { if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) } }
   let goesOn = exchange(machine, view: agreeing, header: arguments.header, operation: operation) { block in
-    if isLaidOut && !reportFault(machine, in: block, handle: handle, operation: operation) {
-      sumChunks(machine, into: block, handle: handle, operation: operation)
-    }
     if arguments.isCached && arguments.header.fault == 0 { identify(handle, in: block) }
+    if !isLaidOut { return ExchangeHeader.byteCount }
+    sumChunks(machine, arguments, into: block)
+    return agreeing.control.exchangeBlockByteCount
   }
-  if !goesOn {
-    // What a later call finds in the handle must not be what lay there before.
-    if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
-    return
-  }
+  if !goesOn { return empty() }
   let view = agreeing.behindExchange
   if !arguments.isCached {
     place(
       machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle, operation: operation)
   }
+  let status = fitOutputs(machine, view, columns: arguments.columns, handle: handle, operation: operation)
+  let fits = status.code == StatusCode.ok.rawValue
+  // The headers call for another end.
+  if !fits && status.code != StatusCode.overflow.rawValue { return empty() }
   leaveOutDestinations(machine, view, handle)
-  let fits = fitOutputs(machine, view, columns: arguments.columns, handle: handle, operation: operation)
   if counting && !arguments.isCached && fits { countReceived(machine, arguments) }
   #if CHECKED
     if !arguments.isCached { checkCounts(machine, view: view, topK: arguments.routing.topK) }
@@ -221,7 +222,7 @@
     rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
   if fits { return recorder.enter(machine, .deliver, now: machine.now) }
   // Its places would lie outside the outputs.
-  if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) }
+  empty()
 }
 
 /// Which dispatch the handle is of, for all ranks to agree on. One that was queued before its dispatch failed is empty.
@@ -231,24 +232,10 @@
   if epoch == 0 { block.store(InputFault.emptyHandle.rawValue, at: ExchangeHeader.faultIndex) }
 }
 
-/// The first chunk's fault, in token order, becomes this rank's; false where there is none.
-@inlinable func reportFault<M: Machine>(
-  _ machine: M, in block: Address, handle: HandleView, operation: OperationView
-) -> Bool {
-  let chunk = machine.first(of: Range(uncheckedBounds: (0, handle.layout.chunks.chunkCount))) {
-    operation.fault(ofChunk: $0).load(Int64.self, at: 0) != 0
-  }
-  if chunk < 0 { return false }
-  let record = operation.fault(ofChunk: chunk)
-  machine.forEach(4) { block.store(record.load(Int64.self, at: $0), at: ExchangeHeader.faultIndex &+ $0) }
-  return true
-}
-
 /// This rank's tokens per rank and per expert: its chunks' counters, summed. What each sum is before a chunk is the
-/// chunk's base.
-@inlinable func sumChunks<M: Machine>(
-  _ machine: M, into block: Address, handle: HandleView, operation: OperationView
-) {
+/// chunk's base. And its first fault.
+@inlinable func sumChunks<M: Machine>(_ machine: M, _ arguments: DispatchArguments, into block: Address) {
+  let (handle, operation) = (arguments.handle, arguments.operation)
   let layout = handle.layout
   let counts = block.advanced(byBytes: ExchangeHeader.byteCount)
   let bases = handle.at(layout.bases)
@@ -256,12 +243,19 @@
   machine.forEach(operation.layout.counterCount) { index in
     let key = index &- firstKey
     let isKey = key >= 0 && key < layout.keyCount
+    var chunkOfFault: Int32 = 0
     let total = machine.sum(over: layout.chunks.chunkCount) {
       operation.counters(ofChunk: $0).load(Int32.self, at: index)
     } before: { chunk, sum in
+      if sum == 0 { chunkOfFault = chunk }
       if isKey { bases.store(sum, at: chunk &* layout.keyCount &+ key) }
     }
-    counts.store(total, at: index)
+    if index != operation.layout.faultIndex { return counts.store(total, at: index) }
+    if total != 0 {
+      reportFault(
+        ofChunk: chunkOfFault, in: block, routing: arguments.routing, handle: handle,
+        expertCount: arguments.view.expertCount)
+    }
   }
 }
 

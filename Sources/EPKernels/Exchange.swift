@@ -1,11 +1,11 @@
 /// The start of every operation: each rank writes its header and counts into every peer's arena, then waits for theirs.
 ///
-/// Run by one worker. The header is written here; `fill` completes this rank's block: its counts, and what the header
-/// cannot know yet. All ranks see the same blocks afterwards, so whatever is decided from them is decided alike
-/// everywhere. Whatever that is, a completion follows. Returns false when the operation has failed, as its status says, or
-/// goes on in another launch.
+/// Run by one worker. The header is written here; `fill` completes this rank's block, its counts and what the header
+/// cannot know yet, and returns how many of its bytes the peers need. All ranks see the same blocks afterwards, so whatever is
+/// decided from them is decided alike everywhere (`compareHeaders`). Whatever that is, a completion follows. Returns false when
+/// the operation has failed, as its status says, or goes on in another launch.
 @inlinable func exchange<M: Machine>(
-  _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
+  _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Int64
 ) -> Bool {
   let begin: UInt64
   if operation.does(.begin) {
@@ -25,14 +25,12 @@
   guard let seen else { return false }
   agreeOnMask(machine, view)
   FlightRecorder(view).enter(machine, .place, now: seen)
-  let verdict = compareHeaders(machine, view.behindExchange)
-  machine.forEach(1) { _ in operation.set(verdict) }
-  return verdict.code == StatusCode.ok.rawValue
+  return true
 }
 
 /// This rank's part of an exchange. Returns false when the operation has failed.
 @inlinable func announce<M: Machine>(
-  _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Void
+  _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Int64
 ) -> Bool {
   if endsAsEarlier(machine, view: view, operation: operation) { return false }
   #if CHECKED
@@ -52,8 +50,7 @@
     block.store(header, at: 0)
     block.store(view.maskedRanks, at: ExchangeHeader.maskedIndex)
   }
-  fill(block)
-  let lineCount = Int32(truncatingIfNeeded: control.exchangeBlockByteCount / 16)
+  let lineCount = Int32(truncatingIfNeeded: (fill(block) &+ 15) / 16)
   machine.forEach((view.rankCount &- 1) &* lineCount) { index in
     let (peer, line) = (view.peer(index / lineCount), index % lineCount)
     if view.isMasked(peer) { return }
@@ -130,8 +127,10 @@
   let turn = arena.advanced(byBytes: ControlLayout.turnOffset).load(UInt64.self, at: 0) &+ 1
   let begin = machine.now
   if first() {
-    machine.signal(1, to: .rank) { _ in
-      SignalWord(arena: arena, offset: ControlLayout.turnOffset, epoch: turn)
+    if machine.workerCount > 1 {
+      machine.signal(1, to: .rank) { _ in
+        SignalWord(arena: arena, offset: ControlLayout.turnOffset, epoch: turn)
+      }
     }
     then()
     return true
@@ -245,28 +244,38 @@
   recorder.finish(machine, status, now: now)
 }
 
-/// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks.
-@inlinable func compareHeaders<M: Machine>(_ machine: M, _ view: RankView) -> OperationStatus {
+/// What the headers of one exchange amount to: a pure function of them, hence the same on all ranks. In the same pass looks
+/// at `otherCount` more things, which must not matter where headers are odd: each pass takes the memory's delay.
+///
+/// - Parameter isOdd: asked of each of those.
+/// - Returns: the first of those that is odd, where the headers are not; -1 where none is.
+@inlinable func compareHeaders<M: Machine>(
+  _ machine: M, _ view: RankView, with otherCount: Int32, isOdd: (Int32) -> Bool
+) -> (status: OperationStatus, odd: Int32) {
   let fieldCount = ExchangeHeader.faultIndex
   let first = exchangeBlock(view, source: 0)
-  // Every rank's fault, then every rank's fields: one pass, since each takes the memory's delay.
-  let odd = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* (1 &+ fieldCount)))) { index in
+  // Every rank's fault, then every rank's fields.
+  let headerCellCount = view.rankCount &* (1 &+ fieldCount)
+  let odd = machine.first(of: Range(uncheckedBounds: (0, headerCellCount &+ otherCount))) { index in
+    if index >= headerCellCount { return isOdd(index &- headerCellCount) }
     if index < view.rankCount { return exchangeHeader(view, source: index).fault != 0 }
     let cell = index &- view.rankCount
     let (rank, field) = (cell / fieldCount, cell % fieldCount)
     return first.load(Int64.self, at: field) != exchangeBlock(view, source: rank).load(Int64.self, at: field)
   }
-  if odd < 0 { return OperationStatus(.ok, rank: 0, (0, 0, 0, 0)) }
+  if odd < 0 || odd >= headerCellCount {
+    return (OperationStatus(.ok, rank: 0, (0, 0, 0, 0)), odd < 0 ? -1 : odd &- headerCellCount)
+  }
   if odd < view.rankCount {
     let header = exchangeHeader(view, source: odd)
     let (a, b, c) = header.faultDetails
-    return OperationStatus(.inputFault, rank: Int64(odd), (header.fault, a, b, c))
+    return (OperationStatus(.inputFault, rank: Int64(odd), (header.fault, a, b, c)), -1)
   }
   let cell = odd &- view.rankCount
   let (rank, field) = (cell / fieldCount, cell % fieldCount)
   let found = exchangeBlock(view, source: rank).load(Int64.self, at: field)
-  return OperationStatus(
-    .disagreement, rank: Int64(rank), (Int64(field), first.load(Int64.self, at: field), found, 0))
+  let details = (Int64(field), first.load(Int64.self, at: field), found, Int64(0))
+  return (OperationStatus(.disagreement, rank: Int64(rank), details), -1)
 }
 
 @inlinable func exchangeBlock(_ view: RankView, source: Int32) -> Address {

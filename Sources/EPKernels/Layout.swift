@@ -41,6 +41,12 @@
     indices.load(Int32.self, at: cell &* (indexByteCount &>> 2))
   }
 
+  /// An expert that nothing has been asked about; -1 also for one that does not exist.
+  @inlinable func expert(cell: Int32, below expertCount: Int32) -> Int32 {
+    let expert = expert(cell: cell)
+    return UInt32(bitPattern: expert) < UInt32(bitPattern: expertCount) ? expert : -1
+  }
+
   /// The first slot at which `token` names an expert that does not exist, or one that it has named already.
   @inlinable func fault(token: Int32, expertCount: Int32) -> (fault: InputFault, slot: Int32)? {
     var slot: Int32 = 0
@@ -175,26 +181,13 @@
 }
 
 /// Numbers the tokens of one chunk per rank and per expert, into the handle's slot tables and the operation's counters.
-/// Bad input is recorded, not followed.
+/// Tokens with a fault go nowhere, and are noted (`reportFault`).
 @inlinable func layOut<M: Machine>(
   _ machine: M, chunk: Int32, routing: RoutingView, view: RankView, handle: HandleView, operation: OperationView
 ) {
   let tokens = handle.layout.chunks.tokens(of: chunk)
   let counters = operation.counters(ofChunk: chunk)
   machine.fill(counters, byteCount: 4 &* Int64(operation.layout.counterCount), pattern: 0)
-  let faultRecord = operation.fault(ofChunk: chunk)
-  faultRecord.store(Int64(0), at: 0)
-  let culprit = machine.first(of: tokens) { routing.hasFault(token: $0, expertCount: view.expertCount) }
-  if culprit >= 0 {
-    if let (fault, slot) = routing.fault(token: culprit, expertCount: view.expertCount) {
-      faultRecord.store(fault.rawValue, at: 0)
-      faultRecord.store(Int64(culprit), at: 1)
-      faultRecord.store(Int64(slot), at: 2)
-      faultRecord.store(routing.rawExpert(token: culprit, slot: slot), at: 3)
-    }
-    return
-  }
-
   let slotCount = handle.layout.slotCount
   let slotIndices = handle.at(handle.layout.slotIndices)
   let firstCell = Int64(tokens.lowerBound) &* Int64(slotCount)
@@ -208,7 +201,13 @@
     machine.numberTokens(
       tokens, destinationCount: min(64, view.rankCount &- first),
       counters: counters.advanced(byBytes: 4 &* Int64(first)),
-      members: { routing.rankMembers(token: $0, firstRank: first, view) },
+      members: { token in
+        if routing.hasFault(token: token, expertCount: view.expertCount) {
+          counters.store(Int32(1), at: operation.layout.faultIndex)
+          return 0
+        }
+        return routing.rankMembers(token: token, firstRank: first, view)
+      },
       visit: { token, destination, index in
         #if CHECKED
           guard view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else { return }
@@ -221,30 +220,39 @@
   let expertCounters = counters.advanced(byBytes: 4 &* Int64(view.rankCount))
   let cells = Range(uncheckedBounds: (tokens.lowerBound &* routing.topK, tokens.upperBound &* routing.topK))
   if bySource {
-    machine.countCells(cells, keyCount: view.expertCount, counters: expertCounters) {
-      let expert = routing.expert(cell: $0)
-      #if CHECKED
-        guard view.check(.expert, expert, below: view.expertCount) else { return -1 }
-      #endif
-      return expert
+    return machine.countCells(cells, keyCount: view.expertCount, counters: expertCounters) {
+      routing.expert(cell: $0, below: view.expertCount)
     }
-    return
   }
   let slotKeys = handle.at(handle.layout.slotKeys)
   machine.numberCells(
     cells, keyCount: view.expertCount, counters: expertCounters,
-    key: {
-      let expert = routing.expert(cell: $0)
-      #if CHECKED
-        guard view.check(.expert, expert, below: view.expertCount) else { return -1 }
-      #endif
-      return expert
-    },
+    key: { routing.expert(cell: $0, below: view.expertCount) },
     visit: { cell, index in
       #if CHECKED
-        guard view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else { return }
+        guard view.check(.slotIndex, index, below: cells.upperBound &- cells.lowerBound) else { return }
       #endif
       slotIndices.store(index, at: cell)
       slotKeys.store(routing.expert(cell: cell), at: cell)
     })
+}
+
+/// The fault of the first token that has one becomes this rank's.
+///
+/// - Parameter chunk: which that token is in.
+@inlinable func reportFault(
+  ofChunk chunk: Int32, in block: Address, routing: RoutingView, handle: HandleView, expertCount: Int32
+) {
+  let tokens = handle.layout.chunks.tokens(of: chunk)
+  var token = tokens.lowerBound
+  while token < tokens.upperBound {
+    if let (fault, slot) = routing.fault(token: token, expertCount: expertCount) {
+      let index = ExchangeHeader.faultIndex
+      block.store(fault.rawValue, at: index)
+      block.store(Int64(token), at: index &+ 1)
+      block.store(Int64(slot), at: index &+ 2)
+      return block.store(routing.rawExpert(token: token, slot: slot), at: index &+ 3)
+    }
+    token = token &+ 1
+  }
 }

@@ -222,11 +222,10 @@
   @inlinable var epoch: Int64 { 80 }
   /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
   @inlinable public var columns: Int64 { 128 }
-  /// `InputFault` and its details, Int64 `[chunkCount, 4]`.
-  @inlinable public var faults: Int64 { columns &+ 8 &* Int64(rankCount) &* Int64(Columns.count) }
-  /// Int32 `[chunkCount, rankCount + expertCount]`: tokens per rank and per expert.
-  @inlinable public var chunkCounters: Int64 { faults &+ 32 &* Int64(chunkCount) }
-  @inlinable public var counterCount: Int32 { rankCount &+ expertCount }
+  /// Int32 `[chunkCount, counterCount]`: tokens per rank and per expert, and whether one has a fault.
+  @inlinable public var chunkCounters: Int64 { columns &+ 8 &* Int64(rankCount) &* Int64(Columns.count) }
+  @inlinable public var counterCount: Int32 { faultIndex &+ 1 }
+  @inlinable var faultIndex: Int32 { rankCount &+ expertCount }
   /// Int32 `[expertCount + 1]`: where groups begin.
   @inlinable public var groupStarts: Int64 { chunkCounters &+ 4 &* Int64(chunkCount) &* Int64(counterCount) }
   /// `StepRows` `[stepCount, rankCount]`: this rank's rows of each step at each rank.
@@ -340,6 +339,4 @@
   @inlinable func counters(ofChunk chunk: Int32) -> Address {
     at(layout.chunkCounters &+ 4 &* Int64(chunk) &* Int64(layout.counterCount))
   }
-
-  @inlinable func fault(ofChunk chunk: Int32) -> Address { at(layout.faults &+ 32 &* Int64(chunk)) }
 }

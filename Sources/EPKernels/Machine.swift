@@ -4,8 +4,8 @@
 /// All workers of a rank run the same kernel. Kernel code is uniform across a worker: all its lanes, if it has several,
 /// take the same branches and call the same methods, and it never speaks of lanes, blocks or address spaces. Closures
 /// passed here run on single lanes: of the machine they call nothing but what stands under "Single lanes", their results
-/// depend on their arguments alone, and stores made in them go to places that no other call of the closure touches. When
-/// a method returns, the worker sees all stores that its own lanes made in it.
+/// depend on their arguments alone, and stores made in them go to places that no other call of the closure touches, unless
+/// with the same value. When a method returns, the worker sees all stores that its own lanes made in it.
 public protocol Machine {
   /// This worker, in `0..<workerCount`.
   var workerIndex: Int32 { get }

@@ -138,14 +138,14 @@
   (count &+ alignment &- 1) / alignment &* alignment
 }
 
-/// Where each column of each rank's output begins. What does not fit becomes the operation's status, the same on all
-/// ranks. Returns whether all fits.
+/// Where each column of each rank's output begins, if all that was exchanged fits together. Whether it does becomes the
+/// operation's status, the same on all ranks.
 @inlinable func fitOutputs<M: Machine>(
   _ machine: M, _ view: RankView, columns: Columns, handle: HandleView, operation: OperationView
-) -> Bool {
+) -> OperationStatus {
   let rowCount = handle.total(atRank: view.rank)
   let own = OutputFit(view, columns: columns, rowCount: rowCount, atRank: view.rank)
-  let tightCell = machine.first(of: Range(uncheckedBounds: (0, view.rankCount &* Columns.count))) { cell in
+  var (status, tightCell) = compareHeaders(machine, view, with: view.rankCount &* Columns.count) { cell in
     let (rank, column) = (cell / Columns.count, cell % Columns.count)
     let fit = OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank)
     let block = view.arena(of: rank).advanced(byBytes: fit.header.outputOffset)
@@ -153,19 +153,20 @@
       column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
     return !fit.fits
   }
-  let tight = tightCell < 0 ? -1 : tightCell / Columns.count
-  var status = OperationStatus(.ok, rank: 0, (0, 0, 0, 0))
-  if tight >= 0 {
+  if tightCell >= 0 {
+    let tight = tightCell / Columns.count
     let fit = OutputFit(view, columns: columns, rowCount: handle.total(atRank: tight), atRank: tight)
     // Rows too many may fit into the memory all the same: pages round it up.
     let available =
       fit.rowCount > fit.rowCapacity ? columns.byteCount(rowCapacity: fit.rowCapacity) : fit.header.outputCapacity
     status = OperationStatus(.overflow, rank: Int64(tight), (fit.neededByteCount, available, 0, 0))
   }
-  status.neededByteCount = own.neededByteCount
-  status.rowCount = Int64(rowCount)
+  if status.code == StatusCode.ok.rawValue || status.code == StatusCode.overflow.rawValue {
+    status.neededByteCount = own.neededByteCount
+    status.rowCount = Int64(rowCount)
+  }
   machine.forEach(1) { [status] _ in operation.set(status) }
-  return tight < 0
+  return status
 }
 
 /// Whether what a rank receives fits into what it has offered.

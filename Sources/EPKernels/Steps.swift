@@ -87,6 +87,7 @@
     machine.forEach(view.rankCount) { rank in
       told.store(operation.stepRows(steps.launch, atRank: rank), at: rank)
     }
+    return ExchangeHeader.byteCount &+ 8 &* Int64(view.rankCount)
   } rows: { rank, peer in
     if rank == view.rank { return arguments.stagedRows }
     let step = steps.launch &- 1

@@ -8,6 +8,7 @@ extension GPUMachine {
   public func arriveLocal(_ counter: Address, for audience: Audience) -> Bool {
     // Joins what the block's threads have stored; each has waited for its own bulk copies.
     ptx_block_barrier()
+    if workerCount == 1 { return true }
     let isLast = Shared.word(Shared.meetingOffset)
     if thread == 0 { isLast[0] = countIn(counter, for: audience) ? 1 : 0 }
     ptx_block_barrier()
@@ -20,25 +21,16 @@ extension GPUMachine {
   @inline(__always)
   private func countIn(_ counter: Address, for audience: Audience) -> Bool {
     // Releases the block's stores to the last, and through its signal to the peers.
-    fence(for: audience)
+    if audience != .rank { ptx_fence_system(audience.isSystem) }
+    // Acquires those of all blocks, which are on this GPU; the signal to peers releases them, too.
     let isLast = ptx_add(counter.bits, 1) &+ 1 == UInt32(bitPattern: workerCount)
-    if isLast {
-      // Acquires those of all blocks, which are on this GPU; the signal to peers releases them, too.
-      ptx_fence_gpu()
-      counter.store(UInt32(0), at: 0)
-    }
+    if isLast { counter.store(UInt32(0), at: 0) }
     return isLast
   }
 
   @inline(__always)
   private func loadAcquire(_ word: UInt64, of audience: Audience) -> UInt64 {
     audience == .rank ? ptx_load_acquire_gpu(word) : ptx_load_acquire_peers(word, audience.isSystem)
-  }
-
-  /// A fence for the system takes longer than one for the GPU.
-  @inline(__always)
-  private func fence(for audience: Audience) {
-    if audience == .rank { ptx_fence_gpu() } else { ptx_fence_peers(audience.isSystem) }
   }
 
   /// The end of every kernel: the last block tells the host, in a word that it watches; null where it watches none.

@@ -28,7 +28,8 @@ extension GPUMachine {
       #if BULK_COPIES
         let content = PieceContent(stage: stages.offset(of: use))
         stages.wait(for: use)
-        if quantizes { quantize(content, job, globalScale, &targets, pieces, piece, route) }
+        let scales =
+          quantizes ? quantize(content, job, globalScale, &targets, pieces, piece, route) : PieceScales.none
         let shift = job.transform.narrowing
         let byteCount = UInt32(bitPattern: pieces.byteCount(of: piece) &>> shift)
         let offset = Int64(piece.offset &>> shift)
@@ -41,6 +42,7 @@ extension GPUMachine {
                 target.scales.bits, UInt32(bitPattern: record), UInt32(bitPattern: job.besideByteCount))
             }
           }
+          if quantizes { scales.store(at: target.scales, lane: lane) }
         }
         if lane == 0 { ptx_bulk_commit() }
         // The next one's stage is that of the piece before this one, whose stores must have read it.
@@ -50,7 +52,8 @@ extension GPUMachine {
       #else
         let content = PieceContent(source: source(of: job, piece))
         if quantizes {
-          quantize(content, job, globalScale, &targets, pieces, piece, route)
+          let scales = quantize(content, job, globalScale, &targets, pieces, piece, route)
+          targets.forEach(self, piece.row, route) { scales.store(at: $0.scales, lane: lane) }
         } else {
           copy(content, pieces.byteCount(of: piece)) { store in
             targets.forEach(self, piece.row, route) { store($0.row.advanced(byBytes: Int64(piece.offset))) }
@@ -136,17 +139,16 @@ extension GPUMachine {
     }
   #endif
 
-  /// Quantizes a piece, at most 2048 channels, and writes its scales; the codes too, unless they are to be copied in bulk:
-  /// then they lie where the channels lay.
+  /// Quantizes a piece, at most 2048 channels, and writes its codes, unless they are to be copied in bulk: then they lie where
+  /// the channels lay. Returns the scales, which are still to be written.
   @inline(__always)
   private func quantize(
     _ content: PieceContent, _ job: ScatterJob, _ globalScale: GlobalScale, _ targets: inout Targets,
     _ pieces: Pieces, _ piece: Piece, _ route: (Int32, Int32) -> RowTarget
-  ) {
+  ) -> PieceScales {
     let byteCount = pieces.byteCount(of: piece)
     let isPowerOfTwo = job.transform.hasPowerOfTwoScales
     let isPacked = job.transform == .quantizeUE8M0Scales
-    let row = piece.row
     // Lane `b` keeps the scale of block `b`, or the scales of four.
     var scale =
       job.transform == .quantizeNVFP4
@@ -161,22 +163,15 @@ extension GPUMachine {
     let packedCount = isPacked && isLast ? (firstBlock &+ blockCount &+ 3) / 4 &* 4 &- firstBlock : blockCount
     if lane >= blockCount { scale = 0 }
     if isPowerOfTwo && !isPacked { scale = scale == 255 ? 0x7fc0_0000 : scale &<< 23 }
-    let block = firstBlock &+ lane
-    targets.forEach(self, row, route) { target in
-      if lane < packedCount {
-        if isPacked {
-          target.scales.advanced(byBytes: Int64(block &>> 2) &* Int64(job.scaleStride))
-            .store(UInt8(truncatingIfNeeded: scale), at: block & 3)
-        } else {
-          target.scales.advanced(byBytes: Int64(block) &* Int64(job.scaleStride)).store(scale, at: 0)
-        }
-      }
-    }
     #if BULK_COPIES
       // The codes were written by ordinary stores, and are read by bulk copies.
       ptx_fence_proxy_shared()
       ptx_warp_barrier()
     #endif
+    let block = firstBlock &+ lane
+    var offset = Int64(isPacked ? block &>> 2 : block) &* Int64(job.scaleStride)
+    if isPacked { offset = offset &+ Int64(block & 3) }
+    return PieceScales(own: scale, count: packedCount, offset: offset, isPacked: isPacked)
   }
 
   /// In blocks of 128 channels. Lane `b` returns the scale of block `b`.
@@ -274,6 +269,27 @@ extension GPUMachine {
       }
     #endif
     return scales
+  }
+}
+
+/// The scales of a piece: each lane has one, or four in columns of words.
+struct PieceScales {
+  let own: UInt32
+  /// Of lanes that have one.
+  let count: Int32
+  /// Bytes from the first of the row to this lane's.
+  let offset: Int64
+  /// In bytes, four in a word.
+  let isPacked: Bool
+
+  @inline(__always) static var none: PieceScales { PieceScales(own: 0, count: 0, offset: 0, isPacked: false) }
+
+  /// Beside one of the destinations, by all lanes.
+  @inline(__always)
+  func store(at scales: Address, lane: Int32) {
+    if lane >= count { return }
+    let place = scales.advanced(byBytes: offset)
+    if isPacked { place.store(UInt8(truncatingIfNeeded: own), at: 0) } else { place.store(own, at: 0) }
   }
 }
 

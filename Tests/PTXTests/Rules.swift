@@ -30,17 +30,13 @@ enum Rules {
   private static func order(_ instructions: [String]) -> [String] {
     var found: [String] = []
     func require(_ holds: Bool, _ text: String) { if !holds { found.append(text) } }
-    let firstFence = instructions.firstIndex { $0.hasPrefix("fence.acq_rel") } ?? instructions.count
+    // Who counts in releases what its block has stored, and, as the last, acquires what all have.
+    let countdowns = instructions.indices.filter { instructions[$0].hasPrefix("atom.acq_rel.gpu") }
     require(
-      !instructions[..<firstFence].contains { $0.hasPrefix("st.release.sys") },
-      "a release store without a fence before")
+      !instructions[..<(countdowns.first ?? instructions.count)].contains { $0.hasPrefix("st.release.sys") },
+      "a release store without a countdown before")
     for (index, instruction) in instructions.enumerated() {
-      let before = instructions[max(0, index - 4)..<index]
-      if instruction.hasPrefix("atom.relaxed.gpu") {
-        require(before.contains { $0.hasPrefix("fence.acq_rel") }, "a countdown without a fence before")
-        let behind = instructions[index...].prefix(10)
-        require(behind.contains { $0.hasPrefix("fence.acq_rel") }, "a countdown without a fence behind")
-      }
+      require(!instruction.hasPrefix("atom.relaxed.gpu"), "a countdown without order")
       if instruction.hasPrefix("cp.async.bulk.shared") {
         let earlier = instructions[..<index]
         // One barrier may expect several.
@@ -57,21 +53,20 @@ enum Rules {
       if instruction.hasPrefix("cp.async.bulk.global") {
         let rest = instructions[index...]
         let end = rest.firstIndex { $0 == "cp.async.bulk.wait_group 0" }
-        let countdown = rest.firstIndex { $0.hasPrefix("atom.relaxed.gpu") }
+        let countdown = countdowns.first { $0 > index }
         // A part of the kernel that stands behind the countdown jumps back before it.
         require(
           end != nil && (countdown == nil || end! < countdown!), "bulk stores not waited for before the countdown")
       }
     }
     // Rows are for peers, so the countdown that ends them is ordered for the system.
-    let ends = instructions.indices.filter { instructions[$0].hasPrefix("atom.relaxed.gpu") }
     require(
       !instructions.contains { $0.hasPrefix("cp.async.bulk.global") }
-        || ends.contains { end in
+        || countdowns.contains { end in
           instructions[max(0, end - 4)..<end].contains { $0.hasPrefix("fence.acq_rel.sys") }
         }, "rows without a countdown for the system")
     // Stores of a warp's lanes are joined before one lane speaks for them. Parts of the kernel that stand between jump away.
-    for (index, instruction) in instructions.enumerated() where instruction.hasPrefix("atom.relaxed.gpu") {
+    for index in countdowns {
       require(
         instructions[max(0, index - 80)..<index].contains { $0.hasPrefix("bar.sync") }, "a countdown without a barrier")
     }

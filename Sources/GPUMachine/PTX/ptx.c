@@ -64,8 +64,9 @@ PTX uint32_t ptx_match(uint32_t value) {
 #define FOR_PEERS(system, on_system, on_gpu) \
   "{\n\t.reg .pred system;\n\tsetp.ne.b32 system, " system ", 0;\n\t@system " on_system ";\n\t@!system " on_gpu ";\n\t}"
 
-PTX void ptx_fence_peers(uint32_t system) {
-  __asm__ volatile(FOR_PEERS("%0", "fence.acq_rel.sys", "fence.acq_rel.gpu")::"r"(system) : "memory");
+PTX void ptx_fence_system(uint32_t system) {
+  __asm__ volatile("{\n\t.reg .pred system;\n\tsetp.ne.b32 system, %0, 0;\n\t@system fence.acq_rel.sys;\n\t}"::"r"(system)
+                   : "memory");
 }
 
 PTX uint64_t ptx_load_acquire_peers(uint64_t address, uint32_t system) {
@@ -111,7 +112,7 @@ PTX void ptx_store_relaxed(uint64_t address, uint64_t value) {
 
 PTX uint32_t ptx_add(uint64_t address, uint32_t value) {
   uint32_t before;
-  __asm__ volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(address), "r"(value) : "memory");
+  __asm__ volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(address), "r"(value) : "memory");
   return before;
 }
 

@@ -39,8 +39,9 @@ uint32_t ptx_match(uint32_t value);
 // MARK: Order
 
 void ptx_fence_gpu(void);
+/// Nothing if `system` is 0.
+void ptx_fence_system(uint32_t system);
 /// What ends with `_peers` is ordered for the whole system, or, if that is 0, for the GPU's own threads.
-void ptx_fence_peers(uint32_t system);
 uint64_t ptx_load_acquire_peers(uint64_t address, uint32_t system);
 void ptx_store_release_peers(uint64_t address, uint64_t value, uint32_t system);
 /// Orders bulk copies after ordinary accesses that came before.
@@ -53,7 +54,7 @@ uint64_t ptx_load_acquire_gpu(uint64_t address);
 void ptx_store_release(uint64_t address, uint64_t value);
 void ptx_store_release_gpu(uint64_t address, uint64_t value);
 void ptx_store_relaxed(uint64_t address, uint64_t value);
-/// Relaxed, for this GPU; returns the value before.
+/// Releases and acquires, for this GPU; returns the value before.
 uint32_t ptx_add(uint64_t address, uint32_t value);
 /// As `ptx_add` of 1, where it is a number that is wanted, and no order.
 uint32_t ptx_take(uint64_t address);
