@@ -1,3 +1,5 @@
+import Synchronization
+
 /// One GPU, with its primary context. Every thread that calls the driver for it makes the context its own first.
 package final class GPU: @unchecked Sendable {
   package let driver: Driver
@@ -14,6 +16,8 @@ package final class GPU: @unchecked Sendable {
   package let reachesHostAddresses: Bool
   let ordinal: Int32
   private let context: CUHandle
+  /// Handles of events without time that nobody has: to make one and to destroy it takes the driver 2 us.
+  let spareEvents = Mutex<[UInt]>([])
 
   package init(_ driver: Driver, index: Int) throws(DriverError) {
     self.driver = driver
@@ -39,7 +43,10 @@ package final class GPU: @unchecked Sendable {
     self.context = context!
   }
 
-  deinit { _ = driver.table.cuDevicePrimaryCtxRelease(ordinal) }
+  deinit {
+    for event in spareEvents.withLock({ $0 }) { release { $0.cuEventDestroy(CUHandle(bitPattern: event)!) } }
+    _ = driver.table.cuDevicePrimaryCtxRelease(ordinal)
+  }
 
   private enum Attribute: Int32 {
     case multiprocessorCount = 16

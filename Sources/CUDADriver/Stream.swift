@@ -135,15 +135,26 @@ package final class StreamEvent: @unchecked Sendable {
   private let gpu: GPU
   let handle: CUHandle
 
+  private let isTimed: Bool
+
   package init(_ gpu: GPU, isTimed: Bool) throws(DriverError) {
-    self.gpu = gpu
+    (self.gpu, self.isTimed) = (gpu, isTimed)
+    if !isTimed, let spare = gpu.spareEvents.withLock({ $0.popLast() }) {
+      handle = CUHandle(bitPattern: spare)!
+      return
+    }
     var handle: CUHandle?
     let withoutTime: UInt32 = 2
     try gpu.call("cuEventCreate") { $0.cuEventCreate(&handle, isTimed ? 0 : withoutTime) }
     self.handle = handle!
   }
 
-  deinit { gpu.release { $0.cuEventDestroy(handle) } }
+  /// Whoever waits for it waits for what it was recorded behind then.
+  deinit {
+    if isTimed { return gpu.release { $0.cuEventDestroy(handle) } }
+    let spare = UInt(bitPattern: handle)
+    gpu.spareEvents.withLock { $0.append(spare) }
+  }
 
   package func record(on stream: Stream) throws(DriverError) {
     try gpu.call("cuEventRecord") { $0.cuEventRecord(handle, stream.handle) }

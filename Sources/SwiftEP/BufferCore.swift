@@ -93,7 +93,7 @@ final class BufferCore: Sendable {
     let offsets = TableOffsets(
       rankCount: rankCount, expertCount: expertCount, canMask: plan.masking != .none)
     let noticeOffsets = NoticeOffsets(rankCount: rankCount)
-    tables = try device.makeLocalMemory(byteCount: offsets.byteCount)
+    tables = try device.makeLocalMemory(byteCount: offsets.byteCount, for: nil)
     notices = try device.makeNotices(byteCount: noticeOffsets.byteCount)
     let (base, words) = (tables.base, notices.base)
     var view = RankView(

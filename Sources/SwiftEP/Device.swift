@@ -12,6 +12,11 @@ package protocol Device: AnyObject, Sendable {
   /// Why nothing runs here any more; nil while all is well.
   var failure: EPError? { get }
 
+  /// How many workers a call is best given, of those that it may have.
+  ///
+  /// - Parameter byteCount: what they read to send or to sum it, and what else they write.
+  func workerCount(of available: Int, moving byteCount: @autoclosure () -> Int) -> Int
+
   /// Chunks that a dispatch's tokens are best numbered in.
   func chunkCount(tokenCount: Int, workerCount: Int) -> Int
 
@@ -26,11 +31,14 @@ package protocol Device: AnyObject, Sendable {
   /// - Parameter stream: a caller's: the launch comes behind what is queued there, and what is queued there later comes
   ///   behind it. Where a graph is captured there, it becomes part of that and is not run; then the ticket is 0.
   func enqueue(
-    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream: CUDAStream?
+    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream: CallStream?
   ) -> UInt64
 
   /// Whether this device knows streams of callers at all, and whether a graph is captured on this one.
   func state(of stream: CUDAStream) throws(EPError) -> StreamState
+
+  /// Behind what launches of calls with this stream come, without being told to; nil where that is nothing.
+  func order(of stream: CallStream?) -> LaunchOrder?
 
   /// What streams of GPUs can wait for, and comes with the end of the launch; nil where this is no GPU.
   func fence(behind ticket: UInt64) -> (any StreamFence)?
@@ -61,7 +69,9 @@ package protocol Device: AnyObject, Sendable {
   func reach(_ arena: any SymmetricMemory) throws(EPError)
 
   /// Memory for this rank's kernels alone, whatever lay there before.
-  func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage
+  ///
+  /// - Parameter order: of the launches that use it first; nil: others than those do.
+  func makeLocalMemory(byteCount: Int64, for order: LaunchOrder?) throws(EPError) -> any TensorStorage
 
   /// Zeroed memory for a few words that this rank's kernels and its host both read and write.
   func makeNotices(byteCount: Int64) throws(EPError) -> any TensorStorage
@@ -81,6 +91,19 @@ package protocol Device: AnyObject, Sendable {
 
 package enum StreamState: Sendable {
   case unknown, running, capturing
+}
+
+/// A caller's stream as a call has found it: it is asked once, since that takes the driver most of a microsecond.
+package struct CallStream: Sendable {
+  let stream: CUDAStream
+  let state: StreamState
+}
+
+extension BufferCore {
+  func find(_ stream: CUDAStream?) throws(EPError) -> CallStream? {
+    guard let stream else { return nil }
+    return CallStream(stream: stream, state: try device.state(of: stream))
+  }
 }
 
 /// A launch that is to be queued later.
@@ -104,10 +127,9 @@ private final class HostGraph: DeviceGraph {
 
   init(_ device: HostDevice, _ launches: [RecordedLaunch]) { (self.device, self.launches) = (device, launches) }
 
-  func launch(stream: CUDAStream?) -> UInt64 {
+  func launch(stream _: CUDAStream?) -> UInt64 {
     launches.reduce(0) { _, next in
-      device.enqueue(
-        next.launch, workerCount: next.workerCount, keeping: next.owner, isUrgent: true, stream: stream)
+      device.enqueue(next.launch, workerCount: next.workerCount, keeping: next.owner, isUrgent: true, stream: nil)
     }
   }
 }
@@ -132,7 +154,7 @@ package final class HostDevice: Device {
   package func serve(_ view: RankView, arena: RankArena, notices: any TensorStorage) {}
 
   package func enqueue(
-    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream _: CUDAStream?
+    _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool, stream _: CallStream?
   ) -> UInt64 {
     if launch.isOnePart {
       return stream.enqueue(launch, workerCount: workerCount, keeping: owner, isUrgent: isUrgent)
@@ -151,6 +173,7 @@ package final class HostDevice: Device {
   }
 
   package func state(of stream: CUDAStream) -> StreamState { .unknown }
+  package func order(of stream: CallStream?) -> LaunchOrder? { nil }
   package func fence(behind ticket: UInt64) -> (any StreamFence)? { nil }
   package func enqueueWait(for fence: any StreamFence) {}
 
@@ -158,6 +181,7 @@ package final class HostDevice: Device {
 
   package func isFinished(_ ticket: UInt64) -> Bool { stream.isFinished(ticket) }
   package func wait(for ticket: UInt64) { _ = stream.wait(for: ticket) }
+  package func workerCount(of available: Int, moving _: @autoclosure () -> Int) -> Int { available }
   package func chunkCount(tokenCount: Int, workerCount: Int) -> Int { workerCount }
   package func close() { stream.close() }
 
@@ -185,7 +209,7 @@ package final class HostDevice: Device {
 
   package func reach(_ arena: any SymmetricMemory) {}
 
-  package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
+  package func makeLocalMemory(byteCount: Int64, for order: LaunchOrder?) throws(EPError) -> any TensorStorage {
     let memory = try pool.take(byteCount)
     // Nothing may rely on zeros that happen to be there, or on what was there before.
     if isChecked { HostMachine.host.fill(memory.base, byteCount: byteCount & ~3, pattern: 0xa5a5_a5a5) }

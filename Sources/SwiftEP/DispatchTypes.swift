@@ -56,7 +56,7 @@ public struct DispatchOptions: Sendable {
   /// Of scales that are given: where they lie in columns, they are `[scales of a row, n]`, of which the first tokens count. The
   /// call brings them into rows, in memory that the plan knows of. Ranks need not all say the same.
   public var givenScaleOrder: ScaleOrder = .rowMajor
-  /// Workers to use; nil: all that the buffer has.
+  /// Workers to use, where there is that much to do; nil: all that the buffer has.
   public var workers: Int?
   /// Ranks need not all say the same, but none lets streams wait while another has results to receive (`receivesLater`).
   public var waiting: Waiting = .workers
@@ -235,7 +235,7 @@ public struct CombineOptions: Sendable {
   /// Where to put the sums, `[tokens, hidden]` in the rows' dtype, apart from the rows; nil: arena memory that the
   /// result owns.
   public var output: Tensor?
-  /// Workers to use; nil: all that the buffer has.
+  /// Workers to use, where there is that much to do; nil: all that the buffer has.
   public var workers: Int?
   /// As `DispatchOptions.waiting`.
   public var waiting: Waiting = .workers

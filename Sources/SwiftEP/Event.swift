@@ -155,8 +155,8 @@ final class PendingOperation: Sendable {
   private let ticket = Guarded<UInt64>(0)
 
   init(
-    _ core: BufferCore, chunkCount: Int = 0, stepCount: Int = 0, scaleByteCount: Int64 = 0, waiting: Waiting,
-    waitStatistics: Tensor? = nil, firstHalf: OperationPart? = nil
+    _ core: BufferCore, stream: CallStream?, chunkCount: Int = 0, stepCount: Int = 0, scaleByteCount: Int64 = 0,
+    waiting: Waiting, waitStatistics: Tensor? = nil, firstHalf: OperationPart? = nil
   ) throws(EPError) {
     self.core = core
     self.waitStatistics = waitStatistics
@@ -166,7 +166,7 @@ final class PendingOperation: Sendable {
     layout = OperationLayout(
       rankCount: core.view.rankCount, expertCount: core.view.expertCount, chunkCount: Int32(chunkCount),
       stepCount: Int32(stepCount), scaleByteCount: scaleByteCount)
-    memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
+    memory = try core.device.makeLocalMemory(byteCount: layout.byteCount, for: core.device.order(of: stream))
     report = try core.device.makeNotices(byteCount: OperationStatus.byteCount)
   }
 
@@ -196,7 +196,7 @@ final class PendingOperation: Sendable {
   /// - Parameter stream: as that of `Device.enqueue`.
   func enqueue(
     _ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources, isUrgent: Bool,
-    stream: CUDAStream? = nil
+    stream: CallStream? = nil
   ) {
     let recorded = RecordedLaunch(launch: launch, workerCount: workerCount, owner: resources)
     if core.record(recorded, of: self) { return }
@@ -217,8 +217,8 @@ final class PendingOperation: Sendable {
   var fence: (any StreamFence)? { core.device.fence(behind: ticket.withLock { $0 }) }
 
   /// All launches have been queued: arena blocks are kept no longer than the caller keeps them, see `handOver(until:)`.
-  func handOver(_ resources: OperationResources, stream: CUDAStream?) throws(EPError) {
-    if try core.isGraphed(stream) { return }
+  func handOver(_ resources: OperationResources, stream: CallStream?) {
+    if core.isGraphed(stream) { return }
     if let fence { resources.handOver(until: fence) }
   }
 

@@ -22,7 +22,8 @@ extension ExpertBuffer {
   ) throws(EPError) -> CombineResult {
     try core.callLock.withLock { _ throws(EPError) in
       try core.checkOpen()
-      return try CombineCall(core: core, rows: rows, handle: handle, options: options).run()
+      let stream = try core.find(options.stream)
+      return try CombineCall(core: core, rows: rows, handle: handle, options: options, stream: stream).run()
     }
   }
 
@@ -68,8 +69,14 @@ private struct CombineCall {
   let rows: Tensor
   let handle: DispatchHandle
   let options: CombineOptions
+  let stream: CallStream?
 
-  private var workerCount: Int { options.workers ?? core.device.workerCountMax }
+  private var workerCount: Int {
+    core.device.workerCount(
+      of: options.workers ?? core.device.workerCountMax,
+      moving: (handle.tokenCount + (copiesRows ? handle.rowCapacity : 0)) * rowByteCount)
+  }
+  private var copiesRows: Bool { core.arenaOffset(of: rows) == nil || options.encoding != .none }
   private var hidden: Int { rows.shape[rows.shape.count - 1] }
   private var rowByteCount: Int { hidden * rows.dtype.byteCount }
   private var weightsPerRow: Int { handle.rowLayout == .bySource ? handle.topK : 1 }
@@ -77,22 +84,22 @@ private struct CombineCall {
   func run() throws(EPError) -> CombineResult {
     try core.checkRecordable(
       isAsynchronous: options.isAsynchronous, sizing: .worstCase, after: options.after,
-      stream: options.stream)
+      stream: stream)
     try core.beginCall(
       exchangeCount: Int(steps.stepCount) + 1, waiting: options.waiting, receivesLater: options.receivesLater)
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
-      if !options.receivesLater { try core.report(error, as: .combine, stream: options.stream) }
+      if !options.receivesLater { try core.report(error, as: .combine, stream: stream) }
       return try sendFault(error)
     }
     let steps = steps
     let pending = try PendingOperation(
-      core, stepCount: Int(steps.stepCount), waiting: options.waiting,
+      core, stream: stream, stepCount: Int(steps.stepCount), waiting: options.waiting,
       waitStatistics: options.waitStatistics, firstHalf: options.receivesLater ? .sendCombine : nil)
     let resources = pending.makeResources(
       [rows.storage, handle, options.biases, options.rowWeights as any Sendable, core.arenas],
-      isGraphed: try core.isGraphed(options.stream))
+      isGraphed: core.isGraphed(stream))
     core.queueWaits(options.after, of: .combine, isUrgent: options.isAsynchronous)
 
     var header = makeHeader()
@@ -106,7 +113,7 @@ private struct CombineCall {
       if let weights = outputs!.topKWeights { resources.retain(weights.storage) }
     } catch {
       header.set(error)
-      if try core.isGraphed(options.stream) { throw core.exhausted(header) }
+      if core.isGraphed(stream) { throw core.exhausted(header) }
     }
     let arguments = CombineArguments(
       view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
@@ -119,12 +126,12 @@ private struct CombineCall {
       weightsOutput: outputs?.topKWeights?.address ?? .null)
     let launch: KernelLaunch = steps.stepCount == 0 ? .combine(arguments) : .combineStep(arguments)
     pending.enqueue(
-      launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
+      launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous, stream: stream)
     if options.receivesLater {
       return try makeResult(pending, launch, workerCount: workerCount, resources, outputs)
     }
-    try pending.handOver(resources, stream: options.stream)
-    if let stream = options.stream, let outputs { try outputs.tokens.noteUse(on: stream) }
+    pending.handOver(resources, stream: stream)
+    if let stream, let outputs { try outputs.tokens.storage.noteUse(on: stream.stream, as: stream.state) }
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
     return CombineResult(
@@ -136,10 +143,10 @@ private struct CombineCall {
     _ pending: PendingOperation, _ launch: KernelLaunch, workerCount: Int, _ resources: OperationResources,
     _ outputs: (tokens: Tensor, topKWeights: Tensor?)?
   ) throws(EPError) -> CombineResult {
-    let receiving = try PendingReceive(
+    let receiving = PendingReceive(
       pending, launch.with(.receiveCombine), workerCount: workerCount, keeping: resources,
-      isAsynchronous: options.isAsynchronous, stream: options.stream)
-    if let stream = options.stream, let outputs { try outputs.tokens.noteUse(on: stream) }
+      isAsynchronous: options.isAsynchronous, stream: stream)
+    if let stream, let outputs { try outputs.tokens.storage.noteUse(on: stream.stream, as: stream.state) }
     if !options.isAsynchronous { try pending.waitForStatus() }
     let tokens: Tensor
     if let outputs { tokens = outputs.tokens } else { tokens = try Tensor(zeros: [0, 0], rows.dtype) }
@@ -149,17 +156,17 @@ private struct CombineCall {
 
   /// The peers, which do not wait for each other yet, learn of it when they receive; and so does the caller.
   private func sendFault(_ fault: ArgumentFault) throws(EPError) -> CombineResult {
-    if try core.isGraphed(options.stream) { throw fault.error(rank: core.rank) }
-    let pending = try PendingOperation(core, waiting: .workers, firstHalf: .sendCombine)
+    if core.isGraphed(stream) { throw fault.error(rank: core.rank) }
+    let pending = try PendingOperation(core, stream: stream, waiting: .workers, firstHalf: .sendCombine)
     let launch = core.faultLaunch(fault, as: .combine, pending)
     let resources = pending.makeResources([], isGraphed: false)
     pending.enqueue(
-      launch, workerCount: 1, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
+      launch, workerCount: 1, keeping: resources, isUrgent: options.isAsynchronous, stream: stream)
     return try makeResult(pending, launch, workerCount: 1, resources, nil)
   }
 
   private func checkArguments() throws(ArgumentFault) {
-    try core.check(options.stream)
+    try core.check(stream)
     try core.check(handle)
     try core.check(.rows, rows)
     try core.check(.topKWeights, options.topKWeights)
@@ -229,7 +236,7 @@ private struct CombineCall {
     let recordBytes = options.encoding.recordByteCount(rowCount: handle.rowCapacity, hidden: hidden)
     let stagedWeightBytes = weightsOffset == nil ? Int64(weights!.byteCount) : 0
     let block = try core.take(
-      stagedRowBytes + recordBytes + stagedWeightBytes, from: .high, stream: options.stream)
+      stagedRowBytes + recordBytes + stagedWeightBytes, from: .high, stream: stream)
     resources.retain(block)
     resources.retain(weights as any Sendable)
     header.outputOffset = rowsOffset ?? block.range.lowerBound
@@ -241,7 +248,7 @@ private struct CombineCall {
   private func makeOutputs() throws(EPError) -> (Tensor, Tensor?) {
     let rowBytes = options.output == nil ? alignUp(Int64(handle.tokenCount * rowByteCount), to: 128) : 0
     let weightBytes = options.topKWeights == nil ? 0 : Int64(handle.tokenCount * handle.topK * 4)
-    let block = try core.take(rowBytes + weightBytes, from: .high, stream: options.stream)
+    let block = try core.take(rowBytes + weightBytes, from: .high, stream: stream)
     let tokens =
       options.output
       ?? Tensor(dtype: rows.dtype, shape: [handle.tokenCount, hidden], storage: block, byteOffset: 0)
@@ -299,17 +306,15 @@ extension BufferCore {
   /// Whether no ranks have returned since.
   func isCurrent(_ handle: DispatchHandle) -> Bool { handle.returnCount == returnCount }
 
-  func check(_ stream: CUDAStream?) throws(ArgumentFault) {
-    if let stream, (try? device.state(of: stream)) == .unknown {
+  func check(_ stream: CallStream?) throws(ArgumentFault) {
+    if stream?.state == .unknown {
       throw ArgumentFault(.presence, .stream, expected: 0, found: 1)
     }
   }
 
   /// Arena memory for an operation of the call's stream.
-  func take(_ byteCount: Int64, from end: HoleList.End, stream: CUDAStream?) throws(EPError) -> ArenaBlock {
-    // What is captured does not come behind what waits on this buffer's own stream.
-    if try isCaptured(stream) { return try arena.take(byteCount, from: end) }
-    return try arena.take(byteCount, from: end) { [device] in device.enqueueWait(for: $0) }
+  func take(_ byteCount: Int64, from end: HoleList.End, stream: CallStream?) throws(EPError) -> ArenaBlock {
+    try arena.take(byteCount, from: end, for: device.order(of: stream)) { [device] in device.enqueueWait(for: $0) }
   }
 
   /// Kernels must be able to use the tensor where it lies.
@@ -362,9 +367,9 @@ extension BufferCore {
   }
 
   /// Meets the peers of a call that this rank cannot make, so that all ranks learn why. Throws what they throw.
-  func report(_ fault: ArgumentFault, as operation: Operation, stream: CUDAStream?) throws(EPError) -> Never {
-    if try isGraphed(stream) { throw fault.error(rank: rank) }
-    let pending = try PendingOperation(self, waiting: .workers)
+  func report(_ fault: ArgumentFault, as operation: Operation, stream: CallStream?) throws(EPError) -> Never {
+    if isGraphed(stream) { throw fault.error(rank: rank) }
+    let pending = try PendingOperation(self, stream: nil, waiting: .workers)
     pending.enqueue(
       faultLaunch(fault, as: operation, pending), workerCount: 1, keeping: pending.makeResources([], isGraphed: false),
       isUrgent: false)

@@ -25,7 +25,8 @@ extension ExpertBuffer {
     try core.callLock.withLock { _ throws(EPError) in
       try core.checkOpen()
       let call = DispatchCall(
-        buffer: self, x: x, scales: scales, sidecars: sidecars, routing: routing, options: options)
+        buffer: self, x: x, scales: scales, sidecars: sidecars, routing: routing, options: options,
+        stream: try core.find(options.stream))
       return try call.run()
     }
   }
@@ -63,12 +64,14 @@ private struct DispatchCall {
   let sidecars: [Tensor]
   let routing: Routing
   let options: DispatchOptions
+  let stream: CallStream?
   // What the routing is, apart: to ask it copies it.
   private let topK: (indices: Tensor, weights: Tensor?)?
   private let cachedHandle: DispatchHandle?
 
   init(
-    buffer: ExpertBuffer, x: Tensor, scales: Tensor?, sidecars: [Tensor], routing: Routing, options: DispatchOptions
+    buffer: ExpertBuffer, x: Tensor, scales: Tensor?, sidecars: [Tensor], routing: Routing, options: DispatchOptions,
+    stream: CallStream?
   ) {
     self.buffer = buffer
     self.x = x
@@ -76,6 +79,7 @@ private struct DispatchCall {
     self.sidecars = sidecars
     self.routing = routing
     self.options = options
+    self.stream = stream
     switch routing {
     case .topK(let indices, let weights): (topK, cachedHandle) = ((indices, weights), nil)
     case .table: (topK, cachedHandle) = (nil, nil)
@@ -88,17 +92,17 @@ private struct DispatchCall {
   func run() throws(EPError) -> DispatchResult {
     try core.checkRecordable(
       isAsynchronous: options.isAsynchronous, sizing: sizing, after: options.after,
-      stream: options.stream)
+      stream: stream)
     try core.beginCall(
       exchangeCount: sizing == .exact ? nil : 1, waiting: options.waiting, receivesLater: options.receivesLater)
     do throws(ArgumentFault) {
       try checkArguments()
     } catch {
-      try core.report(error, as: operation, stream: options.stream)
+      try core.report(error, as: operation, stream: stream)
     }
     let layout = cachedHandle?.layout ?? makeHandleLayout()
     let pending = try PendingOperation(
-      core, chunkCount: cachedHandle == nil ? Int(layout.chunks.chunkCount) : 0,
+      core, stream: stream, chunkCount: cachedHandle == nil ? Int(layout.chunks.chunkCount) : 0,
       scaleByteCount: givesScaleColumns ? Int64(tokenCount) * Int64(columns[Columns.scales]) : 0,
       waiting: options.waiting, waitStatistics: options.waitStatistics,
       firstHalf: options.receivesLater ? .sendDispatch : nil)
@@ -110,7 +114,7 @@ private struct DispatchCall {
           x: x, scales: scales, sidecars: sidecars, routing: routing, statistics: options.expertStatistics),
         handle, core.arenas,
       ],
-      isGraphed: try core.isGraphed(options.stream))
+      isGraphed: core.isGraphed(stream))
     core.queueWaits(options.after, of: operation, isUrgent: options.isAsynchronous)
 
     var arguments = makeArguments(handle, pending)
@@ -122,10 +126,10 @@ private struct DispatchCall {
         return try launch(
           .dispatch(arguments), arguments.columns, handle, pending, resources, block, rowCapacity: handle.rowCapacity)
       }
-      if try core.isGraphed(options.stream) { throw core.exhausted(arguments.header) }
+      if core.isGraphed(stream) { throw core.exhausted(arguments.header) }
       pending.enqueue(
         .prepareDispatch(arguments), workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous,
-        stream: options.stream)
+        stream: stream)
       try pending.waitForStatus()
       let status = pending.status
       if let block, status.code == StatusCode.ok.rawValue {
@@ -149,18 +153,18 @@ private struct DispatchCall {
     _ resources: OperationResources, _ block: ArenaBlock, rowCapacity: Int
   ) throws(EPError) -> DispatchResult {
     pending.enqueue(
-      launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous, stream: options.stream)
+      launch, workerCount: workerCount, keeping: resources, isUrgent: options.isAsynchronous, stream: stream)
     var receiving: PendingReceive?
     if options.receivesLater {
-      receiving = try PendingReceive(
+      receiving = PendingReceive(
         pending, launch.with(.receiveDispatch), workerCount: 1, keeping: resources,
-        isAsynchronous: options.isAsynchronous, stream: options.stream)
+        isAsynchronous: options.isAsynchronous, stream: stream)
     } else {
-      try pending.handOver(resources, stream: options.stream)
+      pending.handOver(resources, stream: stream)
     }
-    if let stream = options.stream {
-      try block.noteUse(on: stream)
-      try handle.memory.noteUse(on: stream)
+    if let stream {
+      try block.noteUse(on: stream.stream, as: stream.state)
+      try handle.memory.noteUse(on: stream.stream, as: stream.state)
     }
     if !options.isAsynchronous { try pending.finish() }
     return makeResult(columns, handle, pending, receiving, block, rowCapacity: rowCapacity)
@@ -178,7 +182,18 @@ private struct DispatchCall {
     layout == .grouped ? 1 : cachedHandle?.expertAlignment ?? options.expertAlignment
   }
 
-  private var workerCount: Int { options.workers ?? core.device.workerCountMax }
+  private var workerCount: Int {
+    core.device.workerCount(
+      of: options.workers ?? core.device.workerCountMax, moving: tokenCount * x.rowByteCount + markByteCount)
+  }
+
+  /// Rows that no token fills are marked, and perhaps zeroed.
+  private var markByteCount: Int {
+    if layout == .grouped { return 0 }
+    let columns = columns
+    let unmarked = options.zeroesPadding ? 0 : Int64(columns[Columns.rows])
+    return worstCaseRows * Int(columns.byteCountPerRow - unmarked)
+  }
 
   private var hasScaleColumns: Bool { options.scaleOrder == .columnMajor }
 
@@ -212,7 +227,7 @@ private struct DispatchCall {
   // MARK: Checks
 
   private func checkArguments() throws(ArgumentFault) {
-    try core.check(options.stream)
+    try core.check(stream)
     try core.check(.x, x)
     try x.check(.x, shape: [nil, nil])
     try x.check(.x, dtype: options.quantization == nil ? [.bf16, .fp16, .fp32, .fp8E4M3, .uint8] : [.bf16])
@@ -322,7 +337,7 @@ private struct DispatchCall {
   }
 
   private func makeHandle(_ layout: HandleLayout, _ pending: PendingOperation) throws(EPError) -> DispatchHandle {
-    let memory = try core.device.makeLocalMemory(byteCount: layout.byteCount)
+    let memory = try core.device.makeLocalMemory(byteCount: layout.byteCount, for: core.device.order(of: stream))
     let handle = DispatchHandle(
       core: core, memory: memory, layout: layout, rowCapacity: worstCaseRows, expertAlignment: options.expertAlignment,
       isReceived: pending.isReceived)
@@ -398,11 +413,11 @@ private struct DispatchCall {
       if sizing == .worstCase {
         header.outputRowCapacity = Int64(worstCaseRows)
         block = try core.take(
-          columns.byteCount(rowCapacity: header.outputRowCapacity), from: .low, stream: options.stream)
+          columns.byteCount(rowCapacity: header.outputRowCapacity), from: .low, stream: stream)
       } else if let needing {
-        block = try core.take(needing, from: .low, stream: options.stream)
+        block = try core.take(needing, from: .low, stream: stream)
       } else {
-        block = core.arena.takeLargest()
+        block = core.arena.takeLargest(for: core.device.order(of: stream))
       }
       header.outputOffset = block.range.lowerBound
       header.outputCapacity = block.byteCount

@@ -62,7 +62,7 @@ public final class ExpertBuffer: Sendable {
   /// - Throws: as `makeTensor`.
   public func reachable(_ tensor: Tensor) throws(EPError) -> Tensor {
     if core.device.reaches(tensor) { return tensor }
-    let storage = try core.device.makeLocalMemory(byteCount: Int64(tensor.byteCount))
+    let storage = try core.device.makeLocalMemory(byteCount: Int64(tensor.byteCount), for: nil)
     let copy = Tensor(dtype: tensor.dtype, shape: tensor.shape, storage: storage, byteOffset: 0)
     try tensor.withUnsafeBytes { source throws(EPError) in try copy.storage.write(source) }
     return copy

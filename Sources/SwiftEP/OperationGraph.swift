@@ -142,9 +142,9 @@ extension BufferCore {
 
   /// Throws where a graph is being recorded, or captured on the call's stream, and the call cannot be part of it.
   func checkRecordable(
-    isAsynchronous: Bool, sizing: Sizing, after events: [Event], stream: CUDAStream?
+    isAsynchronous: Bool, sizing: Sizing, after events: [Event], stream: CallStream?
   ) throws(EPError) {
-    if try !isGraphed(stream) { return }
+    if !isGraphed(stream) { return }
     func fail(_ argument: String, expected: String, found: String) -> EPError {
       .invalidArgument(rank: rank, argument: argument, expected: "\(expected) while a graph is recorded", found: found)
     }
@@ -157,14 +157,5 @@ extension BufferCore {
   }
 
   /// Whether a call becomes part of a graph, rather than being run.
-  func isGraphed(_ stream: CUDAStream?) throws(EPError) -> Bool {
-    if isRecording { return true }
-    return try isCaptured(stream)
-  }
-
-  /// Whether a call becomes part of a graph of the caller's.
-  func isCaptured(_ stream: CUDAStream?) throws(EPError) -> Bool {
-    guard let stream else { return false }
-    return try device.state(of: stream) == .capturing
-  }
+  func isGraphed(_ stream: CallStream?) -> Bool { isRecording || stream?.state == .capturing }
 }

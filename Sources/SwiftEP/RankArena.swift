@@ -38,17 +38,19 @@ package final class RankArena: Sendable {
 
   /// A block of `byteCount` bytes; the arena grows for it if it must and may.
   ///
-  /// - Parameter wait: called with fences that whoever uses the block must come behind, before the arena grows; nil: the
-  ///   caller cannot.
+  /// - Parameters:
+  ///   - order: of the launches that use the block; nil: others do, which come behind nothing.
+  ///   - wait: called, where there is an order, with fences that those launches must come behind, before the arena grows.
   package func take(
-    _ byteCount: Int64, from end: HoleList.End, behind wait: ((any StreamFence) -> Void)? = nil
+    _ byteCount: Int64, from end: HoleList.End, for order: LaunchOrder? = nil,
+    behind wait: (any StreamFence) -> Void = { _ in }
   ) throws(EPError) -> ArenaBlock {
     // Not under the lock: a device that queues a wait may let go of blocks.
     var fences: [any ReuseFence] = []
-    defer { for case let fence as any StreamFence in fences { wait?(fence) } }
+    defer { for case let fence as any StreamFence in fences { wait(fence) } }
     return try ranges.withLock { ranges throws(EPError) in
-      if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
-      if wait != nil {
+      if let range = ranges.take(byteCount, from: end, for: order) { return ArenaBlock(arena: self, range: range) }
+      if order != nil {
         fences = ranges.reclaimAll()
         if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
       }
@@ -70,8 +72,8 @@ package final class RankArena: Sendable {
   }
 
   /// The largest hole, whole.
-  package func takeLargest() -> ArenaBlock {
-    ArenaBlock(arena: self, range: ranges.withLock { $0.takeLargest() })
+  package func takeLargest(for order: LaunchOrder? = nil) -> ArenaBlock {
+    ArenaBlock(arena: self, range: ranges.withLock { $0.takeLargest(for: order) })
   }
 
   /// Gives back all of `block`, a hole that nothing uses yet, but its first `byteCount` bytes.
@@ -114,8 +116,8 @@ package final class ArenaBlock: TensorStorage, @unchecked Sendable {
   /// The block is in use until the fence, which comes behind those of earlier calls.
   func noteUse(until fence: any StreamFence) { lastUse.withLock { $0 = fence } }
 
-  package func noteUse(on stream: CUDAStream) throws(EPError) {
-    if let gpu = arena.memory.gpu { try uses.note(stream, on: gpu, of: self) }
+  package func noteUse(on stream: CUDAStream, as state: StreamState?) throws(EPError) {
+    if let gpu = arena.memory.gpu { try uses.note(stream, as: state, on: gpu, of: self) }
   }
 
   fileprivate func shrink(to range: Range<Int64>) { self.range = range }

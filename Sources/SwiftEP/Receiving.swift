@@ -16,13 +16,13 @@ final class PendingReceive: Sendable {
   ///   - launch: the second.
   init(
     _ pending: PendingOperation, _ launch: KernelLaunch, workerCount: Int, keeping resources: OperationResources,
-    isAsynchronous: Bool, stream: CUDAStream?
-  ) throws(EPError) {
+    isAsynchronous: Bool, stream: CallStream?
+  ) {
     (self.pending, self.launch, self.workerCount) = (pending, launch, workerCount)
-    (self.isAsynchronous, self.stream) = (isAsynchronous, stream)
-    isGraphed = try pending.core.isGraphed(stream)
+    (self.isAsynchronous, self.stream) = (isAsynchronous, stream?.stream)
+    isGraphed = pending.core.isGraphed(stream)
     number = pending.core.receives.withLock { $0.expect(resources.again()) }
-    try pending.handOver(resources, stream: stream)
+    pending.handOver(resources, stream: stream)
   }
 
   func receive() throws(EPError) {
@@ -30,7 +30,8 @@ final class PendingReceive: Sendable {
     try core.callLock.withLock { _ throws(EPError) in
       // What a masked rank has not received, it has to receive before it can return.
       try core.checkNotLost()
-      if try core.isGraphed(stream) != isGraphed {
+      let stream = try core.find(stream)
+      if core.isGraphed(stream) != isGraphed {
         throw .invalidArgument(
           rank: core.rank, argument: "receive", expected: "one in the same graph as the call, or both in none",
           found: "the other way")
@@ -40,7 +41,7 @@ final class PendingReceive: Sendable {
           rank: core.rank, argument: "receive", expected: "one call for each result", found: "another")
       }
       pending.enqueue(launch, workerCount: workerCount, keeping: resources, isUrgent: isAsynchronous, stream: stream)
-      try pending.handOver(resources, stream: stream)
+      pending.handOver(resources, stream: stream)
       pending.isReceived.withLock { $0 = true }
       if !isAsynchronous { try pending.finish() }
     }

@@ -9,8 +9,18 @@ extension ConformanceTests {
   @Suite struct ReusableRangesTests {
     private final class Fence: ReuseFence {
       private let flag = Guarded(false)
-      var isPassed: Bool { flag.withLock { $0 } }
+      private let questions = Guarded(0)
+      private let stream: CUDAStream?
+
+      init(on stream: CUDAStream? = nil) { self.stream = stream }
+
+      var isPassed: Bool {
+        questions.withLock { $0 += 1 }
+        return flag.withLock { $0 }
+      }
+      var questionCount: Int { questions.withLock { $0 } }
       func pass() { flag.withLock { $0 = true } }
+      func comesBefore(_ order: LaunchOrder) -> Bool { stream != nil && stream == order.stream }
     }
 
     @Test func whatIsUsedIsNotTaken() {
@@ -26,6 +36,22 @@ extension ConformanceTests {
       #expect(ranges.take(4096) == 8192..<12288)
       late.pass()
       #expect(ranges.takeLargest() == 0..<8192)
+    }
+
+    /// Launches take what comes before them anyway, and nobody asks the GPU whether that is over; others do not take it.
+    @Test func whatComesBeforeIsTaken() throws {
+      let streams = (16...17).map { CUDAStream(unsafeHandle: UnsafeMutableRawPointer(bitPattern: $0)) }
+      let orders = streams.map { LaunchOrder(lane: .null, stream: $0) } + [LaunchOrder(lane: .null, stream: nil)]
+      var ranges = ReusableRanges()
+      let fences = streams.map { Fence(on: $0) }
+      ranges.give(0..<4096, behind: fences[0])
+      ranges.give(8192..<12288, behind: fences[1])
+      #expect(ranges.take(4096) == nil && ranges.take(4096, for: orders[2]) == nil)
+      #expect(fences.map(\.questionCount) == [2, 2])
+      #expect(ranges.takeLargest(for: orders[1]) == 8192..<12288)
+      #expect(fences.map(\.questionCount) == [3, 2])
+      #expect(ranges.take(4096, for: orders[0]) == 0..<4096)
+      #expect(fences.map(\.questionCount) == [3, 2] && ranges.reclaimAll().isEmpty)
     }
 
     @Test func whatIsUsedComesWithItsFences() {

@@ -63,6 +63,12 @@ package final class CUDADevice: Device {
   package var name: String { "cuda" }
   package var failure: EPError? { state.withLock { $0.failure } }
 
+  /// One, where a warp of it has a piece of a row at most: it need not meet others. In one launch for all ranks, they have as
+  /// many.
+  package func workerCount(of available: Int, moving byteCount: @autoclosure () -> Int) -> Int {
+    shared == nil && byteCount() <= host.module.threadCount / 32 * 4096 ? 1 : available
+  }
+
   /// A block numbers as many tokens at once as it has threads.
   package func chunkCount(tokenCount: Int, workerCount: Int) -> Int {
     max(1, min(workerCount, (tokenCount + host.module.threadCount - 1) / host.module.threadCount))
@@ -95,15 +101,15 @@ package final class CUDADevice: Device {
 
   package func enqueue(
     _ launch: KernelLaunch, workerCount: Int, keeping owner: AnyObject & Sendable, isUrgent: Bool,
-    stream other: CUDAStream?
+    stream other: CallStream?
   ) -> UInt64 {
     let watch: PauseWatch?
     do throws(EPError) { watch = try watchPauses(of: launch) } catch {
       note(error)
       watch = nil
     }
-    if let other, (try? state(of: other)) == .capturing {
-      return capture(launch, workerCount, [owner] + (watch.map { [$0] } ?? []), on: other)
+    if let other, other.state == .capturing {
+      return capture(launch, workerCount, [owner] + (watch.map { [$0] } ?? []), on: other.stream)
     }
     return enqueue(keeping: owner) { ticket throws(EPError) in
       if let shared {
@@ -117,7 +123,7 @@ package final class CUDADevice: Device {
         return
       }
       try driving { () throws(DriverError) in
-        try between(other) { () throws(DriverError) in try start(launch, end(ticket), workerCount, on: stream) }
+        try between(other?.stream) { () throws(DriverError) in try start(launch, end(ticket), workerCount, on: stream) }
       }
     }
   }
@@ -161,6 +167,11 @@ package final class CUDADevice: Device {
     } catch {
       throw EPError(error, rank: rank)
     }
+  }
+
+  package func order(of stream: CallStream?) -> LaunchOrder? {
+    // What is captured is run whenever its graph is.
+    stream?.state == .capturing ? nil : LaunchOrder(lane: lane.finishedWord.base, stream: stream?.stream)
   }
 
   package func fence(behind ticket: UInt64) -> (any StreamFence)? {
@@ -364,10 +375,10 @@ package final class CUDADevice: Device {
     }
   }
 
-  package func makeLocalMemory(byteCount: Int64) throws(EPError) -> any TensorStorage {
+  package func makeLocalMemory(byteCount: Int64, for order: LaunchOrder?) throws(EPError) -> any TensorStorage {
     // What finished launches used comes first.
     prune()
-    return try host.pool.take(byteCount, rank: rank)
+    return try host.pool.take(byteCount, rank: rank, for: order)
   }
 
   package func makeNotices(byteCount: Int64) throws(EPError) -> any TensorStorage {

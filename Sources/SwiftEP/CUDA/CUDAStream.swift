@@ -20,6 +20,9 @@ public struct CUDAStream: Hashable, @unchecked Sendable {
   public func hash(into hasher: inout Hasher) { hasher.combine(handle) }
 
   func borrowed(on gpu: GPU) -> CUDADriver.Stream { CUDADriver.Stream(gpu, borrowing: handle) }
+
+  /// Not `CU_STREAM_PER_THREAD`, which is another on each thread.
+  var isSameOnAllThreads: Bool { handle != UnsafeMutableRawPointer(bitPattern: 2) }
 }
 
 /// What streams of GPUs can wait for.
@@ -42,6 +45,7 @@ struct TicketFence: StreamFence {
   let gpu: GPU
 
   var isPassed: Bool { loadAcquiring(word.base) >= ticket }
+  func comesBefore(_ order: LaunchOrder) -> Bool { word.base == order.lane }
 
   func hold(_ stream: CUDADriver.Stream) throws(DriverError) {
     try stream.wait(until: DeviceAddress(bits: word.base.bits), isAtLeast: ticket)
@@ -51,39 +55,46 @@ struct TicketFence: StreamFence {
 /// What streams have been told to do by now.
 struct EventFence: StreamFence {
   let gpu: GPU
-  private let events: [StreamEvent]
+  private let events: [(event: StreamEvent, stream: CUDAStream)]
 
   init(_ streams: some Collection<CUDAStream>, on gpu: GPU) throws(DriverError) {
     self.gpu = gpu
-    var events: [StreamEvent] = []
+    var events: [(StreamEvent, CUDAStream)] = []
     for stream in streams {
       let event = try StreamEvent(gpu, isTimed: false)
       try event.record(on: stream.borrowed(on: gpu))
-      events.append(event)
+      events.append((event, stream))
     }
     self.events = events
   }
 
-  func wait() throws(DriverError) { for event in events { try event.synchronize() } }
+  func wait() throws(DriverError) { for (event, _) in events { try event.synchronize() } }
 
-  func hold(_ stream: CUDADriver.Stream) throws(DriverError) { for event in events { try stream.wait(for: event) } }
+  func hold(_ stream: CUDADriver.Stream) throws(DriverError) {
+    for (event, _) in events { try stream.wait(for: event) }
+  }
+
+  func comesBefore(_ order: LaunchOrder) -> Bool {
+    events.allSatisfy { $0.stream == order.stream && $0.stream.isSameOnAllThreads }
+  }
 
   /// A GPU that is lost does nothing any more.
-  var isPassed: Bool { events.allSatisfy { (try? $0.isReached()) ?? true } }
+  var isPassed: Bool { events.allSatisfy { (try? $0.event.isReached()) ?? true } }
 }
 
 /// Several, of one GPU.
 struct AllFences: StreamFence {
   private let fences: [any StreamFence]
 
-  /// Nil where none is left to come behind.
+  /// Nil where there is none.
   init?(_ fences: [(any StreamFence)?]) {
-    self.fences = fences.compactMap { $0 }.filter { !$0.isPassed }
+    self.fences = fences.compactMap { $0 }
     if self.fences.isEmpty { return nil }
   }
 
   var gpu: GPU { fences[0].gpu }
   var isPassed: Bool { fences.allSatisfy(\.isPassed) }
+  func comesBefore(_ order: LaunchOrder) -> Bool { fences.allSatisfy { $0.comesBefore(order) } }
 
   func hold(_ stream: CUDADriver.Stream) throws(DriverError) { for fence in fences { try fence.hold(stream) } }
 }
@@ -93,10 +104,15 @@ final class StreamUses: Sendable {
   private let streams = Guarded<Set<CUDAStream>>([])
 
   /// From now on the stream uses the memory of `owner`. While a graph is captured on it, the graph does, and keeps it.
-  func note(_ stream: CUDAStream, on gpu: GPU, of owner: AnyObject & Sendable) throws(EPError) {
+  ///
+  /// - Parameter state: the stream's; nil: it is not known.
+  func note(
+    _ stream: CUDAStream, as state: StreamState?, on gpu: GPU, of owner: AnyObject & Sendable
+  ) throws(EPError) {
     do throws(DriverError) {
       let borrowed = stream.borrowed(on: gpu)
-      if try borrowed.isCapturing() { return try borrowed.keepInGraph(owner) }
+      let isCaptured = if let state { state == .capturing } else { try borrowed.isCapturing() }
+      if isCaptured { return try borrowed.keepInGraph(owner) }
     } catch {
       throw EPError(error, rank: -1)
     }

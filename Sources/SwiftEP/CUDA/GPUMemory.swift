@@ -58,9 +58,10 @@ final class DevicePool: Sendable {
     ranges.withLock { [byteCount = memory.byteCount] in $0.give(0..<byteCount) }
   }
 
-  func take(_ byteCount: Int64, rank: Int) throws(EPError) -> DeviceBlock {
+  /// - Parameter order: of the launches that use it first; nil: others do.
+  func take(_ byteCount: Int64, rank: Int, for order: LaunchOrder? = nil) throws(EPError) -> DeviceBlock {
     let range = try ranges.withLock { ranges throws(EPError) in
-      if let range = ranges.take(byteCount) { return range }
+      if let range = ranges.take(byteCount, for: order) { return range }
       let before = memory.byteCount
       let needed = before + max(growthByteCountMin, roundUpToPages(byteCount))
       if needed > memory.reservedByteCount {
@@ -100,7 +101,9 @@ final class DeviceBlock: TensorStorage {
 
   deinit { pool.give(range, behind: uses.fence(on: gpuCopier.gpu)) }
 
-  func noteUse(on stream: CUDAStream) throws(EPError) { try uses.note(stream, on: gpuCopier.gpu, of: self) }
+  func noteUse(on stream: CUDAStream, as state: StreamState?) throws(EPError) {
+    try uses.note(stream, as: state, on: gpuCopier.gpu, of: self)
+  }
 
   var copier: (any MemoryCopier)? { gpuCopier }
 }
