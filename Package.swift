@@ -73,7 +73,8 @@ let package = Package(
       dependencies: ["Arena", "CPlatform", "Conformance", "HostMachine", "Rendezvous", "SwiftEP"], exclude: ["Corpus"],
       swiftSettings: strict),
     .testTarget(
-      name: "ConformanceTests", dependencies: ["CPlatform", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
+      name: "ConformanceTests",
+      dependencies: ["CPlatform", "CUDADriver", "Conformance", "HostFacts", "HostMachine", "SwiftEP"],
       swiftSettings: strict),
     .testTarget(
       name: "GPUTests", dependencies: ["CPlatform", "Conformance", "CUDADriver", "HostMachine", "SwiftEP"],

@@ -42,6 +42,14 @@ package struct HoleList: Sendable {
     return holes.remove(at: index)
   }
 
+  /// Takes this range, which lies in a hole.
+  package mutating func remove(_ range: Range<Int64>) {
+    guard let index = holes.firstIndex(where: { $0.upperBound >= range.upperBound }) else { return }
+    let hole = holes.remove(at: index)
+    give(hole.lowerBound..<range.lowerBound)
+    give(range.upperBound..<hole.upperBound)
+  }
+
   /// Gives a range back that was taken, or adds a new one. The range overlaps no hole.
   package mutating func give(_ range: Range<Int64>) {
     if range.isEmpty { return }

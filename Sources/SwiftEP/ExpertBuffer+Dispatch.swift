@@ -417,7 +417,7 @@ private struct DispatchCall {
       } else if let needing {
         block = try core.take(needing, from: .low, stream: stream)
       } else {
-        block = core.arena.takeLargest(for: core.device.order(of: stream))
+        block = core.arena.takeLargest()
       }
       header.outputOffset = block.range.lowerBound
       header.outputCapacity = block.byteCount

@@ -40,19 +40,22 @@ package final class RankArena: Sendable {
   ///
   /// - Parameters:
   ///   - order: of the launches that use the block; nil: others do, which come behind nothing.
-  ///   - wait: called, where there is an order, with fences that those launches must come behind, before the arena grows.
+  ///   - wait: called, where there is an order, with fences that those launches are to come behind, before the arena grows.
   package func take(
     _ byteCount: Int64, from end: HoleList.End, for order: LaunchOrder? = nil,
     behind wait: (any StreamFence) -> Void = { _ in }
   ) throws(EPError) -> ArenaBlock {
     // Not under the lock: a device that queues a wait may let go of blocks.
-    var fences: [any ReuseFence] = []
-    defer { for case let fence as any StreamFence in fences { wait(fence) } }
+    var awaited: [any ReuseFence] = []
+    defer { for case let fence as any StreamFence in awaited { wait(fence) } }
     return try ranges.withLock { ranges throws(EPError) in
-      if let range = ranges.take(byteCount, from: end, for: order) { return ArenaBlock(arena: self, range: range) }
-      if order != nil {
-        fences = ranges.reclaimAll()
-        if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
+      if let order, let (range, fences) = ranges.take(byteCount, from: end, behind: { $0.comesBefore(order) }) {
+        return ArenaBlock(arena: self, range: range, behind: fences)
+      }
+      if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
+      if order != nil, let (range, fences) = ranges.take(byteCount, from: end, behind: { _ in true }) {
+        awaited = fences
+        return ArenaBlock(arena: self, range: range, behind: fences)
       }
       let free = ranges.hole(endingAt: memory.byteCount)?.count ?? 0
       let size = memory.byteCount + roundUpToPages(byteCount) - Int64(free)
@@ -72,8 +75,8 @@ package final class RankArena: Sendable {
   }
 
   /// The largest hole, whole.
-  package func takeLargest(for order: LaunchOrder? = nil) -> ArenaBlock {
-    ArenaBlock(arena: self, range: ranges.withLock { $0.takeLargest(for: order) })
+  package func takeLargest() -> ArenaBlock {
+    ArenaBlock(arena: self, range: ranges.withLock { $0.takeLargest() })
   }
 
   /// Gives back all of `block`, a hole that nothing uses yet, but its first `byteCount` bytes.
@@ -81,7 +84,7 @@ package final class RankArena: Sendable {
     let end = block.range.lowerBound + roundUpToPages(byteCount)
     let rest = end..<block.range.upperBound
     block.shrink(to: block.range.lowerBound..<end)
-    give(rest, behind: nil)
+    give(rest, behind: [])
   }
 
   /// Keeps `memory` from being handed out again, as long as the buffer lives.
@@ -89,8 +92,8 @@ package final class RankArena: Sendable {
 
   package func endQuarantine() { quarantined.withLock { $0 = [] } }
 
-  fileprivate func give(_ range: Range<Int64>, behind fence: (any ReuseFence)?) {
-    ranges.withLock { $0.give(range, behind: fence) }
+  fileprivate func give(_ range: Range<Int64>, behind fences: [any ReuseFence]) {
+    ranges.withLock { $0.give(range, behind: fences) }
   }
 }
 
@@ -100,17 +103,22 @@ package final class ArenaBlock: TensorStorage, @unchecked Sendable {
   /// Changes only while the block's one user trims it, before it is shared.
   package private(set) var range: Range<Int64>
   private let uses = StreamUses()
+  /// What others did with it before need not be over yet: its user comes behind that.
+  private let earlier: [any ReuseFence]
   /// The end of the last operation of the buffer's own that has been told to use it, and does not keep it.
   private let lastUse = Guarded<(any StreamFence)?>(nil)
 
-  fileprivate init(arena: RankArena, range: Range<Int64>) {
+  fileprivate init(arena: RankArena, range: Range<Int64>, behind earlier: [any ReuseFence] = []) {
     self.arena = arena
     self.range = range
+    self.earlier = earlier
   }
 
   deinit {
-    let streams = arena.memory.gpu.flatMap { uses.fence(on: $0) as (any StreamFence)? }
-    arena.give(range, behind: AllFences([lastUse.withLock { $0 }, streams]))
+    let streams = arena.memory.gpu.flatMap { uses.fence(on: $0) }
+    // Who used it came behind what was before.
+    let later: [any ReuseFence] = [lastUse.withLock { $0 }, streams].compactMap { $0 }
+    arena.give(range, behind: later.isEmpty ? earlier : later)
   }
 
   /// The block is in use until the fence, which comes behind those of earlier calls.

@@ -60,6 +60,14 @@ private struct NaiveHoles {
         #expect(range.count == longest * Int(granule), "seed \(seed), step \(step)")
         naive.set(range, free: false)
         if !range.isEmpty { taken.append(range) }
+      case 6:
+        guard let run = naive.runs.isEmpty ? nil : naive.runs[next(naive.runs.count)] else { continue }
+        let first = run.lowerBound + next(run.count)
+        let end = first + 1 + next(run.upperBound - first)
+        let range = Int64(first) * granule..<Int64(end) * granule
+        holes.remove(range)
+        naive.set(range, free: false)
+        taken.append(range)
       default:
         if taken.isEmpty { continue }
         let range = taken.remove(at: next(taken.count))

@@ -1,3 +1,4 @@
+import CUDADriver
 import Conformance
 import HostMachine
 import Testing
@@ -26,8 +27,8 @@ extension ConformanceTests {
     @Test func whatIsUsedIsNotTaken() {
       var ranges = ReusableRanges()
       let (early, late) = (Fence(), Fence())
-      ranges.give(0..<8192, behind: late)
-      ranges.give(8192..<16384, behind: early)
+      ranges.give(0..<8192, behind: [late])
+      ranges.give(8192..<16384, behind: [early])
       ranges.give(16384..<20480)
       #expect(ranges.take(8192) == nil)
       #expect(ranges.take(4096) == 16384..<20480)
@@ -38,31 +39,82 @@ extension ConformanceTests {
       #expect(ranges.takeLargest() == 0..<8192)
     }
 
-    /// Launches take what comes before them anyway, and nobody asks the GPU whether that is over; others do not take it.
-    @Test func whatComesBeforeIsTaken() throws {
+    /// Launches take what comes before them anyway, and nobody asks the GPU whether that is over. What they do not take,
+    /// others do not get either.
+    @Test func whatComesBeforeIsTaken() {
       let streams = (16...17).map { CUDAStream(unsafeHandle: UnsafeMutableRawPointer(bitPattern: $0)) }
       let orders = streams.map { LaunchOrder(lane: .null, stream: $0) } + [LaunchOrder(lane: .null, stream: nil)]
       var ranges = ReusableRanges()
       let fences = streams.map { Fence(on: $0) }
-      ranges.give(0..<4096, behind: fences[0])
-      ranges.give(8192..<12288, behind: fences[1])
-      #expect(ranges.take(4096) == nil && ranges.take(4096, for: orders[2]) == nil)
-      #expect(fences.map(\.questionCount) == [2, 2])
-      #expect(ranges.takeLargest(for: orders[1]) == 8192..<12288)
-      #expect(fences.map(\.questionCount) == [3, 2])
-      #expect(ranges.take(4096, for: orders[0]) == 0..<4096)
-      #expect(fences.map(\.questionCount) == [3, 2] && ranges.reclaimAll().isEmpty)
+      ranges.give(0..<16384, behind: [fences[0]])
+      ranges.give(16384..<20480, behind: fences)
+      ranges.give(24576..<28672, behind: [fences[1]])
+      #expect(ranges.take(4096, behind: { $0.comesBefore(orders[2]) }) == nil)
+      #expect(fences.map(\.questionCount) == [0, 0])
+      #expect(ranges.take(4096) == nil)
+
+      let taken = ranges.take(4096, from: .high, behind: { $0.comesBefore(orders[0]) })
+      #expect(taken?.range == 12288..<16384 && taken?.fences.count == 1 && taken?.fences.first as? Fence === fences[0])
+      #expect(ranges.take(16384, behind: { $0.comesBefore(orders[0]) }) == nil)
+      #expect(ranges.take(4096, behind: { $0.comesBefore(orders[1]) })?.range == 24576..<28672)
+      // The rest is used still: by who takes nothing that is used, and as to how many fences it is behind.
+      #expect(ranges.take(4096) == nil && ranges.takeLargest().isEmpty)
+      fences[1].pass()
+      #expect(ranges.take(4096) == nil)
+      fences[0].pass()
+      #expect(ranges.takeLargest() == 0..<12288 && ranges.takeLargest() == 16384..<20480)
     }
 
+    /// Before memory grows, whatever is used can be taken by who waits for its fences, and for no others.
     @Test func whatIsUsedComesWithItsFences() {
       var ranges = ReusableRanges()
-      let fence = Fence()
-      ranges.give(0..<16384, behind: fence)
-      #expect(ranges.take(16384) == nil)
-      let fences = ranges.reclaimAll()
-      #expect(fences.count == 1 && fences[0] as? Fence === fence)
-      #expect(ranges.take(16384) == 0..<16384)
-      #expect(ranges.reclaimAll().isEmpty)
+      let (fence, other) = (Fence(), Fence())
+      ranges.give(0..<16384, behind: [fence])
+      ranges.give(20480..<24576, behind: [other])
+      #expect(ranges.take(12288) == nil)
+      let taken = ranges.take(12288, behind: { _ in true })
+      #expect(taken?.range == 0..<12288 && taken?.fences.count == 1 && taken?.fences.first as? Fence === fence)
+      #expect(ranges.take(4096) == nil)
+      let rest = ranges.take(4096, from: .high, behind: { _ in true })
+      #expect(rest?.range == 20480..<24576 && rest?.fences.first as? Fence === other)
+      fence.pass()
+      #expect(ranges.take(4096) == 12288..<16384)
+    }
+
+    /// Blocks that streams of a GPU use, by fences that are none of a GPU's.
+    @Test func blocksComeBehindTheirFences() throws {
+      final class BlockFence: StreamFence {
+        private let fence: Fence
+        init(_ fence: Fence) { self.fence = fence }
+        var isPassed: Bool { fence.isPassed }
+        func comesBefore(_ order: LaunchOrder) -> Bool { fence.comesBefore(order) }
+        func hold(_ stream: CUDADriver.Stream) {}
+        var gpu: GPU { preconditionFailure("no GPU is asked") }
+      }
+      try ThreadFabric().test(plan: try makePlan(), workers: 1, timeout: .seconds(20)) { buffer in
+        let arena = buffer.core.arena
+        let streams = (16...17).map { CUDAStream(unsafeHandle: UnsafeMutableRawPointer(bitPattern: $0)) }
+        let orders = streams.map { LaunchOrder(lane: .null, stream: $0) }
+        let fence = Fence(on: streams[0])
+        var waitCount = 0
+        func range(_ order: LaunchOrder?) throws(EPError) -> Range<Int64> {
+          let block = try arena.take(8192, from: .low, for: order, behind: { _ in waitCount += 1 })
+          return block.range
+        }
+        var used: ArenaBlock? = try arena.take(8192, from: .low)
+        let place = try #require(used).range
+        used?.noteUse(until: BlockFence(fence))
+        used = nil
+
+        // Given back without having been used, it is behind the same fence as before.
+        for _ in 0..<2 { #expect(try range(orders[0]) == place) }
+        #expect(try range(nil) != place && range(orders[1]) != place)
+        let others = (0..<4).map { _ in arena.takeLargest() }
+        #expect(others.last?.range.isEmpty == true && waitCount == 0)
+        for count in 1...2 { #expect(try range(orders[1]) == place && waitCount == count) }
+        fence.pass()
+        #expect(try range(nil) == place && waitCount == 2)
+      }
     }
 
     @Test func cpusKnowNoStreams() throws {

@@ -82,23 +82,6 @@ struct EventFence: StreamFence {
   var isPassed: Bool { events.allSatisfy { (try? $0.event.isReached()) ?? true } }
 }
 
-/// Several, of one GPU.
-struct AllFences: StreamFence {
-  private let fences: [any StreamFence]
-
-  /// Nil where there is none.
-  init?(_ fences: [(any StreamFence)?]) {
-    self.fences = fences.compactMap { $0 }
-    if self.fences.isEmpty { return nil }
-  }
-
-  var gpu: GPU { fences[0].gpu }
-  var isPassed: Bool { fences.allSatisfy(\.isPassed) }
-  func comesBefore(_ order: LaunchOrder) -> Bool { fences.allSatisfy { $0.comesBefore(order) } }
-
-  func hold(_ stream: CUDADriver.Stream) throws(DriverError) { for fence in fences { try fence.hold(stream) } }
-}
-
 /// The streams that use a piece of memory, beside the one that it was made for.
 final class StreamUses: Sendable {
   private let streams = Guarded<Set<CUDAStream>>([])

@@ -60,8 +60,9 @@ final class DevicePool: Sendable {
 
   /// - Parameter order: of the launches that use it first; nil: others do.
   func take(_ byteCount: Int64, rank: Int, for order: LaunchOrder? = nil) throws(EPError) -> DeviceBlock {
-    let range = try ranges.withLock { ranges throws(EPError) in
-      if let range = ranges.take(byteCount, for: order) { return range }
+    let (range, earlier) = try ranges.withLock { ranges throws(EPError) -> (Range<Int64>, [any ReuseFence]) in
+      if let order, let taken = ranges.take(byteCount, behind: { $0.comesBefore(order) }) { return taken }
+      if let range = ranges.take(byteCount) { return (range, []) }
       let before = memory.byteCount
       let needed = before + max(growthByteCountMin, roundUpToPages(byteCount))
       if needed > memory.reservedByteCount {
@@ -74,13 +75,13 @@ final class DevicePool: Sendable {
         throw EPError(error, rank: rank)
       }
       ranges.give(before..<memory.byteCount)
-      return ranges.take(byteCount)!
+      return (ranges.take(byteCount)!, [])
     }
-    return DeviceBlock(self, range, at: Address(bits: memory.base.bits), copier)
+    return DeviceBlock(self, range, behind: earlier, at: Address(bits: memory.base.bits), copier)
   }
 
-  fileprivate func give(_ range: Range<Int64>, behind fence: EventFence?) {
-    ranges.withLock { $0.give(range, behind: fence) }
+  fileprivate func give(_ range: Range<Int64>, behind fences: [any ReuseFence]) {
+    ranges.withLock { $0.give(range, behind: fences) }
   }
 }
 
@@ -91,15 +92,21 @@ final class DeviceBlock: TensorStorage {
   private let range: Range<Int64>
   let gpuCopier: GPUCopier
   private let uses = StreamUses()
+  /// As that of an `ArenaBlock`.
+  private let earlier: [any ReuseFence]
 
-  fileprivate init(_ pool: DevicePool, _ range: Range<Int64>, at poolBase: Address, _ copier: GPUCopier) {
+  fileprivate init(
+    _ pool: DevicePool, _ range: Range<Int64>, behind earlier: [any ReuseFence], at poolBase: Address,
+    _ copier: GPUCopier
+  ) {
+    self.earlier = earlier
     self.pool = pool
     self.range = range
     gpuCopier = copier
     base = poolBase.advanced(byBytes: range.lowerBound)
   }
 
-  deinit { pool.give(range, behind: uses.fence(on: gpuCopier.gpu)) }
+  deinit { pool.give(range, behind: uses.fence(on: gpuCopier.gpu).map { [$0] } ?? earlier) }
 
   func noteUse(on stream: CUDAStream, as state: StreamState?) throws(EPError) {
     try uses.note(stream, as: state, on: gpuCopier.gpu, of: self)
