@@ -14,8 +14,10 @@ package protocol Device: AnyObject, Sendable {
 
   /// How many workers a call is best given, of those that it may have.
   ///
-  /// - Parameter byteCount: what they read to send or to sum it, and what else they write.
-  func workerCount(of available: Int, moving byteCount: @autoclosure () -> Int) -> Int
+  /// - Parameters:
+  ///   - tokenCount: of the call.
+  ///   - byteCount: of what tokens have to be sent, or of the sums, and of what else is written.
+  func workerCount(of available: Int, tokenCount: Int, moving byteCount: @autoclosure () -> Int) -> Int
 
   /// Chunks that a dispatch's tokens are best numbered in.
   func chunkCount(tokenCount: Int, workerCount: Int) -> Int
@@ -97,12 +99,14 @@ package enum StreamState: Sendable {
 package struct CallStream: Sendable {
   let stream: CUDAStream
   let state: StreamState
+  /// As that of a `LaunchOrder`; 0: none.
+  let device: UInt64
 }
 
 extension BufferCore {
   func find(_ stream: CUDAStream?) throws(EPError) -> CallStream? {
     guard let stream else { return nil }
-    return CallStream(stream: stream, state: try device.state(of: stream))
+    return CallStream(stream: stream, state: try device.state(of: stream), device: device.order(of: nil)?.device ?? 0)
   }
 }
 
@@ -181,7 +185,7 @@ package final class HostDevice: Device {
 
   package func isFinished(_ ticket: UInt64) -> Bool { stream.isFinished(ticket) }
   package func wait(for ticket: UInt64) { _ = stream.wait(for: ticket) }
-  package func workerCount(of available: Int, moving _: @autoclosure () -> Int) -> Int { available }
+  package func workerCount(of available: Int, tokenCount _: Int, moving _: @autoclosure () -> Int) -> Int { available }
   package func chunkCount(tokenCount: Int, workerCount: Int) -> Int { workerCount }
   package func close() { stream.close() }
 

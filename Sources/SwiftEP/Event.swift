@@ -30,7 +30,7 @@ public final class Event: Sendable {
   /// - Throws: `machineUnavailable`, `driver`.
   public init(recordedOn stream: CUDAStream, gpu: Int) throws(EPError) {
     let gpu = try GPUHost.shared(gpu).gpu
-    do throws(DriverError) { kind = .stream(try EventFence([stream], on: gpu)) } catch {
+    do throws(DriverError) { kind = .stream(try EventFence([stream: nil], on: gpu)) } catch {
       throw EPError(error, rank: -1)
     }
   }

@@ -73,7 +73,7 @@ private struct CombineCall {
 
   private var workerCount: Int {
     core.device.workerCount(
-      of: options.workers ?? core.device.workerCountMax,
+      of: options.workers ?? core.device.workerCountMax, tokenCount: handle.tokenCount,
       moving: (handle.tokenCount + (copiesRows ? handle.rowCapacity : 0)) * rowByteCount)
   }
   private var copiesRows: Bool { core.arenaOffset(of: rows) == nil || options.encoding != .none }
@@ -131,11 +131,19 @@ private struct CombineCall {
       return try makeResult(pending, launch, workerCount: workerCount, resources, outputs)
     }
     pending.handOver(resources, stream: stream)
-    if let stream, let outputs { try outputs.tokens.storage.noteUse(on: stream.stream, as: stream.state) }
+    if let outputs { try noteUse(of: outputs) }
     if outputs == nil || !options.isAsynchronous { try pending.finish() }
     guard let outputs else { preconditionFailure("a fault that no rank reported") }
     return CombineResult(
       tokens: outputs.tokens, topKWeights: outputs.topKWeights, event: Event(pending), receiving: nil)
+  }
+
+  /// By the call's stream.
+  private func noteUse(of outputs: (tokens: Tensor, topKWeights: Tensor?)) throws(EPError) {
+    guard let stream else { return }
+    try outputs.tokens.storage.noteUse(by: stream)
+    // Apart from the sums, where those go to the caller's memory.
+    if options.output != nil { try outputs.topKWeights?.storage.noteUse(by: stream) }
   }
 
   /// Of a call whose first half is queued. Without outputs, the second one throws what all ranks learn then.
@@ -146,7 +154,7 @@ private struct CombineCall {
     let receiving = PendingReceive(
       pending, launch.with(.receiveCombine), workerCount: workerCount, keeping: resources,
       isAsynchronous: options.isAsynchronous, stream: stream)
-    if let stream, let outputs { try outputs.tokens.storage.noteUse(on: stream.stream, as: stream.state) }
+    if let outputs { try noteUse(of: outputs) }
     if !options.isAsynchronous { try pending.waitForStatus() }
     let tokens: Tensor
     if let outputs { tokens = outputs.tokens } else { tokens = try Tensor(zeros: [0, 0], rows.dtype) }

@@ -163,8 +163,8 @@ private struct DispatchCall {
       pending.handOver(resources, stream: stream)
     }
     if let stream {
-      try block.noteUse(on: stream.stream, as: stream.state)
-      try handle.memory.noteUse(on: stream.stream, as: stream.state)
+      try block.noteUse(by: stream)
+      try handle.memory.noteUse(by: stream)
     }
     if !options.isAsynchronous { try pending.finish() }
     return makeResult(columns, handle, pending, receiving, block, rowCapacity: rowCapacity)
@@ -184,7 +184,8 @@ private struct DispatchCall {
 
   private var workerCount: Int {
     core.device.workerCount(
-      of: options.workers ?? core.device.workerCountMax, moving: tokenCount * x.rowByteCount + markByteCount)
+      of: options.workers ?? core.device.workerCountMax, tokenCount: tokenCount,
+      moving: x.byteCount + ([scales].compactMap { $0 } + sidecars).reduce(markByteCount) { $0 + $1.byteCount })
   }
 
   /// Rows that no token fills are marked, and perhaps zeroed.

@@ -49,11 +49,11 @@ package final class RankArena: Sendable {
     var awaited: [any ReuseFence] = []
     defer { for case let fence as any StreamFence in awaited { wait(fence) } }
     return try ranges.withLock { ranges throws(EPError) in
-      if let order, let (range, fences) = ranges.take(byteCount, from: end, behind: { $0.comesBefore(order) }) {
+      if let order, let (range, fences) = ranges.take(byteCount, for: order) {
         return ArenaBlock(arena: self, range: range, behind: fences)
       }
       if let range = ranges.take(byteCount, from: end) { return ArenaBlock(arena: self, range: range) }
-      if order != nil, let (range, fences) = ranges.take(byteCount, from: end, behind: { _ in true }) {
+      if order != nil, let (range, fences) = ranges.takeUsed(byteCount, from: end) {
         awaited = fences
         return ArenaBlock(arena: self, range: range, behind: fences)
       }
@@ -116,16 +116,22 @@ package final class ArenaBlock: TensorStorage, @unchecked Sendable {
 
   deinit {
     let streams = arena.memory.gpu.flatMap { uses.fence(on: $0) }
-    // Who used it came behind what was before.
-    let later: [any ReuseFence] = [lastUse.withLock { $0 }, streams].compactMap { $0 }
-    arena.give(range, behind: later.isEmpty ? earlier : later)
+    let lastUse = lastUse.withLock { $0 }
+    let later: [any ReuseFence] = [lastUse, streams].compactMap { $0 }
+    // The buffer's own calls come behind what was before.
+    let isCalledWith = lastUse != nil || streams?.isOfCall == true
+    arena.give(range, behind: isCalledWith ? later : earlier + later)
   }
 
   /// The block is in use until the fence, which comes behind those of earlier calls.
   func noteUse(until fence: any StreamFence) { lastUse.withLock { $0 = fence } }
 
-  package func noteUse(on stream: CUDAStream, as state: StreamState?) throws(EPError) {
-    if let gpu = arena.memory.gpu { try uses.note(stream, as: state, on: gpu, of: self) }
+  package func noteUse(on stream: CUDAStream) throws(EPError) {
+    if let gpu = arena.memory.gpu { try uses.note(stream, on: gpu, of: self) }
+  }
+
+  package func noteUse(by call: CallStream) throws(EPError) {
+    if let gpu = arena.memory.gpu { try uses.note(by: call, on: gpu, of: self) }
   }
 
   fileprivate func shrink(to range: Range<Int64>) { self.range = range }

@@ -110,7 +110,7 @@ public struct Tensor: Sendable {
   /// call returns; nor does a caller's own memory. While a graph is captured on the stream, the graph keeps the memory.
   ///
   /// - Throws: `driver`.
-  public func noteUse(on stream: CUDAStream) throws(EPError) { try storage.noteUse(on: stream, as: nil) }
+  public func noteUse(on stream: CUDAStream) throws(EPError) { try storage.noteUse(on: stream) }
 
   static func byteCount(_ shape: [Int], _ dtype: DType) throws(EPError) -> Int {
     // Counted as if no size were zero, so that every part of a shape has a size that can be counted.
@@ -206,14 +206,15 @@ package protocol TensorStorage: AnyObject, Sendable {
   var copier: (any MemoryCopier)? { get }
   /// What the stream has been told to do by the time when the last reference is gone, is to be done before the memory is
   /// used for something else.
-  ///
-  /// - Parameter state: the stream's; nil: it is not known.
-  func noteUse(on stream: CUDAStream, as state: StreamState?) throws(EPError)
+  func noteUse(on stream: CUDAStream) throws(EPError)
+  /// The same of a call's own stream, behind its launch.
+  func noteUse(by call: CallStream) throws(EPError)
 }
 
 extension TensorStorage {
   package var copier: (any MemoryCopier)? { nil }
-  package func noteUse(on stream: CUDAStream, as state: StreamState?) throws(EPError) {}
+  package func noteUse(on stream: CUDAStream) throws(EPError) {}
+  package func noteUse(by call: CallStream) throws(EPError) {}
 
   /// Writes the first bytes.
   func write(_ bytes: UnsafeRawBufferPointer) throws(EPError) {

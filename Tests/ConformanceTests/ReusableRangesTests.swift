@@ -39,30 +39,26 @@ extension ConformanceTests {
       #expect(ranges.takeLargest() == 0..<8192)
     }
 
-    /// Launches take what comes before them anyway, and nobody asks the GPU whether that is over. What they do not take,
-    /// others do not get either.
+    /// Launches take what comes before them anyway, if it is of their size, and nobody asks the GPU whether that is over.
     @Test func whatComesBeforeIsTaken() {
       let streams = (16...17).map { CUDAStream(unsafeHandle: UnsafeMutableRawPointer(bitPattern: $0)) }
-      let orders = streams.map { LaunchOrder(lane: .null, stream: $0) } + [LaunchOrder(lane: .null, stream: nil)]
+      let orders = (streams + [nil]).map { LaunchOrder(lane: .null, device: 1, stream: $0) }
       var ranges = ReusableRanges()
       let fences = streams.map { Fence(on: $0) }
-      ranges.give(0..<16384, behind: [fences[0]])
-      ranges.give(16384..<20480, behind: fences)
-      ranges.give(24576..<28672, behind: [fences[1]])
-      #expect(ranges.take(4096, behind: { $0.comesBefore(orders[2]) }) == nil)
+      ranges.give(0..<8192, behind: [fences[0]])
+      ranges.give(8192..<12288, behind: fences)
+      ranges.give(16384..<20480, behind: [fences[1]])
+      for order in orders { #expect(ranges.take(12288, for: order) == nil) }
+      #expect(ranges.take(4096, for: orders[0]) == nil && ranges.take(8192, for: orders[2]) == nil)
+      let taken = ranges.take(8000, for: orders[0])
+      #expect(taken?.range == 0..<8192 && taken?.fences.count == 1 && taken?.fences.first as? Fence === fences[0])
+      #expect(ranges.take(4096, for: orders[1])?.range == 16384..<20480)
       #expect(fences.map(\.questionCount) == [0, 0])
-      #expect(ranges.take(4096) == nil)
-
-      let taken = ranges.take(4096, from: .high, behind: { $0.comesBefore(orders[0]) })
-      #expect(taken?.range == 12288..<16384 && taken?.fences.count == 1 && taken?.fences.first as? Fence === fences[0])
-      #expect(ranges.take(16384, behind: { $0.comesBefore(orders[0]) }) == nil)
-      #expect(ranges.take(4096, behind: { $0.comesBefore(orders[1]) })?.range == 24576..<28672)
-      // The rest is used still: by who takes nothing that is used, and as to how many fences it is behind.
-      #expect(ranges.take(4096) == nil && ranges.takeLargest().isEmpty)
+      // What is used by both is used until both are done.
       fences[1].pass()
       #expect(ranges.take(4096) == nil)
       fences[0].pass()
-      #expect(ranges.takeLargest() == 0..<12288 && ranges.takeLargest() == 16384..<20480)
+      #expect(ranges.take(4096) == 8192..<12288)
     }
 
     /// Before memory grows, whatever is used can be taken by who waits for its fences, and for no others.
@@ -72,13 +68,31 @@ extension ConformanceTests {
       ranges.give(0..<16384, behind: [fence])
       ranges.give(20480..<24576, behind: [other])
       #expect(ranges.take(12288) == nil)
-      let taken = ranges.take(12288, behind: { _ in true })
+      let taken = ranges.takeUsed(12288)
       #expect(taken?.range == 0..<12288 && taken?.fences.count == 1 && taken?.fences.first as? Fence === fence)
       #expect(ranges.take(4096) == nil)
-      let rest = ranges.take(4096, from: .high, behind: { _ in true })
+      let rest = ranges.takeUsed(4096, from: .high)
       #expect(rest?.range == 20480..<24576 && rest?.fences.first as? Fence === other)
       fence.pass()
       #expect(ranges.take(4096) == 12288..<16384)
+    }
+
+    /// Parts of ranges are cut and joined for ever, and have no more fences than there are.
+    @Test func fencesDoNotPileUp() throws {
+      var ranges = ReusableRanges()
+      let fences = [Fence(), Fence()]
+      ranges.give(0..<8192, behind: [fences[0]])
+      ranges.give(8192..<24576, behind: [fences[1]])
+      for round in 0..<100 {
+        var taken: [(range: Range<Int64>, fences: [any ReuseFence])] = []
+        let sizes: [Int64] = round % 2 == 0 ? [12288, 4096, 8192] : [4096, 4096, 16384]
+        for size in sizes {
+          let next = ranges.takeUsed(size)
+          taken.append(try #require(next))
+        }
+        #expect(taken.allSatisfy { $0.fences.count <= 2 }, "round \(round)")
+        for taken in taken { ranges.give(taken.range, behind: taken.fences) }
+      }
     }
 
     /// Blocks that streams of a GPU use, by fences that are none of a GPU's.
@@ -94,7 +108,7 @@ extension ConformanceTests {
       try ThreadFabric().test(plan: try makePlan(), workers: 1, timeout: .seconds(20)) { buffer in
         let arena = buffer.core.arena
         let streams = (16...17).map { CUDAStream(unsafeHandle: UnsafeMutableRawPointer(bitPattern: $0)) }
-        let orders = streams.map { LaunchOrder(lane: .null, stream: $0) }
+        let orders = streams.map { LaunchOrder(lane: .null, device: 1, stream: $0) }
         let fence = Fence(on: streams[0])
         var waitCount = 0
         func range(_ order: LaunchOrder?) throws(EPError) -> Range<Int64> {

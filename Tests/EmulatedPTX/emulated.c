@@ -153,8 +153,9 @@ uint32_t ptx_shuffle_xor(uint32_t value, uint32_t mask) { return done(all(value)
 
 // MARK: Order
 
-void ptx_fence_gpu(void) { atomic_thread_fence(memory_order_seq_cst); }
-void ptx_fence_system(uint32_t system) { ptx_fence_gpu(); }
+void ptx_fence_system(uint32_t system) {
+  if (system) atomic_thread_fence(memory_order_seq_cst);
+}
 void ptx_fence_proxy(void) {}
 void ptx_fence_proxy_shared(void) {}
 

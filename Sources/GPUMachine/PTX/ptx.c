@@ -84,8 +84,6 @@ PTX void ptx_store_release_peers(uint64_t address, uint64_t value, uint32_t syst
                    : "memory");
 }
 
-PTX void ptx_fence_gpu(void) { __asm__ volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
 PTX uint64_t ptx_load_acquire_gpu(uint64_t address) {
   uint64_t value;
   __asm__ volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");

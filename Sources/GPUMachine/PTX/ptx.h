@@ -38,7 +38,6 @@ uint32_t ptx_match(uint32_t value);
 
 // MARK: Order
 
-void ptx_fence_gpu(void);
 /// Nothing if `system` is 0.
 void ptx_fence_system(uint32_t system);
 /// What ends with `_peers` is ordered for the whole system, or, if that is 0, for the GPU's own threads.

@@ -3,9 +3,12 @@ import CUDADriver
 import EPKernels
 import Glibc
 import HostMachine
+import Synchronization
 
 /// A rank whose workers are blocks of threads on a GPU, one a multiprocessor.
 package final class CUDADevice: Device {
+  private static let serialNumbers = Atomic<UInt64>(0)
+  private let serialNumber = serialNumbers.wrappingAdd(1, ordering: .relaxed).newValue
   private let rank: Int
   private let host: GPUHost
   private let arenaPlace: ArenaPlace
@@ -65,8 +68,9 @@ package final class CUDADevice: Device {
 
   /// One, where a warp of it has a piece of a row at most: it need not meet others. In one launch for all ranks, they have as
   /// many.
-  package func workerCount(of available: Int, moving byteCount: @autoclosure () -> Int) -> Int {
-    shared == nil && byteCount() <= host.module.threadCount / 32 * 4096 ? 1 : available
+  package func workerCount(of available: Int, tokenCount: Int, moving byteCount: @autoclosure () -> Int) -> Int {
+    let threadCount = host.module.threadCount
+    return shared == nil && tokenCount <= threadCount && byteCount() <= threadCount / 32 * 4096 ? 1 : available
   }
 
   /// A block numbers as many tokens at once as it has threads.
@@ -171,11 +175,12 @@ package final class CUDADevice: Device {
 
   package func order(of stream: CallStream?) -> LaunchOrder? {
     // What is captured is run whenever its graph is.
-    stream?.state == .capturing ? nil : LaunchOrder(lane: lane.finishedWord.base, stream: stream?.stream)
+    stream?.state == .capturing
+      ? nil : LaunchOrder(lane: lane.finishedWord.base, device: serialNumber, stream: stream?.stream)
   }
 
   package func fence(behind ticket: UInt64) -> (any StreamFence)? {
-    TicketFence(word: lane.finishedWord, ticket: ticket, gpu: host.gpu)
+    TicketFence(host.gpu, word: lane.finishedWord, ticket: ticket)
   }
 
   package func enqueueWait(for fence: any StreamFence) {

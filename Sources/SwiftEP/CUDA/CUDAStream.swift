@@ -39,10 +39,12 @@ extension StreamFence {
 }
 
 /// The end of a launch, by the word of its lane.
-struct TicketFence: StreamFence {
-  let word: PinnedBlock
-  let ticket: UInt64
+final class TicketFence: StreamFence {
   let gpu: GPU
+  private let word: PinnedBlock
+  private let ticket: UInt64
+
+  init(_ gpu: GPU, word: PinnedBlock, ticket: UInt64) { (self.gpu, self.word, self.ticket) = (gpu, word, ticket) }
 
   var isPassed: Bool { loadAcquiring(word.base) >= ticket }
   func comesBefore(_ order: LaunchOrder) -> Bool { word.base == order.lane }
@@ -53,53 +55,73 @@ struct TicketFence: StreamFence {
 }
 
 /// What streams have been told to do by now.
-struct EventFence: StreamFence {
+final class EventFence: StreamFence {
   let gpu: GPU
-  private let events: [(event: StreamEvent, stream: CUDAStream)]
+  private let points: [Point]
 
-  init(_ streams: some Collection<CUDAStream>, on gpu: GPU) throws(DriverError) {
-    self.gpu = gpu
-    var events: [(StreamEvent, CUDAStream)] = []
-    for stream in streams {
-      let event = try StreamEvent(gpu, isTimed: false)
-      try event.record(on: stream.borrowed(on: gpu))
-      events.append((event, stream))
-    }
-    self.events = events
+  private struct Point {
+    let event: StreamEvent
+    /// Without what keeps it alive.
+    let stream: CUDAStream
+    /// Of the buffer that the stream is kept for; nil: it may be gone, and another have its handle.
+    let device: UInt64?
   }
 
-  func wait() throws(DriverError) { for (event, _) in events { try event.synchronize() } }
+  /// - Parameter streams: each with the buffer's device that has called with it; nil for none.
+  init(_ streams: [CUDAStream: UInt64?], on gpu: GPU) throws(DriverError) {
+    self.gpu = gpu
+    var points: [Point] = []
+    for (stream, device) in streams {
+      let event = try StreamEvent(gpu, isTimed: false)
+      try event.record(on: stream.borrowed(on: gpu))
+      points.append(Point(event: event, stream: CUDAStream(unsafeHandle: stream.handle), device: device))
+    }
+    self.points = points
+  }
+
+  /// Whether a buffer has called with one of the streams.
+  var isOfCall: Bool { points.contains { $0.device != nil } }
+
+  func wait() throws(DriverError) { for point in points { try point.event.synchronize() } }
 
   func hold(_ stream: CUDADriver.Stream) throws(DriverError) {
-    for (event, _) in events { try stream.wait(for: event) }
+    for point in points { try stream.wait(for: point.event) }
   }
 
   func comesBefore(_ order: LaunchOrder) -> Bool {
-    events.allSatisfy { $0.stream == order.stream && $0.stream.isSameOnAllThreads }
+    points.allSatisfy { point in
+      point.stream == order.stream && point.device == order.device && point.stream.isSameOnAllThreads
+    }
   }
 
   /// A GPU that is lost does nothing any more.
-  var isPassed: Bool { events.allSatisfy { (try? $0.event.isReached()) ?? true } }
+  var isPassed: Bool { points.allSatisfy { (try? $0.event.isReached()) ?? true } }
 }
 
 /// The streams that use a piece of memory, beside the one that it was made for.
 final class StreamUses: Sendable {
-  private let streams = Guarded<Set<CUDAStream>>([])
+  /// Each with the buffer's device that has called with it, if one has.
+  private let streams = Guarded<[CUDAStream: UInt64?]>([:])
 
   /// From now on the stream uses the memory of `owner`. While a graph is captured on it, the graph does, and keeps it.
-  ///
-  /// - Parameter state: the stream's; nil: it is not known.
-  func note(
-    _ stream: CUDAStream, as state: StreamState?, on gpu: GPU, of owner: AnyObject & Sendable
-  ) throws(EPError) {
+  func note(_ stream: CUDAStream, on gpu: GPU, of owner: AnyObject & Sendable) throws(EPError) {
     do throws(DriverError) {
       let borrowed = stream.borrowed(on: gpu)
-      let isCaptured = if let state { state == .capturing } else { try borrowed.isCapturing() }
-      if isCaptured { return try borrowed.keepInGraph(owner) }
+      if try borrowed.isCapturing() { return try borrowed.keepInGraph(owner) }
     } catch {
       throw EPError(error, rank: -1)
     }
-    streams.withLock { _ = $0.insert(stream) }
+    streams.withLock { streams in if streams[stream] == nil { streams[stream] = .some(nil) } }
+  }
+
+  /// The same of a call's own stream.
+  func note(by call: CallStream, on gpu: GPU, of owner: AnyObject & Sendable) throws(EPError) {
+    if call.state == .capturing {
+      do throws(DriverError) { return try call.stream.borrowed(on: gpu).keepInGraph(owner) } catch {
+        throw EPError(error, rank: -1)
+      }
+    }
+    streams.withLock { $0[call.stream] = .some(call.device) }
   }
 
   /// What they have been told to do by now; nil where none uses the memory.

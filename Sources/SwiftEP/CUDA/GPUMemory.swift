@@ -61,7 +61,7 @@ final class DevicePool: Sendable {
   /// - Parameter order: of the launches that use it first; nil: others do.
   func take(_ byteCount: Int64, rank: Int, for order: LaunchOrder? = nil) throws(EPError) -> DeviceBlock {
     let (range, earlier) = try ranges.withLock { ranges throws(EPError) -> (Range<Int64>, [any ReuseFence]) in
-      if let order, let taken = ranges.take(byteCount, behind: { $0.comesBefore(order) }) { return taken }
+      if let order, let taken = ranges.take(byteCount, for: order) { return taken }
       if let range = ranges.take(byteCount) { return (range, []) }
       let before = memory.byteCount
       let needed = before + max(growthByteCountMin, roundUpToPages(byteCount))
@@ -106,11 +106,14 @@ final class DeviceBlock: TensorStorage {
     base = poolBase.advanced(byBytes: range.lowerBound)
   }
 
-  deinit { pool.give(range, behind: uses.fence(on: gpuCopier.gpu).map { [$0] } ?? earlier) }
-
-  func noteUse(on stream: CUDAStream, as state: StreamState?) throws(EPError) {
-    try uses.note(stream, as: state, on: gpuCopier.gpu, of: self)
+  deinit {
+    let streams = uses.fence(on: gpuCopier.gpu)
+    let later = streams.map { [$0] } ?? []
+    pool.give(range, behind: streams?.isOfCall == true ? later : earlier + later)
   }
+
+  func noteUse(on stream: CUDAStream) throws(EPError) { try uses.note(stream, on: gpuCopier.gpu, of: self) }
+  func noteUse(by call: CallStream) throws(EPError) { try uses.note(by: call, on: gpuCopier.gpu, of: self) }
 
   var copier: (any MemoryCopier)? { gpuCopier }
 }
