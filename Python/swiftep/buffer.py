@@ -143,7 +143,7 @@ class Buffer:
             quantization: bf16 rows arrive as FP8 with scales in this format, or as NVFP4.
             global_scale: of NVFP4 rows; None: 1.
             scale_order: of grouped rows that are quantized on the way.
-            workers: None: all that the buffer has.
+            workers: used where there is that much to do; None: all that the buffer has.
             waiting: what waits for the peers.
             expert_statistics: int32 `[local experts]`, to which the tokens of each are added.
             wait_statistics: int64 `[ranks]`, to which the nanoseconds are added that each was waited for.

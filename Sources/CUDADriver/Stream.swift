@@ -134,7 +134,6 @@ package final class Stream: @unchecked Sendable {
 package final class StreamEvent: @unchecked Sendable {
   private let gpu: GPU
   let handle: CUHandle
-
   private let isTimed: Bool
 
   package init(_ gpu: GPU, isTimed: Bool) throws(DriverError) {

@@ -231,14 +231,17 @@ extension ConformanceTests {
     }
 
     /// Of several faults the first in token order is reported, whichever worker finds it.
-    @Test func theFirstFaultIsReported() throws {
-      let job = smallJob()
+    @Test(arguments: RowLayout.allCases, [([7, 20, 31], "3, 1"), ([20, 31], "10, 0"), ([31], "15, 1")])
+    func theFirstFaultIsReported(_ layout: RowLayout, _ faults: (cells: [Int], first: String)) throws {
+      let job = smallJob().with { $0.layout = layout }
       let errors = try onEachRank(try job.makePlan(), workers: 3) { buffer in
         var tokens = job.makeTokens(rank: buffer.rank)
-        if buffer.rank > 0 { tokens.routing = Self.routing { ($0[7], $0[20], $0[31]) = (99, 98, 97) } }
-        return try error { () throws(EPError) in _ = try buffer.dispatch(tokens.x, to: tokens.routing) }
+        if buffer.rank > 0 { tokens.routing = Self.routing { for cell in faults.cells { $0[cell] = 70 + Int64(cell) } } }
+        return try error { () throws(EPError) in
+          _ = try buffer.dispatch(tokens.x, to: tokens.routing, options: job.dispatchOptions)
+        }
       }
-      let expected = invalid("indices[3, 1]", "-1 or an expert of 0..<6", "99")
+      let expected = invalid("indices[\(faults.first)]", "-1 or an expert of 0..<6", "\(70 + faults.cells[0])")
       #expect(errors == [expected, expected, expected])
     }
 

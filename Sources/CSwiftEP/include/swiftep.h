@@ -464,7 +464,7 @@ typedef struct swiftep_dispatch_options {
   /// Of NVFP4 rows; 0: 1.
   float global_scale;
   int32_t scale_order;
-  /// 0: all that the buffer has.
+  /// Used where there is that much to do; 0: all that the buffer has.
   int32_t workers;
   int32_t waiting;
   /// int32 `[local experts]`, to which the tokens of each are added; NULL: none.
@@ -556,7 +556,7 @@ typedef struct swiftep_combine_options {
   int32_t bias_count;
   /// Where to put the sums, `[tokens, hidden]` in the rows' dtype; NULL: arena memory that the result owns.
   const swiftep_tensor *output;
-  /// 0: all that the buffer has.
+  /// Used where there is that much to do; 0: all that the buffer has.
   int32_t workers;
   int32_t waiting;
   const swiftep_tensor *wait_statistics;
