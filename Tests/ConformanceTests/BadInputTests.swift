@@ -236,7 +236,9 @@ extension ConformanceTests {
       let job = smallJob().with { $0.layout = layout }
       let errors = try onEachRank(try job.makePlan(), workers: 3) { buffer in
         var tokens = job.makeTokens(rank: buffer.rank)
-        if buffer.rank > 0 { tokens.routing = Self.routing { for cell in faults.cells { $0[cell] = 70 + Int64(cell) } } }
+        if buffer.rank > 0 {
+          tokens.routing = Self.routing { indices in for cell in faults.cells { indices[cell] = 70 + Int64(cell) } }
+        }
         return try error { () throws(EPError) in
           _ = try buffer.dispatch(tokens.x, to: tokens.routing, options: job.dispatchOptions)
         }
