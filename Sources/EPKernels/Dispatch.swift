@@ -311,11 +311,15 @@
       return RowTarget(row: row, scales: scales.advanced(byBytes: offset))
     },
     labelCount: max(1, expertCount),
+    content: { token, slot, part in
+      let firstSlot = handle.layout.layout == .bySource ? 0 : slot
+      let cell = token &* arguments.routing.topK &+ firstSlot &+ part
+      return part < expertCount ? RoutedExpert(arguments, cell: cell) : RoutedExpert()
+    },
     label: { token, slot in RowLabel(arguments, token: token, slot: slot) },
-    write: { label, part in
-      if label.rank < 0 { return }
+    write: { label, expert, part in
       if part == 0 { label.writeOrigin(arguments) }
-      if part < expertCount { label.writeExpert(arguments, part) }
+      if part < expertCount { label.write(expert, arguments, part) }
     })
   copyColumns(machine, arguments)
   markPadding(machine, arguments)
@@ -345,26 +349,48 @@
   }
 }
 
+/// One of a token's experts, and what the token gives it.
+@frozen @usableFromInline struct RoutedExpert {
+  @usableFromInline let expert: Int32
+  /// -1 where there is no expert.
+  @usableFromInline let rank: Int32
+  /// Its number there.
+  @usableFromInline let local: Int32
+  /// 0 where there are no weights.
+  @usableFromInline let weight: Float
+
+  @inlinable init(_ arguments: DispatchArguments, cell: Int32) {
+    let (view, routing) = (arguments.view, arguments.routing)
+    expert = routing.expert(cell: cell)
+    weight = arguments.columns[Columns.weights] == 0 ? 0 : routing.weights.load(Float.self, at: cell)
+    // Looked up whether there is one or not: a branch would wait for it.
+    let isExpert = UInt32(bitPattern: expert) < UInt32(bitPattern: view.expertCount)
+    let owner = view.owner(ofExpert: isExpert ? expert : 0)
+    rank = isExpert ? owner : -1
+    local = view.localIndex(ofExpert: isExpert ? expert : 0)
+  }
+
+  @inlinable init() { (expert, rank, local, weight) = (-1, -1, -1, 0) }
+}
+
 /// What a row says of itself where it arrives: where it came from, its local experts and weights.
 @frozen @usableFromInline struct RowLabel {
-  /// -1: there is no such row.
   @usableFromInline let rank: Int32
   @usableFromInline let token: Int32
-  /// By source a row keeps all top-k slots; by expert it has one.
-  @usableFromInline let firstSlot: Int32
   @usableFromInline let origin: Address
   @usableFromInline let indices: Address
   @usableFromInline let weights: Address
 
-  @inlinable init(_ arguments: DispatchArguments, token: Int32, slot: Int32) {
+  /// Nil: there is no such row.
+  @inlinable init?(_ arguments: DispatchArguments, token: Int32, slot: Int32) {
     let place = arguments.handle.place(token: token, slot: slot, arguments.view)
-    let (rank, row, columns) = (max(0, place.rank), Int64(place.row), arguments.columns)
+    if place.rank < 0 { return nil }
+    let (row, columns) = (Int64(place.row), arguments.columns)
     let at = { (column: Int32) in
-      arguments.operation.column(column, atRank: rank).advanced(byBytes: row &* Int64(columns[column]))
+      arguments.operation.column(column, atRank: place.rank).advanced(byBytes: row &* Int64(columns[column]))
     }
-    self.rank = place.rank
+    rank = place.rank
     self.token = token
-    firstSlot = arguments.handle.layout.layout == .bySource ? 0 : slot
     (origin, indices, weights) = (at(Columns.origins), at(Columns.indices), at(Columns.weights))
   }
 
@@ -373,22 +399,19 @@
     origin.store(token, at: 1)
   }
 
-  @inlinable func writeExpert(_ arguments: DispatchArguments, _ index: Int32) {
-    let (view, routing) = (arguments.view, arguments.routing)
-    let expert = routing.expert(cell: token &* routing.topK &+ firstSlot &+ index)
+  @inlinable func write(_ routed: RoutedExpert, _ arguments: DispatchArguments, _ index: Int32) {
     #if CHECKED
-      guard view.check(.expert, expert, below: view.expertCount) else { return }
+      guard arguments.view.check(.expert, routed.expert, below: arguments.view.expertCount) else { return }
     #endif
-    let isLocal = expert >= 0 && view.owner(ofExpert: expert) == rank
-    let local = isLocal ? view.localIndex(ofExpert: expert) : -1
-    if routing.indexByteCount == 8 {
+    let isLocal = routed.rank == rank
+    let local = isLocal ? routed.local : -1
+    if arguments.routing.indexByteCount == 8 {
       indices.store(Int64(local), at: index)
     } else {
       indices.store(local, at: index)
     }
     if arguments.columns[Columns.weights] == 0 { return }
-    let weight = routing.weights.load(Float.self, at: token &* routing.topK &+ firstSlot &+ index)
-    weights.store(isLocal ? weight : 0, at: index)
+    weights.store(isLocal ? routed.weight : 0, at: index)
   }
 }
 

@@ -6,11 +6,18 @@
   public var tokenCount: Int32
   public var chunkCount: Int32
   public var tokensPerChunk: Int32
+  /// A token divided by that is the upper bits of its product with `factor`, from bit `shift` on: a GPU has no division. By
+  /// Granlund and Montgomery, "Division by Invariant Integers using Multiplication" (1994).
+  @usableFromInline var factor: UInt32
+  @usableFromInline var shift: Int32
 
   @inlinable public init(tokenCount: Int32, chunkCount: Int32) {
     self.tokenCount = tokenCount
     self.chunkCount = chunkCount
     tokensPerChunk = max(1, (tokenCount &+ chunkCount &- 1) / chunkCount)
+    shift = 63 &- Int32(truncatingIfNeeded: (tokensPerChunk &- 1).leadingZeroBitCount)
+    let divisor = UInt64(truncatingIfNeeded: tokensPerChunk)
+    factor = UInt32(truncatingIfNeeded: ((1 &<< UInt64(truncatingIfNeeded: shift)) &+ divisor &- 1) / divisor)
   }
 
   @inlinable public func tokens(of chunk: Int32) -> Range<Int32> {
@@ -19,7 +26,10 @@
     return Range(uncheckedBounds: (first, end))
   }
 
-  @inlinable public func chunk(ofToken token: Int32) -> Int32 { chunkCount == 1 ? 0 : token / tokensPerChunk }
+  @inlinable public func chunk(ofToken token: Int32) -> Int32 {
+    let product = UInt64(UInt32(bitPattern: token)) &* UInt64(factor)
+    return Int32(truncatingIfNeeded: product &>> UInt64(truncatingIfNeeded: shift))
+  }
 }
 
 /// A handle's block: everything that repeats a dispatch or undoes it.

@@ -61,11 +61,14 @@ public protocol Machine {
   ///
   /// - Parameters:
   ///   - labelCount: what is written beside each row and slot, in so many parts.
-  ///   - label: what the parts of one row and slot have in common; made once for all of them, or for each.
-  ///   - write: called once for each row, slot and part.
-  func scatterRows<Label>(
+  ///   - content: what a part says, wherever it goes: found before its label, so that neither waits for the other.
+  ///   - label: what the parts of one row and slot have in common; made once for all of them, or for each. Nil: nothing is
+  ///     written there.
+  ///   - write: called once for each row, slot and part that has a label.
+  func scatterRows<Content, Label>(
     _ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget, labelCount: Int32,
-    label: (_ row: Int32, _ slot: Int32) -> Label, write: (Label, _ part: Int32) -> Void)
+    content: (_ row: Int32, _ slot: Int32, _ part: Int32) -> Content, label: (_ row: Int32, _ slot: Int32) -> Label?,
+    write: (Label, Content, _ part: Int32) -> Void)
 
   /// Sums, for each of `job`'s output rows, the source rows of its slots in slot order, then the biases: accumulated in
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.

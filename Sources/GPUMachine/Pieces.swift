@@ -6,8 +6,7 @@ struct Pieces {
   let rowByteCount: Int32
   let pieceByteCount: Int32
   let piecesPerRow: Int32
-  /// Of all rows.
-  let count: Int32
+  let rowCount: Int32
 
   /// - Parameter granule: bytes that pieces are multiples of, except for the last of a row.
   @inline(__always)
@@ -18,8 +17,11 @@ struct Pieces {
     let even = (rowByteCount &+ wanted &- 1) / wanted
     pieceByteCount = max(granule, (even &+ granule &- 1) / granule &* granule)
     piecesPerRow = (rowByteCount &+ pieceByteCount &- 1) / pieceByteCount
-    count = rowCount &* piecesPerRow
+    self.rowCount = rowCount
   }
+
+  /// Of all rows.
+  @inline(__always) var count: Int32 { rowCount &* piecesPerRow }
 
   @inline(__always) func byteCount(of piece: Piece) -> Int32 { min(pieceByteCount, rowByteCount &- piece.offset) }
 }
@@ -39,28 +41,35 @@ struct Piece {
 /// take one run after the other as they get done with them, since some are faster than others.
 struct Walk {
   private(set) var piece = Piece(row: 0, offset: 0)
-  private let runLength: Int32
   private let counter: Address
-  /// Of all pieces, the number of this one, and where its run ends.
+  /// Of its run's pieces, the number of this one, and where the run ends.
   private var index: Int32
   private var end: Int32
-  /// Lane 0: the run to be taken next.
-  private var next: Int32
+  /// A run is a row, or half of one: 0 or 1.
+  private let hasHalves: Int32
+  private let runLength: Int32
+  /// Lane 0: how many runs had been taken, but for each warp's first, when this warp asked.
+  private var taken: Int32
 
-  /// - Parameter counter: see `ScatterJob.counter`.
+  /// - Parameters:
+  ///   - inHalves: whether rows of several pieces are taken in two runs.
+  ///   - counter: see `ScatterJob.counter`.
   @inline(__always)
-  init(_ machine: GPUMachine, _ pieces: Pieces, runLength: Int32, counter: Address) {
-    self.runLength = runLength
+  init(_ machine: GPUMachine, _ pieces: Pieces, inHalves: Bool, counter: Address) {
+    hasHalves = inHalves && pieces.piecesPerRow > 1 ? 1 : 0
+    runLength = (pieces.piecesPerRow &+ hasHalves) &>> hasHalves
     // Neighbours in the order of workers, so that few pieces are spread over all multiprocessors.
     let warps = Int64(machine.workerCount &* GPUMachine.warpCount)
     let place = Int64(machine.warp &* machine.workerCount &+ machine.workerIndex)
     let isShort = Int64(pieces.count) < 4 &* warps &* Int64(runLength)
     self.counter = isShort ? .null : counter
-    next = Int32(truncatingIfNeeded: place)
+    taken = Int32(truncatingIfNeeded: place &- warps)
     if isShort || counter.isNull {
       index = Int32(truncatingIfNeeded: Int64(pieces.count) &* place / warps)
       end = Int32(truncatingIfNeeded: Int64(pieces.count) &* (place &+ 1) / warps)
-      findPiece(pieces)
+      piece = Piece(
+        row: pieces.firstRow &+ index / pieces.piecesPerRow,
+        offset: index % pieces.piecesPerRow &* pieces.pieceByteCount)
     } else {
       (index, end) = (0, 0)
       takeRun(machine, pieces)
@@ -86,21 +95,13 @@ struct Walk {
 
   @inline(__always)
   private mutating func takeRun(_ machine: GPUMachine, _ pieces: Pieces) {
-    let run = ptx_shuffle(UInt32(bitPattern: next), 0)
-    index = Int32(truncatingIfNeeded: min(Int64(pieces.count), Int64(run) &* Int64(runLength)))
-    end = min(pieces.count, index &+ runLength)
-    // Asked for now, needed a run later.
-    if machine.lane == 0 {
-      next = Int32(bitPattern: ptx_take(counter.bits)) &+ machine.workerCount &* GPUMachine.warpCount
-    }
-    findPiece(pieces)
-  }
-
-  @inline(__always)
-  private mutating func findPiece(_ pieces: Pieces) {
-    piece = Piece(
-      row: pieces.firstRow &+ index / pieces.piecesPerRow,
-      offset: index % pieces.piecesPerRow &* pieces.pieceByteCount)
+    let run = machine.shuffle(taken, from: 0) &+ machine.workerCount &* GPUMachine.warpCount
+    let (row, first) = (run &>> hasHalves, (run & hasHalves) &* runLength)
+    index = 0
+    end = row < pieces.rowCount ? min(runLength, pieces.piecesPerRow &- first) : 0
+    piece = Piece(row: pieces.firstRow &+ row, offset: first &* pieces.pieceByteCount)
+    // Asked for now, needed a run later: nothing is done with it before, which would wait for it.
+    if machine.lane == 0 { taken = Int32(bitPattern: ptx_take(counter.bits)) }
   }
 }
 

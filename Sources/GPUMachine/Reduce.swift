@@ -51,7 +51,7 @@ extension GPUMachine {
       firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: rowByteCount,
       // Terms that are coded take more registers.
       pieceByteCountMax: isCoded ? 1024 : TermCursor.termByteCountMax, granule: isCoded ? 512 : 16)
-    let walk = Walk(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
+    let walk = Walk(self, pieces, inHalves: false, counter: job.counter)
     var terms = TermCursor(self, walk, isCoded: isCoded, slotCount: job.slotCount, source)
     if terms.isOver { return }
     var sums = PieceSums()

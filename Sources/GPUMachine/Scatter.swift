@@ -2,19 +2,24 @@ import PTX
 
 extension GPUMachine {
   @inline(__always)
-  public func scatterRows<Label>(
-    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32, label: (Int32, Int32) -> Label,
-    write: (Label, Int32) -> Void
+  public func scatterRows<Content, Label>(
+    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32,
+    content contentOfPart: (Int32, Int32, Int32) -> Content, label: (Int32, Int32) -> Label?,
+    write: (Label, Content, Int32) -> Void
   ) {
     let quantizes = job.transform != .copy
     let globalScale = GlobalScale(job.globalScale, lane: lane)
     let pieces = Pieces(
       rowCount: job.rowCount, rowByteCount: job.rowByteCount,
       pieceByteCountMax: job.beside.isNull ? 4096 : 4096 &- ScatterJob.besideByteCountMax,
-      granule: quantizes ? 2 &* channelsPerScale : 16)
-    var walk = Walk(self, pieces, runLength: 2, counter: job.counter)
+      granule: quantizes ? Self.quantizedGranule(job.rowByteCount) : 16)
+    var walk = Walk(self, pieces, inHalves: !quantizes, counter: job.counter)
     if walk.isOver { return }
     var targets = Targets(slotCount: job.slotCount)
+    // A lane for each part of each label, 32 at a time.
+    let partCount = max(1, labelCount)
+    let (firstSlot, firstPart) = (lane / partCount, lane % partCount)
+    let (slotStep, partStep) = (32 / partCount, 32 % partCount)
     #if BULK_COPIES
       let stages = Stages(self, count: 3)
       var use: Int32 = 0
@@ -33,20 +38,19 @@ extension GPUMachine {
         let shift = job.transform.narrowing
         let byteCount = UInt32(bitPattern: pieces.byteCount(of: piece) &>> shift)
         let offset = Int64(piece.offset &>> shift)
-        targets.forEach(self, piece.row, route) { target in
-          if lane == 0 {
-            ptx_bulk_store(target.row.advanced(byBytes: offset).bits, UInt32(bitPattern: content.stage), byteCount)
-            if piece.offset == 0 && !job.beside.isNull {
-              let record = stages.endOffset(of: use) &- job.besideByteCount
-              ptx_bulk_store(
-                target.scales.bits, UInt32(bitPattern: record), UInt32(bitPattern: job.besideByteCount))
-            }
+        targets.forEachLane(self, piece.row, route) { target in
+          ptx_bulk_store(target.row.advanced(byBytes: offset).bits, UInt32(bitPattern: content.stage), byteCount)
+          if piece.offset == 0 && !job.beside.isNull {
+            let record = stages.endOffset(of: use) &- job.besideByteCount
+            ptx_bulk_store(target.scales.bits, UInt32(bitPattern: record), UInt32(bitPattern: job.besideByteCount))
           }
-          if quantizes { scales.store(at: target.scales, lane: lane) }
+        } behind: { targets in
+          if quantizes { targets.forEachScales(self) { scales.store(at: $0, lane: lane) } }
         }
-        if lane == 0 { ptx_bulk_commit() }
+        ptx_bulk_commit()
         // The next one's stage is that of the piece before this one, whose stores must have read it.
-        if lane == 0 && !walk.isOver { ptx_bulk_wait_read_but_one() }
+        if !walk.isOver { ptx_bulk_wait_read_but_one() }
+        ptx_warp_barrier()
         let third = load(use &+ 2, stages, job, pieces, &walk)
         use = use &+ 1
       #else
@@ -63,10 +67,12 @@ extension GPUMachine {
       #endif
       // Meanwhile, rows are on their way.
       if piece.offset == 0 {
-        var part = lane
-        while part < job.slotCount &* labelCount {
-          write(label(piece.row, part / labelCount), part % labelCount)
-          part = part &+ 32
+        var (slot, part) = (firstSlot, firstPart)
+        while slot < job.slotCount && labelCount > 0 {
+          let text = contentOfPart(piece.row, slot, part)
+          if let label = label(piece.row, slot) { write(label, text, part) }
+          (slot, part) = (slot &+ slotStep, part &+ partStep)
+          if part >= labelCount { (slot, part) = (slot &+ 1, part &- labelCount) }
         }
       }
       #if BULK_COPIES
@@ -78,9 +84,15 @@ extension GPUMachine {
     }
     #if BULK_COPIES
       // Done, not only read: what follows tells others of the rows.
-      if lane == 0 { ptx_bulk_wait() }
+      ptx_bulk_wait()
       stages.close(after: use)
     #endif
+  }
+
+  /// What pieces that are quantized are multiples of: what all lanes quantize at a time, where rows are.
+  @inline(__always)
+  private static func quantizedGranule(_ rowByteCount: Int32) -> Int32 {
+    rowByteCount % 2048 == 0 ? 2048 : 2 &* channelsPerScale
   }
 
   @inline(__always)
@@ -183,15 +195,15 @@ extension GPUMachine {
     var scale: UInt32 = 0
     var round: Int32 = 0
     #if BULK_COPIES
+      clearRest(of: content, byteCount)
       while round &* 2048 < byteCount {
         // Four lanes have a block, four vectors each. They take them in turns, so that neighbours read from other banks.
         let place = { (index: Int32) -> Int32 in
           round &* 2048 &+ lane &* 64 &+ ((index &+ lane &>> 1) & 3) &* 16
         }
-        let a = content.vector(at: place(0), below: byteCount)
-        let b = content.vector(at: place(1), below: byteCount)
-        let c = content.vector(at: place(2), below: byteCount)
-        let d = content.vector(at: place(3), below: byteCount)
+        // Behind the piece's blocks, too, where nobody looks at what becomes of it.
+        let (a, b) = (Shared.vector(content.stage &+ place(0)), Shared.vector(content.stage &+ place(1)))
+        let (c, d) = (Shared.vector(content.stage &+ place(2)), Shared.vector(content.stage &+ place(3)))
         let largest = ptx_max_pair(
           ptx_max_pair(BlockScale.largest(a), BlockScale.largest(b)),
           ptx_max_pair(BlockScale.largest(c), BlockScale.largest(d)))
@@ -224,6 +236,21 @@ extension GPUMachine {
     #endif
     return scale
   }
+
+  #if BULK_COPIES
+    /// Zeroes what the last block of a piece lacks.
+    @inline(__always)
+    private func clearRest(of content: PieceContent, _ byteCount: Int32) {
+      let wordCount = ((0 &- byteCount) & (2 &* channelsPerScale &- 1)) &>> 2
+      if wordCount == 0 { return }
+      var word = lane
+      while word < wordCount {
+        Shared.word(content.stage &+ byteCount)[Int(word)] = 0
+        word = word &+ 32
+      }
+      ptx_warp_barrier()
+    }
+  #endif
 
   /// In blocks of 16 channels. Lane `b` returns the scales of four blocks, from `4 * b` on.
   @inline(__always)
@@ -333,6 +360,31 @@ struct Targets {
 
   @inline(__always) init(slotCount: Int32) { self.slotCount = slotCount }
 
+  #if BULK_COPIES
+    /// Calls `body` on each lane that has a destination, and then `behind` on all lanes, so often as 32 slots have them all.
+    @inline(__always)
+    mutating func forEachLane(
+      _ machine: GPUMachine, _ row: Int32, _ route: (Int32, Int32) -> RowTarget, _ body: (RowTarget) -> Void,
+      behind: (Targets) -> Void
+    ) {
+      var firstSlot: Int32 = 0
+      repeat {
+        find(machine, row, firstSlot, route)
+        if !own.row.isNull { body(own) }
+        behind(self)
+        firstSlot = firstSlot &+ 32
+      } while firstSlot < slotCount
+    }
+
+    /// Of the slots that were looked at last: calls `body` on all lanes with where the scales go, for one destination after
+    /// another.
+    @inline(__always)
+    func forEachScales(_ machine: GPUMachine, _ body: (Address) -> Void) {
+      var slots = LaneSlots(present: present)
+      while slots.present != 0 { body(machine.shuffle(own.scales, from: slots.removeFirst())) }
+    }
+  #endif
+
   /// Calls `body` on all lanes, for one destination after another.
   @inline(__always)
   mutating func forEach(
@@ -340,15 +392,21 @@ struct Targets {
   ) {
     var firstSlot: Int32 = 0
     repeat {
-      if row != self.row || slotCount > 32 {
-        let slot = firstSlot &+ machine.lane
-        own = slot < slotCount ? route(row, slot) : .none
-        present = ptx_ballot(own.row.isNull ? 0 : 1)
-        self.row = row
-      }
+      find(machine, row, firstSlot, route)
       forEachKnown(machine, body)
       firstSlot = firstSlot &+ 32
     } while firstSlot < slotCount
+  }
+
+  @inline(__always)
+  private mutating func find(
+    _ machine: GPUMachine, _ row: Int32, _ firstSlot: Int32, _ route: (Int32, Int32) -> RowTarget
+  ) {
+    if row == self.row && slotCount <= 32 { return }
+    let slot = firstSlot &+ machine.lane
+    own = slot < slotCount ? route(row, slot) : .none
+    present = ptx_ballot(own.row.isNull ? 0 : 1)
+    self.row = row
   }
 
   /// Of the slots that were looked at last: all, where there are at most 32.

@@ -9,7 +9,7 @@ extension Shared {
 
 #if BULK_COPIES
   /// The stages of one warp: a ring of equal parts of shared memory, each filled at a time by one bulk copy or by several
-  /// that are waited for together. Lane 0 waits for all stores, since groups of them belong to a lane.
+  /// that are waited for together. A lane waits for the stores that it has begun, since groups of them belong to a lane.
   ///
   /// A warp's barriers last as long as its kernel, so that whoever uses a stage next is known to come behind who used it last.
   struct Stages {

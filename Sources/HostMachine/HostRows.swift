@@ -5,14 +5,15 @@ import EPKernels
 /// busy.
 extension HostMachine {
   @inline(__always)
-  package func scatterRows<Label>(
-    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32, label: (Int32, Int32) -> Label,
-    write: (Label, Int32) -> Void
+  package func scatterRows<Content, Label>(
+    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32,
+    content: (Int32, Int32, Int32) -> Content, label: (Int32, Int32) -> Label?, write: (Label, Content, Int32) -> Void
   ) {
     moveRows(job, route: route)
     shareOut(job.rowCount * job.slotCount) { cell in
-      let label = label(cell / job.slotCount, cell % job.slotCount)
-      forEach(labelCount) { write(label, $0) }
+      let (row, slot) = (cell / job.slotCount, cell % job.slotCount)
+      guard let label = label(row, slot) else { return }
+      forEach(labelCount) { write(label, content(row, slot, $0), $0) }
     }
   }
 

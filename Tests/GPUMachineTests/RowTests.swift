@@ -54,7 +54,7 @@ import Testing
     let fault = emulate(blockCount: 1) { machine in
       machine.scatterRows(
         job, route: { _, _ in RowTarget(row: rows.address, scales: scales.address) }, labelCount: 0,
-        label: { row, _ in row }, write: { _, _ in })
+        content: { row, _, _ in row }, label: { row, _ in row }, write: { _, _, _ in })
     }
     let expected = nvfp4(Array(nvfp4Patterns.suffix(channelCount)), globalScale: globalScale)
     #expect(fault == nil)
@@ -267,11 +267,11 @@ private struct ScatterWork {
             row: rows.address.advanced(byBytes: place * Int64(targetByteCount)),
             scales: scales.address.advanced(byBytes: place * Int64(hasScaleColumns ? 4 : scalesByteCount)))
         },
-        labelCount: Int32(Self.labelCount), label: { ($0, $1) },
-        write: { label, part in
+        labelCount: Int32(Self.labelCount), content: { Self.label(row: Int($0), slot: Int($1), part: Int($2)) },
+        label: { ($0, $1) },
+        write: { label, text, part in
           let place = places[Int(label.0) * slotCount + Int(label.1)]
           if place < 0 { return }
-          let text = Self.label(row: Int(label.0), slot: Int(label.1), part: Int(part))
           labels.address.store(text, at: Int32(place * Self.labelCount) + part)
         })
     }

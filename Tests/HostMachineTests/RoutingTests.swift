@@ -6,6 +6,22 @@ import Testing
 
 /// What is wrong with a token's experts, and where a token goes, whether its experts are read in vectors or not.
 @Suite struct RoutingTests {
+  /// Every chunk has the tokens that say that they are in it, up to the highest numbers.
+  @Test func tokensKnowTheirChunks() {
+    for tokenCount in [1, 2, 3, 511, 512, 513, 4096, 5000, 65537, 1 << 24, 1 << 30, (1 << 30) + 1] as [Int32] {
+      for chunkCount in [1, 2, 3, 4, 7, 16, 24, 33, 97, 132] as [Int32] {
+        let chunks = Chunks(tokenCount: tokenCount, chunkCount: chunkCount)
+        for chunk in 0..<chunkCount {
+          let tokens = chunks.tokens(of: chunk)
+          if tokens.isEmpty { continue }
+          for token in [tokens.lowerBound, tokens.lowerBound + Int32(tokens.count) / 2, tokens.upperBound - 1] {
+            #expect(chunks.chunk(ofToken: token) == chunk, "token \(token) of \(tokenCount) in \(chunkCount)")
+          }
+        }
+      }
+    }
+  }
+
   private static let expertCount: Int32 = 300
 
   /// - Parameter shift: bytes that the experts lie behind an address that vectors are read from.

@@ -387,6 +387,7 @@ private func workers(_ count: Int32, streaming: Bool) -> [HostMachine] {
 extension HostMachine {
   /// Rows without labels.
   fileprivate func scatterRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
-    scatterRows(job, route: route, labelCount: 0, label: { row, _ in row }, write: { _, _ in })
+    scatterRows(
+      job, route: route, labelCount: 0, content: { row, _, _ in row }, label: { row, _ in row }, write: { _, _, _ in })
   }
 }

@@ -10,9 +10,9 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("layout", [97, 4, 20, 6, 35, 0, 2]), ("dispatch_rows", [40, 5, 9, 11, 0, 4, 0]),
-    ("dispatch", [126, 9, 21, 17, 35, 4, 2]), ("dispatch_copying", [81, 6, 9, 14, 35, 0, 2]),
-    ("dispatch_quantizing", [81, 9, 9, 17, 35, 4, 2]), ("combine", [84, 17, 32, 34, 20, 32, 0]),
+    ("layout", [97, 4, 20, 6, 35, 0, 2]), ("dispatch_rows", [40, 7, 9, 9, 0, 4, 0]),
+    ("dispatch", [126, 11, 21, 15, 35, 4, 2]), ("dispatch_copying", [81, 7, 9, 10, 35, 0, 2]),
+    ("dispatch_quantizing", [81, 11, 9, 15, 35, 4, 2]), ("combine", [84, 17, 32, 34, 20, 32, 0]),
     ("combine_in_place", [45, 3, 8, 3, 0, 0, 0]), ("combine_step", [91, 14, 32, 16, 10, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
