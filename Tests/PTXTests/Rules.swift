@@ -11,6 +11,13 @@ enum Rules {
     for (kernel, instructions) in text.kernels {
       found += forbidden(instructions).map { "\(kernel): \($0)" }
       found += order(instructions).map { "\(kernel): \($0)" }
+      let isWaitedFor = instructions.indices.allSatisfy { index in
+        !instructions[index].hasPrefix("cp.async.bulk.global")
+          || text.canCome(
+            from: index, in: kernel, to: { $0 == "cp.async.bulk.wait_group 0" },
+            past: { $0.hasPrefix("atom.acq_rel.gpu") })
+      }
+      if !isWaitedFor { found.append("\(kernel): bulk stores not waited for before the countdown") }
     }
     return found.sorted()
   }
@@ -49,14 +56,6 @@ enum Rules {
         require(earlier.contains { $0 == "fence.proxy.async" }, "a bulk load before fence.proxy.async")
         require(
           earlier.contains { $0 == "fence.proxy.async.shared::cta" }, "a bulk load before the fence of shared memory")
-      }
-      if instruction.hasPrefix("cp.async.bulk.global") {
-        let rest = instructions[index...]
-        let end = rest.firstIndex { $0 == "cp.async.bulk.wait_group 0" }
-        let countdown = countdowns.first { $0 > index }
-        // A part of the kernel that stands behind the countdown jumps back before it.
-        require(
-          end != nil && (countdown == nil || end! < countdown!), "bulk stores not waited for before the countdown")
       }
     }
     // Rows are for peers, so the countdown that ends them is ordered for the system.
