@@ -89,10 +89,13 @@ extension GPUMachine {
     #endif
   }
 
-  /// What pieces that are quantized are multiples of: what all lanes quantize at a time, where rows are.
+  /// Bytes of BF16 that all lanes quantize at a time to FP8.
+  @inline(__always) private static var roundByteCount: Int32 { 2048 }
+
+  /// What pieces that are quantized are multiples of: whole rounds, where rows are, or blocks.
   @inline(__always)
   private static func quantizedGranule(_ rowByteCount: Int32) -> Int32 {
-    rowByteCount % 2048 == 0 ? 2048 : 2 &* channelsPerScale
+    rowByteCount % roundByteCount == 0 ? roundByteCount : 2 &* channelsPerScale
   }
 
   @inline(__always)
@@ -196,10 +199,10 @@ extension GPUMachine {
     var round: Int32 = 0
     #if BULK_COPIES
       clearRest(of: content, byteCount)
-      while round &* 2048 < byteCount {
+      while round &* Self.roundByteCount < byteCount {
         // Four lanes have a block, four vectors each. They take them in turns, so that neighbours read from other banks.
         let place = { (index: Int32) -> Int32 in
-          round &* 2048 &+ lane &* 64 &+ ((index &+ lane &>> 1) & 3) &* 16
+          round &* Self.roundByteCount &+ lane &* 64 &+ ((index &+ lane &>> 1) & 3) &* 16
         }
         // Behind the piece's blocks, too, where nobody looks at what becomes of it.
         let (a, b) = (Shared.vector(content.stage &+ place(0)), Shared.vector(content.stage &+ place(1)))

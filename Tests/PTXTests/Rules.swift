@@ -10,14 +10,7 @@ enum Rules {
     if !text.directives.contains(".maxntid 512") { found.append("no .maxntid") }
     for (kernel, instructions) in text.kernels {
       found += forbidden(instructions).map { "\(kernel): \($0)" }
-      found += order(instructions).map { "\(kernel): \($0)" }
-      let isWaitedFor = instructions.indices.allSatisfy { index in
-        !instructions[index].hasPrefix("cp.async.bulk.global")
-          || text.canCome(
-            from: index, in: kernel, to: { $0 == "cp.async.bulk.wait_group 0" },
-            past: { $0.hasPrefix("atom.acq_rel.gpu") })
-      }
-      if !isWaitedFor { found.append("\(kernel): bulk stores not waited for before the countdown") }
+      found += order(text, of: kernel).map { "\(kernel): \($0)" }
     }
     return found.sorted()
   }
@@ -34,7 +27,8 @@ enum Rules {
     }
   }
 
-  private static func order(_ instructions: [String]) -> [String] {
+  private static func order(_ text: PTXText, of kernel: String) -> [String] {
+    let instructions = text.kernels[kernel]!
     var found: [String] = []
     func require(_ holds: Bool, _ text: String) { if !holds { found.append(text) } }
     // Who counts in releases what its block has stored, and, as the last, acquires what all have.
@@ -57,6 +51,16 @@ enum Rules {
         require(
           earlier.contains { $0 == "fence.proxy.async.shared::cta" }, "a bulk load before the fence of shared memory")
       }
+    }
+    for (index, instruction) in instructions.enumerated() where instruction.hasPrefix("cp.async.bulk.global") {
+      let isWait = { (instruction: String) in instruction == "cp.async.bulk.wait_group 0" }
+      let wait = instructions[index...].firstIndex(where: isWait) ?? instructions.count
+      // A part of the kernel that stands behind the countdown jumps back before it. In one kernel of all operations, others'
+      // countdowns may stand between.
+      let isInOrder = kernel == "ranks" || wait < countdowns.first { $0 > index } ?? instructions.count
+      let isReached = text.canCome(
+        from: index, in: kernel, to: isWait, past: { $0.hasPrefix("atom.acq_rel.gpu") })
+      require(isInOrder && isReached, "bulk stores not waited for before the countdown")
     }
     // Rows are for peers, so the countdown that ends them is ordered for the system.
     require(

@@ -5,8 +5,9 @@
 //
 // 4 ranks with 24 and 33 blocks each, one a multiprocessor, and 8 with 16: 4096 tokens of 14,336 bytes, each to the ranks of 8 random
 // experts of 256. A warp loads a piece of a row by a bulk copy, stores it to where the row goes, and takes its next pieces by its
-// rank's counter, two if a row has more than one, as the library's kernels do; "half written" stores half of what was loaded, as FP8 does of BF16. Prints the
-// medians of 9 runs in microseconds, and their ratio to (bytes read + bytes written) / the bandwidth of the driver's copy.
+// rank's counter, two if a row has more than one, as the library's kernels do with rows that they do not quantize; "half written"
+// stores half of what was loaded, as FP8 does of BF16. Prints the medians of 9 runs in microseconds, and their ratio to
+// (bytes read + bytes written) / the bandwidth of the driver's copy.
 #include <cuda_runtime.h>
 #include <algorithm>
 #include <cstdint>
