@@ -116,7 +116,8 @@ PTX uint32_t ptx_add(uint64_t address, uint32_t value) {
 
 PTX uint32_t ptx_take(uint64_t address) {
   uint32_t before;
-  // Not `add`, of which ptxas would make one addition for all lanes, whose result they would have to wait for.
+  // Not `add`, of which drivers make one addition for all lanes, whose result they have to wait for. (Some compilers see through
+  // it.)
   __asm__ volatile("atom.global.inc.u32 %0, [%1], 0xffffffff;" : "=r"(before) : "l"(address) : "memory");
   return before;
 }
