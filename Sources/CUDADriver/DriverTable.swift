@@ -33,10 +33,10 @@ struct DriverTable: Sendable {
   let cuFuncSetAttribute: @convention(c) (CUHandle, Int32, Int32) -> Code
   let cuFuncGetAttribute: @convention(c) (Out<Int32>, Int32, CUHandle) -> Code
   let cuOccupancyMaxActiveBlocksPerMultiprocessor: @convention(c) (Out<Int32>, CUHandle, Int32, Size) -> Code
-  let cuLaunchKernel:
+  /// Of a `LaunchShape`.
+  let cuLaunchKernelEx:
     @convention(c) (
-      CUHandle, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, CUHandle?,
-      UnsafeMutablePointer<UnsafeMutableRawPointer?>, UnsafeMutableRawPointer?
+      UnsafeRawPointer, CUHandle, UnsafeMutablePointer<UnsafeMutableRawPointer?>, UnsafeMutableRawPointer?
     ) -> Code
 
   let cuStreamCreate: @convention(c) (Out<CUHandle?>, UInt32) -> Code
@@ -117,7 +117,7 @@ struct DriverTable: Sendable {
     cuFuncSetAttribute = try library.symbol("cuFuncSetAttribute")
     cuFuncGetAttribute = try library.symbol("cuFuncGetAttribute")
     cuOccupancyMaxActiveBlocksPerMultiprocessor = try library.symbol("cuOccupancyMaxActiveBlocksPerMultiprocessor")
-    cuLaunchKernel = try library.symbol("cuLaunchKernel")
+    cuLaunchKernelEx = try library.symbol("cuLaunchKernelEx")
     cuStreamCreate = try library.symbol("cuStreamCreate")
     cuStreamDestroy = try library.symbol("cuStreamDestroy_v2")
     cuStreamSynchronize = try library.symbol("cuStreamSynchronize")
@@ -163,4 +163,28 @@ struct DriverTable: Sendable {
     cuMemExportToShareableHandle = try library.symbol("cuMemExportToShareableHandle")
     cuMemImportFromShareableHandle = try library.symbol("cuMemImportFromShareableHandle")
   }
+}
+
+/// `CUlaunchConfig`.
+struct LaunchShape {
+  let blockCount: (UInt32, UInt32, UInt32)
+  let threadCount: (UInt32, UInt32, UInt32)
+  let sharedByteCount: UInt32
+  let stream: CUHandle?
+  let attributes: UnsafePointer<LaunchAttribute>?
+  let attributeCount: UInt32
+}
+
+/// `CUlaunchAttribute`, whose value has 64 bytes.
+struct LaunchAttribute {
+  let kind: UInt32
+  private let padding: UInt32 = 0
+  let value: UInt32
+  private let rest: (UInt32, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0, 0, 0)
+
+  /// The kernel may be started as soon as the one before lets it, and waits for that one's end itself
+  /// (`PROGRAMMATIC_STREAM_SERIALIZATION`).
+  static let overlaps = LaunchAttribute(kind: 6, value: 1)
+
+  private init(kind: UInt32, value: UInt32) { (self.kind, self.value) = (kind, value) }
 }

@@ -101,13 +101,21 @@ package final class KernelModule: @unchecked Sendable {
   }
 
   /// Starts a kernel on `blockCount` blocks; its arguments are copied.
+  ///
+  /// - Parameter overlaps: whether it may begin to be started while the kernel before it on the stream ends, where the GPU can
+  ///   do that.
   package func launch<Arguments>(
-    _ kernel: Kernel, _ arguments: Arguments, end: End, blockCount: Int, on stream: Stream
+    _ kernel: Kernel, _ arguments: Arguments, end: End, blockCount: Int, overlaps: Bool = false, on stream: Stream
   ) throws(DriverError) {
     try withUnsafePointer(to: arguments) { arguments throws(DriverError) in
-      try launch(kernel, [UnsafeMutableRawPointer(mutating: arguments)], end: end, blockCount: blockCount, on: stream)
+      try launch(
+        kernel, [UnsafeMutableRawPointer(mutating: arguments)], end: end, blockCount: blockCount, overlaps: overlaps,
+        on: stream)
     }
   }
+
+  /// Of graphs, drivers take launches that overlap from 12.3 on.
+  private var canOverlap: Bool { gpu.architecture >= 90 && gpu.driver.version >= 12030 }
 
   /// Runs a kernel that does nothing but store the time of the GPU's clock, in nanoseconds, into `word`.
   package func tellTime(
@@ -135,25 +143,30 @@ package final class KernelModule: @unchecked Sendable {
   }
 
   private func launch(
-    _ kernel: Kernel, _ arguments: [UnsafeMutableRawPointer?], end: End, blockCount: Int, on stream: Stream
+    _ kernel: Kernel, _ arguments: [UnsafeMutableRawPointer?], end: End, blockCount: Int, overlaps: Bool = false,
+    on stream: Stream
   ) throws(DriverError) {
     try withUnsafePointer(to: end) { end throws(DriverError) in
       // SAFETY: the driver only reads what the parameters point to, as many as the kernel has.
       let first = UnsafeMutableRawPointer(mutating: end)
       try launch(
-        kernel, parameters: arguments + [first, first + 8, first + 16], blockCount: blockCount, rowCount: 1, on: stream)
+        kernel, parameters: arguments + [first, first + 8, first + 16], blockCount: blockCount, rowCount: 1,
+        overlaps: overlaps, on: stream)
     }
   }
 
   private func launch(
-    _ kernel: Kernel, parameters: [UnsafeMutableRawPointer?], blockCount: Int, rowCount: Int, on stream: Stream
+    _ kernel: Kernel, parameters: [UnsafeMutableRawPointer?], blockCount: Int, rowCount: Int, overlaps: Bool = false,
+    on stream: Stream
   ) throws(DriverError) {
     let function = functions[kernel]!
     var parameters = parameters
-    try gpu.call("cuLaunchKernel(\(kernel.rawValue))") { table in
-      table.cuLaunchKernel(
-        function, UInt32(blockCount), UInt32(rowCount), 1, UInt32(threadCount), 1, 1, UInt32(sharedByteCount),
-        stream.handle, &parameters, nil)
+    try withUnsafePointer(to: LaunchAttribute.overlaps) { attribute throws(DriverError) in
+      var shape = LaunchShape(
+        blockCount: (UInt32(blockCount), UInt32(rowCount), 1), threadCount: (UInt32(threadCount), 1, 1),
+        sharedByteCount: UInt32(sharedByteCount), stream: stream.handle, attributes: attribute,
+        attributeCount: overlaps && canOverlap ? 1 : 0)
+      try gpu.call("cuLaunchKernelEx(\(kernel.rawValue))") { $0.cuLaunchKernelEx(&shape, function, &parameters, nil) }
     }
   }
 }

@@ -7,6 +7,8 @@
   public var localExpertCount: Int32
   /// UInt64 `[2, rankCount]`: where each rank's arena is mapped here, then how many bytes it can have.
   public var arenas: Address
+  /// This rank's, of those.
+  public var ownArena: Address
   /// Int32 `[expertCount]`: the rank of each expert.
   public var expertOwner: Address
   /// Int32 `[expertCount]`: the index of each expert among those of its rank.
@@ -47,15 +49,17 @@
   public var flightIndex: Int64 = 0
 
   @inlinable public init(
-    rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, expertOwner: Address,
-    expertLocal: Address, expertOrder: Address, firstPlaces: Address, failure: Address, hostFailure: Address,
-    departures: Address, alarm: Address, arrivals: Address, pause: Address, timeoutNanoseconds: UInt64
+    rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, ownArena: Address,
+    expertOwner: Address, expertLocal: Address, expertOrder: Address, firstPlaces: Address, failure: Address,
+    hostFailure: Address, departures: Address, alarm: Address, arrivals: Address, pause: Address,
+    timeoutNanoseconds: UInt64
   ) {
     self.rank = rank
     self.rankCount = rankCount
     self.expertCount = expertCount
     self.localExpertCount = localExpertCount
     self.arenas = arenas
+    self.ownArena = ownArena
     self.expertOwner = expertOwner
     self.expertLocal = expertLocal
     self.expertOrder = expertOrder
@@ -76,8 +80,6 @@
     Address(bits: arenas.load(UInt64.self, at: rank))
   }
 
-  @inlinable public var ownArena: Address { arena(of: rank) }
-
   /// Of the exchange that this rank begins next.
   @inlinable var nextEpoch: UInt64 {
     ownArena.advanced(byBytes: ControlLayout.epochOffset).load(UInt64.self, at: 0) &+ 1
@@ -87,8 +89,11 @@
 
   @inlinable func firstPlace(ofRank rank: Int32) -> Int32 { firstPlaces.load(Int32.self, at: rank) }
 
-  /// The other ranks, numbered from 0, this rank's successor first.
-  @inlinable func peer(_ index: Int32) -> Int32 { (rank &+ 1 &+ index) % rankCount }
+  /// The other ranks, numbered from 0, this rank's successor first; behind them, this rank itself.
+  @inlinable func peer(_ index: Int32) -> Int32 {
+    let next = rank &+ 1 &+ index
+    return next < rankCount ? next : next &- rankCount
+  }
   /// The other ranks, numbered from 0, in order.
   @inlinable func other(_ index: Int32) -> Int32 { index < rank ? index : index &+ 1 }
 
@@ -254,6 +259,8 @@
   @inlinable public init() {}
 
   @inlinable public static var byteCount: Int64 { 256 }
+  /// Where the arguments of every kernel have it: behind the view.
+  @inlinable public static var offsetInArguments: Int64 { Int64(MemoryLayout<RankView>.stride) }
   /// Where `fault` and its details lie, counted in fields.
   @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.encoding.rawValue &+ 1) }
   @inlinable static var capacityIndex: Int32 { faultIndex &+ 5 }

@@ -46,16 +46,12 @@
 
   let offset = control.exchangeOffset(source: view.rank, epoch: view.epoch)
   let block = view.ownArena.advanced(byBytes: offset)
-  machine.forEach(1) { _ in
-    block.store(header, at: 0)
-    block.store(view.maskedRanks, at: ExchangeHeader.maskedIndex)
-  }
+  machine.store(header, at: block)
+  if view.masksRanks { machine.forEach(1) { _ in block.store(view.maskedRanks, at: ExchangeHeader.maskedIndex) } }
   let lineCount = Int32(truncatingIfNeeded: (fill(block) &+ 15) / 16)
-  machine.forEach((view.rankCount &- 1) &* lineCount) { index in
-    let (peer, line) = (view.peer(index / lineCount), index % lineCount)
-    if view.isMasked(peer) { return }
-    let page = view.arena(of: peer).advanced(byBytes: offset)
-    page.store(block.load(SIMD4<UInt32>.self, at: line), at: line)
+  machine.forEach(lineCount) { line in
+    let content = block.load(SIMD4<UInt32>.self, at: line)
+    view.forEachPeer { peer in view.arena(of: peer).advanced(byBytes: offset).store(content, at: line) }
   }
   signalPeers(machine, view: view, slot: .exchange)
   return true
@@ -255,23 +251,29 @@
   let fieldCount = ExchangeHeader.faultIndex
   let first = exchangeBlock(view, source: 0)
   // Every rank's fault, then every rank's fields.
-  let headerCellCount = view.rankCount &* (1 &+ fieldCount)
-  let odd = machine.first(of: Range(uncheckedBounds: (0, headerCellCount &+ otherCount))) { index in
-    if index >= headerCellCount { return isOdd(index &- headerCellCount) }
-    if index < view.rankCount { return exchangeHeader(view, source: index).fault != 0 }
-    let cell = index &- view.rankCount
+  // None of them shares lanes that act together with another kind.
+  let firstField = machine.aligned(view.rankCount)
+  let fieldsEnd = firstField &+ view.rankCount &* fieldCount
+  let firstOther = machine.aligned(fieldsEnd)
+  let odd = machine.first(of: Range(uncheckedBounds: (0, firstOther &+ otherCount))) { index in
+    if index >= firstOther { return isOdd(index &- firstOther) }
+    if index < firstField {
+      return index < view.rankCount && exchangeHeader(view, source: index).fault != 0
+    }
+    if index >= fieldsEnd { return false }
+    let cell = index &- firstField
     let (rank, field) = (cell / fieldCount, cell % fieldCount)
     return first.load(Int64.self, at: field) != exchangeBlock(view, source: rank).load(Int64.self, at: field)
   }
-  if odd < 0 || odd >= headerCellCount {
-    return (OperationStatus(.ok, rank: 0, (0, 0, 0, 0)), odd < 0 ? -1 : odd &- headerCellCount)
+  if odd < 0 || odd >= firstOther {
+    return (OperationStatus(.ok, rank: 0, (0, 0, 0, 0)), odd < 0 ? -1 : odd &- firstOther)
   }
   if odd < view.rankCount {
     let header = exchangeHeader(view, source: odd)
     let (a, b, c) = header.faultDetails
     return (OperationStatus(.inputFault, rank: Int64(odd), (header.fault, a, b, c)), -1)
   }
-  let cell = odd &- view.rankCount
+  let cell = odd &- firstField
   let (rank, field) = (cell / fieldCount, cell % fieldCount)
   let found = exchangeBlock(view, source: rank).load(Int64.self, at: field)
   let details = (Int64(field), first.load(Int64.self, at: field), found, Int64(0))
@@ -336,6 +338,8 @@ extension RankView {
   let view = view.recording
   let seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
   guard let seen else { return }
+  // Not before: until then, blocks that wait for this launch could take the places of peers' that it waits for.
+  machine.startNext()
   behind()
   FlightRecorder(view).finish(machine, operation.status, now: seen)
   operation.noteMask(machine, view)

@@ -14,6 +14,10 @@ public protocol Machine {
 
   // MARK: Loops
 
+  /// The first index, not less than this one, whose lane begins others that act together: work of several kinds is best kept
+  /// apart there.
+  func aligned(_ index: Int32) -> Int32
+
   /// Calls `body` for indices of `0..<count` such that over all workers each index is visited once. What other workers
   /// have stored is seen only after they have arrived.
   func shareOut(_ count: Int32, _ body: (Int32) -> Void)
@@ -87,7 +91,13 @@ public protocol Machine {
   /// Fills `byteCount` bytes, a multiple of 4, with a repeated 32-bit pattern, by this worker alone.
   func fill(_ destination: Address, byteCount: Int64, pattern: UInt32)
 
+  /// Stores the header of this launch's arguments. By this worker alone.
+  func store(_ header: ExchangeHeader, at block: Address)
+
   // MARK: Order
+
+  /// This rank's launch has nothing left to do that could keep another one from its place: the queue may prepare the next.
+  func startNext()
 
   /// Orders this worker's earlier loads before its later stores. To be called between reading a word and changing it,
   /// since all lanes read it.

@@ -94,11 +94,14 @@
     if capacity != 0 { return (end &- first) &* capacity }
     return starts.load(Int32.self, at: end) &- starts.load(Int32.self, at: first)
   }
-  machine.forEach(view.rankCount) { rank in
-    let rows = distance(view.firstPlace(ofRank: rank), view.firstPlace(ofRank: rank &+ 1))
-    handle.at(handle.layout.totals).store(rows, at: rank)
-  }
-  machine.forEach(view.expertCount) { place in
+  let firstCell = machine.aligned(view.rankCount)
+  machine.forEach(firstCell &+ view.expertCount) { cell in
+    if cell < firstCell {
+      if cell >= view.rankCount { return }
+      let rows = distance(view.firstPlace(ofRank: cell), view.firstPlace(ofRank: cell &+ 1))
+      return handle.at(handle.layout.totals).store(rows, at: cell)
+    }
+    let place = cell &- firstCell
     let expert = view.expertOrder.load(Int32.self, at: place)
     let rank = view.owner(ofExpert: expert)
     let groupStart = distance(view.firstPlace(ofRank: rank), place)

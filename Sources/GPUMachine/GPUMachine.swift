@@ -6,10 +6,13 @@ import PTX
 /// with words in which the block's threads meet; behind them lie the warps' stages.
 @frozen public struct GPUMachine: Machine {
   let thread: Int32
+  /// The launch's: nil of a kernel that tells no other rank anything.
+  private let arguments: UnsafeRawPointer?
 
   /// The machine of a kernel that begins.
-  @inline(__always) init() {
+  @inline(__always) init(_ arguments: UnsafeRawPointer? = nil) {
     thread = ptx_thread_index()
+    self.arguments = arguments
     #if BULK_COPIES
       Stages.prepare(self)
     #endif
@@ -54,6 +57,9 @@ enum Shared {
 // MARK: - Loops
 
 extension GPUMachine {
+  @inline(__always)
+  public func aligned(_ index: Int32) -> Int32 { (index &+ 31) & ~31 }
+
   @inline(__always)
   public func shareOut(_ count: Int32, _ body: (Int32) -> Void) {
     var index = workerIndex &* Self.threadCount &+ thread
@@ -160,7 +166,7 @@ extension GPUMachine {
     return sum
   }
 
-  /// 512 tokens at a time: a ballot for each destination, then sums over the warps.
+  /// 512 tokens at a time: a ballot for each destination, then sums over the warps, unless one has all tokens.
   @inline(__always)
   public func numberTokens(
     _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32) -> UInt64,
@@ -171,6 +177,11 @@ extension GPUMachine {
     while round < tokens.upperBound {
       let token = round &+ thread
       let own = token < tokens.upperBound ? members(token) : 0
+      if tokens.upperBound &- tokens.lowerBound <= 32 {
+        if warp == 0 { numberByWarp(token, own, destinationCount, counters, visit: visit) }
+        ptx_block_barrier()
+        return
+      }
       var destination: Int32 = 0
       while destination < destinationCount {
         let going = ptx_ballot(own.has(destination) ? 1 : 0)
@@ -206,6 +217,23 @@ extension GPUMachine {
     }
   }
 
+  /// By one warp that has all tokens, one a lane.
+  @inline(__always)
+  private func numberByWarp(
+    _ token: Int32, _ members: UInt64, _ destinationCount: Int32, _ counters: Address,
+    visit: (Int32, Int32, Int32) -> Void
+  ) {
+    var destination: Int32 = 0
+    while destination < destinationCount {
+      let going = ptx_ballot(members.has(destination) ? 1 : 0)
+      if members.has(destination) {
+        visit(token, destination, Int32(truncatingIfNeeded: (going & lowerLanes).nonzeroBitCount))
+      }
+      if lane == 0 { counters.store(Int32(truncatingIfNeeded: going.nonzeroBitCount), at: destination) }
+      destination = destination &+ 1
+    }
+  }
+
   /// In shared memory, where there is room.
   @inline(__always)
   public func countCells(_ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32) {
@@ -225,13 +253,13 @@ extension GPUMachine {
   }
 
   /// Each warp counts its part of the cells, in their order; then sums over the warps say where its numbers
-  /// begin. Where there are too many keys to count them apart, one warp does it all.
+  /// begin. Where there are few cells, or too many keys to count them apart, one warp does it all.
   @inline(__always)
   public func numberCells(
     _ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32, visit: (Int32, Int32) -> Void
   ) {
     let countsOffset = Shared.stagesOffset
-    if keyCount > Shared.stageByteCountOfWarp / 4 {
+    if cells.upperBound &- cells.lowerBound <= 128 || keyCount > Shared.stageByteCountOfWarp / 4 {
       if warp == 0 {
         let global = counters.pointer.assumingMemoryBound(to: Int32.self)
         numberByWarp(cells.lowerBound, cells.upperBound, global, key: key, visit: visit)
@@ -306,6 +334,15 @@ extension UInt64 {
 // MARK: - Small copies
 
 extension GPUMachine {
+  /// A lane for each word, from where the launch has its arguments: one thread for all of them takes over a microsecond.
+  @inline(__always)
+  public func store(_ header: ExchangeHeader, at block: Address) {
+    forEach(Int32(truncatingIfNeeded: MemoryLayout<ExchangeHeader>.size / 8)) { index in
+      let offset = Int(ExchangeHeader.offsetInArguments) &+ 8 &* Int(index)
+      block.store(arguments.unsafelyUnwrapped.load(fromByteOffset: offset, as: UInt64.self), at: index)
+    }
+  }
+
   /// In vectors where a record has whole ones, otherwise in words.
   @inline(__always)
   public func copyRecords(_ count: Int32, byteCount: Int32, route: (Int32) -> RecordRoute) {

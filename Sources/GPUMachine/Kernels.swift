@@ -9,24 +9,24 @@ import PTX
 
 @_cdecl("_ZN7swiftep6layoutEv")
 public func kernelPrepareDispatch(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  run(counter, word, ticket) { prepareExactDispatch($0, dispatchArguments(address)) }
+  run(address, counter, word, ticket) { prepareExactDispatch($0, dispatchArguments(address)) }
 }
 
 @_cdecl("_ZN7swiftep13dispatch_rowsEv")
 public func kernelDeliverDispatch(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  run(counter, word, ticket) { deliverExactDispatch($0, dispatchArguments(address)) }
+  run(address, counter, word, ticket) { deliverExactDispatch($0, dispatchArguments(address)) }
 }
 
 @_cdecl("_ZN7swiftep8dispatchEv")
 public func kernelDispatch(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  run(counter, word, ticket) { dispatch($0, dispatchArguments(address)) }
+  run(address, counter, word, ticket) { dispatch($0, dispatchArguments(address)) }
 }
 
 @_cdecl("_ZN7swiftep16dispatch_copyingEv")
 public func kernelDispatchCopying(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   let arguments = dispatchArguments(address)
   if !arguments.isPlainCopy { return }
-  run(counter, word, ticket) { dispatch($0, arguments) }
+  run(address, counter, word, ticket) { dispatch($0, arguments) }
 }
 
 @_cdecl("_ZN7swiftep19dispatch_quantizingEv")
@@ -35,19 +35,19 @@ public func kernelDispatchQuantizing(
 ) {
   let arguments = dispatchArguments(address)
   if !arguments.isPlainQuantizing { return }
-  run(counter, word, ticket) { dispatch($0, arguments) }
+  run(address, counter, word, ticket) { dispatch($0, arguments) }
 }
 
 @_cdecl("_ZN7swiftep7combineEv")
 public func kernelCombine(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  run(counter, word, ticket) { combine($0, combineArguments(address)) }
+  run(address, counter, word, ticket) { combine($0, combineArguments(address)) }
 }
 
 @_cdecl("_ZN7swiftep16combine_in_placeEv")
 public func kernelCombineInPlace(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   let arguments = combineArguments(address)
   if !arguments.isPlainInPlace { return }
-  run(counter, word, ticket) { combine($0, arguments) }
+  run(address, counter, word, ticket) { combine($0, arguments) }
 }
 
 @_cdecl("_ZN7swiftep12combine_stepEv")
@@ -55,13 +55,16 @@ public func kernelCombineStep(_ address: UnsafeRawPointer, _ counter: UInt64, _ 
   let arguments = combineArguments(address)
   // Coded rows are combined at once.
   if arguments.isEncoded { return }
-  run(counter, word, ticket) { combineStep($0, arguments) }
+  run(address, counter, word, ticket) { combineStep($0, arguments) }
 }
 
 @inline(__always) private func run(
-  _ counter: UInt64, _ word: UInt64, _ ticket: UInt64, _ kernel: (GPUMachine) -> Void
+  _ arguments: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64, _ kernel: (GPUMachine) -> Void
 ) {
-  let machine = GPUMachine()
+  let machine = GPUMachine(arguments)
+  #if BULK_COPIES
+    ptx_await_previous()
+  #endif
   kernel(machine)
   machine.leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
 }
@@ -90,7 +93,7 @@ public func kernelTellTime(_ counter: UInt64, _ word: UInt64) {
   @_cdecl("_ZN7swiftep5ranksEv")
   public func kernelRanks(_ launches: UnsafeRawPointer) {
     let launch = launches.assumingMemoryBound(to: RankLaunch.self)[Int(ptx_block_row())]
-    run(launch.counter.bits, launch.word.bits, launch.ticket) { launch.run(on: $0) }
+    run(launch.arguments.pointer, launch.counter.bits, launch.word.bits, launch.ticket) { launch.run(on: $0) }
   }
 #endif
 

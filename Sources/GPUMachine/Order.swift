@@ -2,6 +2,13 @@ import PTX
 
 extension GPUMachine {
   @inline(__always)
+  public func startNext() {
+    #if BULK_COPIES
+      ptx_start_next()
+    #endif
+  }
+
+  @inline(__always)
   public func settle() { ptx_block_barrier() }
 
   @inline(__always)

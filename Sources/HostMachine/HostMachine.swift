@@ -52,6 +52,9 @@ extension HostMachine {
   }
 
   @inline(__always)
+  package func aligned(_ index: Int32) -> Int32 { index }
+
+  @inline(__always)
   package func shareOut(_ count: Int32, _ body: (Int32) -> Void) {
     for index in share(of: count) { body(index) }
   }
@@ -141,6 +144,9 @@ extension HostMachine {
     word.pointee.store(0, ordering: .relaxed)
     return true
   }
+
+  @inline(__always)
+  package func startNext() {}
 
   /// One lane: its loads and stores of a word are in order by themselves.
   @inline(__always)

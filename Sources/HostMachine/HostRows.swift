@@ -240,6 +240,9 @@ extension HostMachine {
       start: destination.hostPointer.assumingMemoryBound(to: UInt32.self), count: Int(byteCount / 4)
     ).update(repeating: pattern)
   }
+
+  @inline(__always)
+  package func store(_ header: ExchangeHeader, at block: Address) { block.store(header, at: 0) }
 }
 
 extension UnsafeMutableRawPointer {

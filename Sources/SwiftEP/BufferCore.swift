@@ -99,6 +99,7 @@ final class BufferCore: Sendable {
     var view = RankView(
       rank: Int32(rank), rankCount: Int32(rankCount), expertCount: Int32(expertCount),
       localExpertCount: Int32(owners.count { $0 == group.rank }), arenas: base.advanced(byBytes: offsets.arenas),
+      ownArena: arenas[rank].address,
       expertOwner: base.advanced(byBytes: offsets.owners), expertLocal: base.advanced(byBytes: offsets.locals),
       expertOrder: base.advanced(byBytes: offsets.order), firstPlaces: base.advanced(byBytes: offsets.firstPlaces),
       failure: base.advanced(byBytes: offsets.failure), hostFailure: .null,

@@ -24,7 +24,8 @@ final class Recording: @unchecked Sendable {
     let arenas = base.advanced(byBytes: 64)
     arenas.store(Address(arena).bits, at: rank)
     view = RankView(
-      rank: rank, rankCount: rankCount, expertCount: 8, localExpertCount: 2, arenas: arenas, expertOwner: .null,
+      rank: rank, rankCount: rankCount, expertCount: 8, localExpertCount: 2, arenas: arenas, ownArena: Address(arena),
+      expertOwner: .null,
       expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: base, hostFailure: .null, departures: .null,
       alarm: .null,
       arrivals: .null, pause: .null, timeoutNanoseconds: 1_000_000_000)

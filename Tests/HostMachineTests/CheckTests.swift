@@ -24,7 +24,8 @@ import Testing
       let at = { (offset: Int64) in tables.advanced(byBytes: offset) }
       view =
         RankView(
-          rank: 1, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: tables, expertOwner: .null,
+          rank: 1, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: tables, ownArena: arena,
+          expertOwner: .null,
           expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: at(1024), hostFailure: .null,
           departures: .null, alarm: .null, arrivals: at(960), pause: at(968), timeoutNanoseconds: 1
         ).behindExchange

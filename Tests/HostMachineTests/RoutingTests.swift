@@ -32,7 +32,7 @@ import Testing
     let tables = try HostMemory(byteCount: 4 * Int64(Self.expertCount))
     for expert in 0..<Self.expertCount { tables.base.store(expert % 5, at: expert) }
     let view = RankView(
-      rank: 0, rankCount: 5, expertCount: Self.expertCount, localExpertCount: 60, arenas: .null,
+      rank: 0, rankCount: 5, expertCount: Self.expertCount, localExpertCount: 60, arenas: .null, ownArena: .null,
       expertOwner: tables.base, expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: .null,
       hostFailure: .null, departures: .null, alarm: .null, arrivals: .null, pause: .null, timeoutNanoseconds: 1)
     let memory = try HostMemory(byteCount: Int64(tokenCount * topK * type.byteCount) + Int64(type.shift))

@@ -151,6 +151,9 @@ PTX uint32_t ptx_bf16x2(float low, float high) {
 }
 
 #if SM >= 90
+PTX void ptx_await_previous(void) { __asm__ volatile("griddepcontrol.wait;" ::: "memory"); }
+PTX void ptx_start_next(void) { __asm__ volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 PTX void ptx_fence_proxy(void) { __asm__ volatile("fence.proxy.async;" ::: "memory"); }
 PTX void ptx_fence_proxy_shared(void) { __asm__ volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

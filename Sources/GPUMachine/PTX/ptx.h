@@ -62,6 +62,13 @@ uint32_t ptx_shared_min(uint32_t offset, uint32_t value);
 uint32_t ptx_shared_add(uint32_t offset, uint32_t value);
 uint64_t ptx_nanoseconds(void);
 
+// MARK: Launches that overlap, from sm_90 on
+
+/// Returns when the launch before this one is over and what it stored is seen, if this one was started earlier.
+void ptx_await_previous(void);
+/// The launch behind this one may be started: when all blocks of this one have said so, or have ended.
+void ptx_start_next(void);
+
 // MARK: Bulk copies, from sm_90 on. Sizes and addresses are multiples of 16.
 
 /// One arrival a phase: that of the lane that says how many bytes complete it.

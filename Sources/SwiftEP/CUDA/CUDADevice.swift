@@ -187,26 +187,32 @@ package final class CUDADevice: Device {
     queue { () throws(DriverError) in try fence.hold(stream) }
   }
 
+  /// - Parameter overlaps: whether it follows another launch directly.
   private func start(
-    _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, on stream: CUDADriver.Stream
+    _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, overlaps: Bool = false,
+    on stream: CUDADriver.Stream
   ) throws(DriverError) {
     let parts = launch.parts
     for (index, part) in parts.enumerated() {
       if let slot = part.waitsFor { try stream.wait(untilNotZero: gates(of: slot)) }
       try startPart(
-        part.launch, index == parts.count - 1 ? end : .untold, min(workerCount, part.workerCountMax), on: stream)
+        part.launch, index == parts.count - 1 ? end : .untold, min(workerCount, part.workerCountMax),
+        overlaps: overlaps && index == 0, on: stream)
     }
   }
 
   private func startPart(
-    _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, on stream: CUDADriver.Stream
+    _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, overlaps: Bool, on stream: CUDADriver.Stream
   ) throws(DriverError) {
+    func start<Arguments>(_ kernel: KernelModule.Kernel, _ arguments: Arguments) throws(DriverError) {
+      try host.module.launch(kernel, arguments, end: end, blockCount: workerCount, overlaps: overlaps, on: stream)
+    }
     switch launch {
-    case .prepareDispatch(let arguments): try start(.layout, arguments, end, workerCount, on: stream)
-    case .deliverDispatch(let arguments): try start(.dispatchRows, arguments, end, workerCount, on: stream)
-    case .dispatch(let arguments): try start(kernel(arguments), arguments, end, workerCount, on: stream)
-    case .combine(let arguments): try start(kernel(arguments), arguments, end, workerCount, on: stream)
-    case .combineStep(let arguments): try start(.combineStep, arguments, end, workerCount, on: stream)
+    case .prepareDispatch(let arguments): try start(.layout, arguments)
+    case .deliverDispatch(let arguments): try start(.dispatchRows, arguments)
+    case .dispatch(let arguments): try start(kernel(arguments), arguments)
+    case .combine(let arguments): try start(kernel(arguments), arguments)
+    case .combineStep(let arguments): try start(.combineStep, arguments)
     }
   }
 
@@ -219,13 +225,6 @@ package final class CUDADevice: Device {
     arguments.isPlainInPlace ? .combineInPlace : .combine
   }
 
-  private func start<Arguments>(
-    _ kernel: KernelModule.Kernel, _ arguments: Arguments, _ end: KernelModule.End, _ workerCount: Int,
-    on stream: CUDADriver.Stream
-  ) throws(DriverError) {
-    try host.module.launch(kernel, arguments, end: end, blockCount: workerCount, on: stream)
-  }
-
   package func makeGraph(_ launches: [RecordedLaunch]) throws(EPError) -> any DeviceGraph {
     if shared != nil { throw .machineUnavailable("graphs, with one launch for all ranks") }
     for launch in launches { try watchPauses(of: launch.launch) }
@@ -235,7 +234,8 @@ package final class CUDADevice: Device {
       let graph = try CUDADriver.Graph(of: captured) { () throws(DriverError) in
         for (index, next) in launches.enumerated() {
           let isLast = index == launches.count - 1
-          try start(next.launch, isLast ? end(KernelModule.End.next) : .untold, next.workerCount, on: captured)
+          let end = isLast ? end(KernelModule.End.next) : .untold
+          try start(next.launch, end, next.workerCount, overlaps: index > 0, on: captured)
         }
       }
       return CUDAGraph(self, graph, keeping: launches.map(\.owner))
