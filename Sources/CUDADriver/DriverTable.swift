@@ -166,7 +166,7 @@ struct DriverTable: Sendable {
 }
 
 /// `CUlaunchConfig`.
-struct LaunchShape {
+package struct LaunchShape {
   let blockCount: (UInt32, UInt32, UInt32)
   let threadCount: (UInt32, UInt32, UInt32)
   let sharedByteCount: UInt32
@@ -176,15 +176,16 @@ struct LaunchShape {
 }
 
 /// `CUlaunchAttribute`, whose value has 64 bytes.
-struct LaunchAttribute {
+package struct LaunchAttribute {
   let kind: UInt32
   private let padding: UInt32 = 0
-  let value: UInt32
-  private let rest: (UInt32, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0, 0, 0)
+  /// A number lies in its lowest bytes.
+  let value: UInt64
+  private let rest: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0, 0)
 
   /// The kernel may be started as soon as the one before lets it, and waits for that one's end itself
   /// (`PROGRAMMATIC_STREAM_SERIALIZATION`).
   static let overlaps = LaunchAttribute(kind: 6, value: 1)
 
-  private init(kind: UInt32, value: UInt32) { (self.kind, self.value) = (kind, value) }
+  private init(kind: UInt32, value: UInt64) { (self.kind, self.value) = (kind, value) }
 }

@@ -41,6 +41,8 @@
     self.weightsOutput = weightsOutput
   }
 
+  /// Of the dispatch, as `exchange` takes it: loaded when a launch begins, needed later.
+  @inlinable var handleEpoch: Int64 { header.fault == 0 ? handle.epoch : -1 }
   @inlinable var rowByteCount: Int32 { elementsPerRow &* (format == .fp32 ? 4 : 2) }
   /// Top-k weights that one received row carries.
   @inlinable var weightsPerRow: Int32 { handle.layout.layout == .bySource ? handle.layout.topK : 1 }
@@ -63,7 +65,11 @@
   let (view, operation) = (arguments.view, arguments.operation)
   var isPrepared = true
   if operation.does(.begin) || operation.does(.middle) {
-    isPrepared = inTurn(machine, view: view, operation: operation) { prepareCombine(machine, arguments) }
+    isPrepared = inTurn(machine, view: view, operation: operation) {
+      prepareCombine(machine, arguments)
+    } then: {
+      noteExchange(machine, arguments)
+    }
   }
   if isPrepared { deliverCombine(machine, arguments) }
 }
@@ -72,20 +78,28 @@
 /// rows are ready. Returns true on the worker that has ended it.
 @inlinable func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
   let (view, operation) = (arguments.view, arguments.operation)
+  let handleEpoch = arguments.handleEpoch
   if (operation.does(.begin) || operation.part.isHalf) && machine.workerIndex == 0 { begin(machine, arguments) }
   if arguments.header.fault == 0 && operation.does(.begin) {
     stageRows(machine, arguments)
     stageWeights(machine, arguments)
   }
   guard machine.arriveLocal(view.arrivals, for: arguments.stages ? view.peers : .rank) else { return false }
-  findRows(machine, arguments) { _ in
-    ExchangeHeader.byteCount
+  findRows(machine, arguments, handleEpoch: handleEpoch) { _ in
   } rows: { rank, peer in
     arguments.readsOwnRows && rank == view.rank
       ? arguments.stagedRows : view.arena(of: rank).advanced(byBytes: peer.outputOffset)
   }
-  if !operation.isAgreed { operation.tell(machine, view) }
   return true
+}
+
+/// As that of a dispatch, the other way round.
+@inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  if operation.does(.middle) && operation.isOK {
+    noteRows(machine, view, sent: handle.at(handle.layout.receivedRows), received: handle.at(handle.layout.sentRows))
+  }
+  if !operation.isAgreed { operation.tell(machine, view) }
 }
 
 /// The flight record begins.
@@ -102,16 +116,16 @@
 ///   - fill: as that of `exchange`.
 ///   - rows: where a rank's row 0 lies, by its header.
 @inlinable @inline(__always) func findRows<M: Machine>(
-  _ machine: M, _ arguments: CombineArguments, fill: (_ block: Address) -> Int64,
+  _ machine: M, _ arguments: CombineArguments, handleEpoch: Int64, fill: (_ pages: ExchangePages) -> Void,
   rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
   operation.resetCounter(machine)
-  let goesOn = exchange(machine, view: agreeing, header: arguments.header, operation: operation) { block in
-    if arguments.header.fault != 0 { return ExchangeHeader.byteCount }
-    identify(handle, in: block)
-    return fill(block)
+  let goesOn = exchange(
+    machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation
+  ) { pages in
+    if arguments.header.fault == 0 { fill(pages) }
   }
   if !goesOn { return }
   let view = agreeing.behindExchange
@@ -132,12 +146,6 @@
     checkRows(machine, arguments)
     if endsInFailedCheck(machine, view: view, operation: operation) { return }
   #endif
-  let recorder = FlightRecorder(view)
-  // The other way round than the dispatch.
-  recorder.count(
-    machine, rowsSent: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0),
-    rowsReceived: handle.at(handle.layout.sentRows).load(Int64.self, at: 0))
-  recorder.enter(machine, .deliver, now: machine.now)
 }
 
 @inlinable func stageRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {

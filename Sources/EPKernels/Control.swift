@@ -259,10 +259,13 @@
   @inlinable public init() {}
 
   @inlinable public static var byteCount: Int64 { 256 }
+  /// At most 32.
+  @inlinable public static var wordCount: Int32 { Int32(truncatingIfNeeded: MemoryLayout<Self>.size / 8) }
   /// Where the arguments of every kernel have it: behind the view.
   @inlinable public static var offsetInArguments: Int64 { Int64(MemoryLayout<RankView>.stride) }
   /// Where `fault` and its details lie, counted in fields.
   @inlinable static var faultIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.encoding.rawValue &+ 1) }
+  @inlinable static var handleIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.handle.rawValue) }
   @inlinable static var capacityIndex: Int32 { faultIndex &+ 5 }
   @inlinable static var maskedIndex: Int32 { faultIndex &+ 8 }
 }

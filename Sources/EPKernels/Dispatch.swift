@@ -102,6 +102,7 @@
     isPrepared = inTurn(machine, view: view, operation: operation) {
       prepareDispatch(machine, arguments, counting: countsLater == 0)
     } then: {
+      noteExchange(machine, arguments)
       if countsLater != 0 && operation.does(.middle) && operation.isOK {
         countReceived(machine, arguments)
       }
@@ -115,19 +116,23 @@
   var arguments = arguments
   arguments.view = arguments.operation.begun(arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
-  guard prepareDispatch(machine, arguments), operation.does(.middle), operation.isAgreed else { return }
+  if !prepareDispatch(machine, arguments) { return }
+  noteExchange(machine, arguments)
+  guard operation.does(.middle), operation.isAgreed else { return }
   if !operation.isOK { endInVain(machine, view: view, operation: operation) }
   operation.tell(machine, view)
 }
 
 /// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
-/// has moved. Returns true on the worker that has ended it.
+/// has moved. Returns true on the worker that has ended it, for `noteExchange`.
 ///
 /// - Parameter counting: count what is received, too.
 @inlinable public func prepareDispatch<M: Machine>(
   _ machine: M, _ arguments: DispatchArguments, counting: Bool = true
 ) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  // Loaded now, needed later. One that was queued before its dispatch failed is empty.
+  let handleEpoch = arguments.isCached && arguments.header.fault == 0 ? handle.epoch : -1
   // The first worker has the most to do.
   if operation.does(.begin) && machine.workerIndex &+ 1 == machine.workerCount { begin(machine, arguments) }
   if operation.does(.begin) && !arguments.scaleColumns.isNull { bringScalesIntoRows(machine, arguments) }
@@ -141,8 +146,7 @@
     }
   }
   guard machine.arriveLocal(view.arrivals, for: .rank) else { return false }
-  agree(machine, arguments, isLaidOut: isLaidOut, counting: counting)
-  if !operation.isAgreed { operation.tell(machine, view) }
+  agree(machine, arguments, handleEpoch: handleEpoch, isLaidOut: isLaidOut, counting: counting)
   return true
 }
 
@@ -184,18 +188,17 @@
 
 /// The part of one worker alone: what all ranks tell each other, and what follows from it.
 @inlinable func agree<M: Machine>(
-  _ machine: M, _ arguments: DispatchArguments, isLaidOut: Bool, counting: Bool
+  _ machine: M, _ arguments: DispatchArguments, handleEpoch: Int64, isLaidOut: Bool, counting: Bool
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
   operation.resetCounter(machine)
   // What a later call finds in the handle must not be what lay there before.
   let empty = { if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) } }
-  let goesOn = exchange(machine, view: agreeing, header: arguments.header, operation: operation) { block in
-    if arguments.isCached && arguments.header.fault == 0 { identify(handle, in: block) }
-    if !isLaidOut { return ExchangeHeader.byteCount }
-    sumChunks(machine, arguments, into: block)
-    return agreeing.control.exchangeBlockByteCount
+  let goesOn = exchange(
+    machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation
+  ) { pages in
+    if isLaidOut { sumChunks(machine, arguments, into: pages) }
   }
   if !goesOn { return empty() }
   let view = agreeing.behindExchange
@@ -216,28 +219,29 @@
       return handle.at(handle.layout.epoch).store(UInt64(0), at: 0)
     }
   #endif
-  let recorder = FlightRecorder(view)
-  recorder.count(
-    machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
-    rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
-  if fits { return recorder.enter(machine, .deliver, now: machine.now) }
   // Its places would lie outside the outputs.
-  empty()
+  if !fits { empty() }
 }
 
-/// Which dispatch the handle is of, for all ranks to agree on. One that was queued before its dispatch failed is empty.
-@inlinable func identify(_ handle: HandleView, in block: Address) {
-  let epoch = handle.at(handle.layout.epoch).load(Int64.self, at: 0)
-  block.store(epoch, at: Int32(truncatingIfNeeded: HeaderField.handle.rawValue))
-  if epoch == 0 { block.store(InputFault.emptyHandle.rawValue, at: ExchangeHeader.faultIndex) }
+/// What follows from an exchange, and this rank's other workers need not wait for: rows counted, and noted; or the host is told
+/// that there are none.
+@inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  let code = operation.status.code
+  if operation.does(.middle) && (code == StatusCode.ok.rawValue || code == StatusCode.overflow.rawValue) {
+    if !arguments.isCached && handle.layout.layout == .byExpert {
+      countRowsByExpert(machine, view: view.behindExchange, handle: handle)
+    }
+    noteRows(machine, view, sent: handle.at(handle.layout.sentRows), received: handle.at(handle.layout.receivedRows))
+  }
+  if !operation.isAgreed { operation.tell(machine, view) }
 }
 
 /// This rank's tokens per rank and per expert: its chunks' counters, summed. What each sum is before a chunk is the
 /// chunk's base. And its first fault.
-@inlinable func sumChunks<M: Machine>(_ machine: M, _ arguments: DispatchArguments, into block: Address) {
+@inlinable func sumChunks<M: Machine>(_ machine: M, _ arguments: DispatchArguments, into pages: ExchangePages) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let layout = handle.layout
-  let counts = block.advanced(byBytes: ExchangeHeader.byteCount)
   let bases = handle.at(layout.bases)
   let firstKey = layout.layout == .bySource ? 0 : layout.rankCount
   machine.forEach(operation.layout.counterCount) { index in
@@ -250,10 +254,12 @@
       if sum == 0 { chunkOfFault = chunk }
       if isKey { bases.store(sum, at: chunk &* layout.keyCount &+ key) }
     }
-    if index != operation.layout.faultIndex { return counts.store(total, at: index) }
+    if index != operation.layout.faultIndex {
+      return pages.store(total, at: index, behind: ExchangeHeader.byteCount)
+    }
     if total != 0 {
       reportFault(
-        ofChunk: chunkOfFault, in: block, routing: arguments.routing, handle: handle,
+        ofChunk: chunkOfFault, in: pages, routing: arguments.routing, handle: handle,
         expertCount: arguments.view.expertCount)
     }
   }
@@ -269,7 +275,7 @@
 
 /// Second half: every row is written straight to its final place, with its metadata; then the signals.
 @inlinable func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
-  let (view, operation) = (arguments.view, arguments.operation)
+  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   guard operation.isAgreed else { return }
   if operation.part == .receiveDispatch {
     if endsAsEarlier(machine, view: view, operation: operation) { return operation.tell(machine, view) }
@@ -277,7 +283,7 @@
   }
   if operation.isOK && operation.does(.middle) { moveRows(machine, arguments) }
   complete(machine, view: view, operation: operation) {
-    leaveOutSources(machine, view, arguments.handle, expertAlignment: arguments.expertAlignment)
+    leaveOutSources(machine, view, handle, expertAlignment: arguments.expertAlignment)
   }
   #if CHECKED
     if operation.does(.end) { checkArrivals(machine, arguments) }
@@ -288,12 +294,17 @@
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let rowWidth = Int64(arguments.columns[Columns.rows])
   let scaleWidth = Int64(arguments.besideByteCount)
+  let tokenCount = handle.layout.chunks.tokenCount
+  // By expert at most, since that is counted meanwhile.
+  let rowCount =
+    handle.layout.layout == .bySource
+    ? handle.at(handle.layout.sentRows).load(Int64.self, at: 0) : Int64(tokenCount &* handle.layout.slotCount)
   let job = ScatterJob(
-    source: arguments.source(ofColumn: Columns.rows), rowCount: handle.layout.chunks.tokenCount,
+    source: arguments.source(ofColumn: Columns.rows), rowCount: tokenCount,
     rowByteCount: arguments.sourceRowByteCount, slotCount: handle.layout.slotCount, transform: arguments.transform,
     scaleStride: arguments.scaleStride, globalScale: arguments.globalScale,
     beside: arguments.beside, besideByteCount: arguments.besideByteCount,
-    writtenByteCount: handle.at(handle.layout.sentRows).load(Int64.self, at: 0) &* rowWidth, counter: operation.counter)
+    writtenByteCount: rowCount &* rowWidth, counter: operation.counter)
   let expertCount = arguments.columns[Columns.indices] / max(1, arguments.routing.indexByteCount)
   machine.scatterRows(
     job,

@@ -1,15 +1,20 @@
 /// The start of every operation: each rank writes its header and counts into every peer's arena, then waits for theirs.
 ///
-/// Run by one worker. The header is written here; `fill` completes this rank's block, its counts and what the header
-/// cannot know yet, and returns how many of its bytes the peers need. All ranks see the same blocks afterwards, so whatever is
-/// decided from them is decided alike everywhere (`compareHeaders`). Whatever that is, a completion follows. Returns false when
-/// the operation has failed, as its status says, or goes on in another launch.
+/// Run by one worker. The header is written here; `fill` completes this rank's block by its counts and by faults that are
+/// found late. All ranks see the same blocks afterwards, so whatever is decided from them is decided alike everywhere
+/// (`compareHeaders`). Whatever that is, a completion follows. Returns false when the operation has failed, as its status says,
+/// or goes on in another launch.
+///
+/// - Parameter handleEpoch: of the dispatch that the operation goes by, 0 where that has failed; -1 where there is none.
 @inlinable func exchange<M: Machine>(
-  _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Int64
+  _ machine: M, view: RankView, header: ExchangeHeader, handleEpoch: Int64, operation: OperationView,
+  fill: (_ pages: ExchangePages) -> Void
 ) -> Bool {
   let begin: UInt64
   if operation.does(.begin) {
-    guard announce(machine, view: view, header: header, operation: operation, fill: fill) else { return false }
+    let isAnnounced = announce(
+      machine, view: view, header: header, handleEpoch: handleEpoch, operation: operation, fill: fill)
+    guard isAnnounced else { return false }
     begin = machine.now
     if !operation.does(.middle) {
       machine.forEach(1) { _ in operation.set(OperationStatus(.ok, rank: 0, (0, 0, 0, 0))) }
@@ -30,13 +35,13 @@
 
 /// This rank's part of an exchange. Returns false when the operation has failed.
 @inlinable func announce<M: Machine>(
-  _ machine: M, view: RankView, header: ExchangeHeader, operation: OperationView, fill: (_ block: Address) -> Int64
+  _ machine: M, view: RankView, header: ExchangeHeader, handleEpoch: Int64, operation: OperationView,
+  fill: (_ pages: ExchangePages) -> Void
 ) -> Bool {
   if endsAsEarlier(machine, view: view, operation: operation) { return false }
   #if CHECKED
     if endsInFailedCheck(machine, view: view, operation: operation) { return false }
   #endif
-  let control = view.control
   // All workers have begun, and know it.
   machine.settle()
   view.ownArena.advanced(byBytes: ControlLayout.epochOffset).store(view.epoch, at: 0)
@@ -44,17 +49,46 @@
   FlightRecorder(view).exchange(machine, epoch: view.epoch)
   maskWanted(machine, view)
 
-  let offset = control.exchangeOffset(source: view.rank, epoch: view.epoch)
-  let block = view.ownArena.advanced(byBytes: offset)
-  machine.store(header, at: block)
-  if view.masksRanks { machine.forEach(1) { _ in block.store(view.maskedRanks, at: ExchangeHeader.maskedIndex) } }
-  let lineCount = Int32(truncatingIfNeeded: (fill(block) &+ 15) / 16)
-  machine.forEach(lineCount) { line in
-    let content = block.load(SIMD4<UInt32>.self, at: line)
-    view.forEachPeer { peer in view.arena(of: peer).advanced(byBytes: offset).store(content, at: line) }
+  let (pages, masked) = (ExchangePages(view), Int64(bitPattern: view.maskedRanks))
+  machine.forEachWord(of: header, copyCount: view.rankCount) { rank, index, word in
+    if view.isMasked(rank) { return }
+    var word = word
+    if index == ExchangeHeader.maskedIndex { word = masked }
+    if index == ExchangeHeader.handleIndex && handleEpoch >= 0 { word = handleEpoch }
+    // Of a dispatch that has failed since this operation was queued.
+    if index == ExchangeHeader.faultIndex && handleEpoch == 0 { word = InputFault.emptyHandle.rawValue }
+    pages.page(atRank: rank).store(word, at: index)
   }
+  fill(pages)
   signalPeers(machine, view: view, slot: .exchange)
   return true
+}
+
+/// In the flight record; rows begin to move.
+@inlinable func noteRows<M: Machine>(_ machine: M, _ view: RankView, sent: Address, received: Address) {
+  let recorder = FlightRecorder(view.recording)
+  recorder.count(
+    machine, rowsSent: sent.load(Int64.self, at: 0), rowsReceived: received.load(Int64.self, at: 0))
+  recorder.enter(machine, .deliver, now: machine.now)
+}
+
+/// This rank's block of an exchange, at all ranks that take part.
+@frozen @usableFromInline struct ExchangePages {
+  @usableFromInline let view: RankView
+  @usableFromInline let offset: Int64
+
+  @inlinable init(_ view: RankView) {
+    self.view = view
+    offset = view.control.exchangeOffset(source: view.rank, epoch: view.epoch)
+  }
+
+  @inlinable func page(atRank rank: Int32) -> Address { view.arena(of: rank).advanced(byBytes: offset) }
+
+  /// - Parameter index: in values of this type.
+  @inlinable func store<Value: BitwiseCopyable>(_ value: Value, at index: Int32, behind offset: Int64 = 0) {
+    view.ownArena.advanced(byBytes: self.offset &+ offset).store(value, at: index)
+    view.forEachPeer { page(atRank: $0).advanced(byBytes: offset).store(value, at: index) }
+  }
 }
 
 /// The rest of the operation is launched behind a wait of the queue for this slot's gates.

@@ -241,17 +241,17 @@
 ///
 /// - Parameter chunk: which that token is in.
 @inlinable func reportFault(
-  ofChunk chunk: Int32, in block: Address, routing: RoutingView, handle: HandleView, expertCount: Int32
+  ofChunk chunk: Int32, in pages: ExchangePages, routing: RoutingView, handle: HandleView, expertCount: Int32
 ) {
   let tokens = handle.layout.chunks.tokens(of: chunk)
   var token = tokens.lowerBound
   while token < tokens.upperBound {
     if let (fault, slot) = routing.fault(token: token, expertCount: expertCount) {
       let index = ExchangeHeader.faultIndex
-      block.store(fault.rawValue, at: index)
-      block.store(Int64(token), at: index &+ 1)
-      block.store(Int64(slot), at: index &+ 2)
-      return block.store(routing.rawExpert(token: token, slot: slot), at: index &+ 3)
+      pages.store(fault.rawValue, at: index)
+      pages.store(Int64(token), at: index &+ 1)
+      pages.store(Int64(slot), at: index &+ 2)
+      return pages.store(routing.rawExpert(token: token, slot: slot), at: index &+ 3)
     }
     token = token &+ 1
   }

@@ -149,6 +149,9 @@
 
   @inlinable func at(_ offset: Int64) -> Address { block.advanced(byBytes: offset) }
 
+  /// Which dispatch it is of; 0: of none, or of one that has failed.
+  @inlinable var epoch: Int64 { at(layout.epoch).load(Int64.self, at: 0) }
+
   /// By source: the rows at this rank of its own tokens, those of the first `rowCount`.
   @inlinable func ownRows(_ view: RankView, below rowCount: Int32) -> Range<Int32> {
     let first = max(0, min(rowCount, at(layout.firstRows).load(Int32.self, at: view.rank)))

@@ -91,8 +91,9 @@ public protocol Machine {
   /// Fills `byteCount` bytes, a multiple of 4, with a repeated 32-bit pattern, by this worker alone.
   func fill(_ destination: Address, byteCount: Int64, pattern: UInt32)
 
-  /// Stores the header of this launch's arguments. By this worker alone.
-  func store(_ header: ExchangeHeader, at block: Address)
+  /// Calls `body` with every word of the header of this launch's arguments, so many times. By this worker alone.
+  func forEachWord(
+    of header: ExchangeHeader, copyCount: Int32, _ body: (_ copy: Int32, _ index: Int32, _ word: Int64) -> Void)
 
   // MARK: Order
 

@@ -111,6 +111,10 @@
       ? countBefore(machine, view, source: view.rank, index: view.rankCount &+ expert) : view.rank &* sourceCapacity
     handle.at(handle.layout.firstRows).store(groupStart &+ before, at: expert)
   }
+}
+
+/// Rows that this rank sends and receives.
+@inlinable func countRowsByExpert<M: Machine>(_ machine: M, view: RankView, handle: HandleView) {
   sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
     exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
   }

@@ -58,7 +58,11 @@
   }
   var isPrepared = true
   if operation.does(.begin) || operation.does(.middle) {
-    isPrepared = inTurn(machine, view: view, operation: operation) { prepareStep(machine, arguments) }
+    isPrepared = inTurn(machine, view: view, operation: operation) {
+      prepareStep(machine, arguments)
+    } then: {
+      noteExchange(machine, arguments)
+    }
   }
   guard isPrepared && operation.isAgreed else { return }
   if operation.isOK && operation.does(.middle) {
@@ -75,6 +79,7 @@
 
 @inlinable func prepareStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
   let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
+  let handleEpoch = arguments.handleEpoch
   if operation.does(.begin) && machine.workerIndex == 0 { begin(machine, arguments) }
   if steps.launch == 0 && arguments.header.fault == 0 && operation.does(.begin) {
     findStepRows(machine, arguments)
@@ -82,12 +87,10 @@
   }
   guard machine.arriveLocal(view.arrivals, for: view.peers) else { return false }
   let rowByteCount = Int64(arguments.rowByteCount)
-  findRows(machine, arguments) { block in
-    let told = block.advanced(byBytes: ExchangeHeader.byteCount)
+  findRows(machine, arguments, handleEpoch: handleEpoch) { pages in
     machine.forEach(view.rankCount) { rank in
-      told.store(operation.stepRows(steps.launch, atRank: rank), at: rank)
+      pages.store(operation.stepRows(steps.launch, atRank: rank), at: rank, behind: ExchangeHeader.byteCount)
     }
-    return ExchangeHeader.byteCount &+ 8 &* Int64(view.rankCount)
   } rows: { rank, peer in
     if rank == view.rank { return arguments.stagedRows }
     let step = steps.launch &- 1
@@ -101,14 +104,13 @@
       _ = endsInFailedCheck(machine, view: view, operation: operation)
     }
   #endif
-  if !operation.isAgreed { operation.tell(machine, view) }
   return true
 }
 
 /// This rank's rows of all steps at all peers; nothing of a dispatch that has failed.
 @inlinable func findStepRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, handle, operation, steps) = (arguments.view, arguments.handle, arguments.operation, arguments.steps)
-  if handle.at(handle.layout.epoch).load(UInt64.self, at: 0) == 0 { return }
+  if handle.epoch == 0 { return }
   var cell = machine.workerIndex
   while cell < steps.stepCount &* view.rankCount {
     let rank = cell % view.rankCount

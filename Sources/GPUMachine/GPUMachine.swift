@@ -334,12 +334,16 @@ extension UInt64 {
 // MARK: - Small copies
 
 extension GPUMachine {
-  /// A lane for each word, from where the launch has its arguments: one thread for all of them takes over a microsecond.
+  /// A warp a copy, a lane a word, from where the launch has its arguments: one thread for all takes over a microsecond.
   @inline(__always)
-  public func store(_ header: ExchangeHeader, at block: Address) {
-    forEach(Int32(truncatingIfNeeded: MemoryLayout<ExchangeHeader>.size / 8)) { index in
+  public func forEachWord(
+    of header: ExchangeHeader, copyCount: Int32, _ body: (Int32, Int32, Int64) -> Void
+  ) {
+    forEach(copyCount &<< 5) { place in
+      let index = place & 31
+      if index >= ExchangeHeader.wordCount { return }
       let offset = Int(ExchangeHeader.offsetInArguments) &+ 8 &* Int(index)
-      block.store(arguments.unsafelyUnwrapped.load(fromByteOffset: offset, as: UInt64.self), at: index)
+      body(place &>> 5, index, arguments.unsafelyUnwrapped.load(fromByteOffset: offset, as: Int64.self))
     }
   }
 

@@ -148,6 +148,18 @@ extension HostMachine {
   @inline(__always)
   package func startNext() {}
 
+  @inline(__always)
+  package func forEachWord(
+    of header: ExchangeHeader, copyCount: Int32, _ body: (Int32, Int32, Int64) -> Void
+  ) {
+    withUnsafeBytes(of: header) { bytes in
+      let words = bytes.bindMemory(to: Int64.self)
+      for copy in 0..<copyCount {
+        for index in 0..<ExchangeHeader.wordCount { body(copy, index, words[Int(index)]) }
+      }
+    }
+  }
+
   /// One lane: its loads and stores of a word are in order by themselves.
   @inline(__always)
   package func settle() {}

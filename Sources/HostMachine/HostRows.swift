@@ -241,8 +241,6 @@ extension HostMachine {
     ).update(repeating: pattern)
   }
 
-  @inline(__always)
-  package func store(_ header: ExchangeHeader, at block: Address) { block.store(header, at: 0) }
 }
 
 extension UnsafeMutableRawPointer {

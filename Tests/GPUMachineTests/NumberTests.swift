@@ -3,7 +3,7 @@ import Testing
 
 /// What a GPU's block does with numbers, on emulated lanes.
 @Suite struct NumberTests {
-  @Test(arguments: [0..<1, 3..<200, 100..<1300] as [Range<Int32>], [Int32(1), 8, 64])
+  @Test(arguments: [0..<1, 5..<37, 3..<36, 3..<200, 100..<1300] as [Range<Int32>], [Int32(1), 8, 64])
   func numberTokens(_ tokens: Range<Int32>, destinationCount: Int32) {
     var random = Random(UInt64(tokens.upperBound))
     let members = (0..<tokens.upperBound).map { _ in
@@ -29,8 +29,9 @@ import Testing
     #expect(counters.elements(Int32.self) == counts)
   }
 
-  /// With keys that each warp counts apart, and with more than that, also more than fit into shared memory.
-  @Test(arguments: [0..<8, 24..<1600, 9..<606] as [Range<Int32>], [256, 7, 4000, 50_000] as [Int32])
+  /// With keys that each warp counts apart, and with more than that, also more than fit into shared memory; and with so few
+  /// cells that one warp has them all.
+  @Test(arguments: [0..<8, 3..<131, 3..<132, 24..<1600, 9..<606] as [Range<Int32>], [256, 7, 4000, 50_000] as [Int32])
   func numberCells(_ cells: Range<Int32>, keyCount: Int32) {
     var random = Random(UInt64(cells.upperBound + keyCount))
     let keys = (0..<cells.upperBound).map { _ in max(-1, Int32(random.next() >> 33) % (keyCount + 1) - 1) }

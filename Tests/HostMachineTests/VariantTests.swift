@@ -23,6 +23,14 @@ import Testing
     return arguments
   }
 
+  /// GPUs read its words where they lie among a launch's arguments.
+  @Test func theHeaderLiesBehindTheView() {
+    let offset = Int(ExchangeHeader.offsetInArguments)
+    #expect(MemoryLayout<DispatchArguments>.offset(of: \.header) == offset)
+    #expect(MemoryLayout<CombineArguments>.offset(of: \.header) == offset)
+    #expect(ExchangeHeader.wordCount <= 32 && 8 * Int64(ExchangeHeader.wordCount) <= ExchangeHeader.byteCount)
+  }
+
   private static var view: RankView {
     RankView(
       rank: 0, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: .null, ownArena: .null, expertOwner: .null,

@@ -10,10 +10,10 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("layout", [98, 4, 21, 6, 35, 0, 2]), ("dispatch_rows", [40, 7, 9, 9, 0, 4, 0]),
-    ("dispatch", [127, 11, 22, 15, 35, 4, 2]), ("dispatch_copying", [81, 7, 10, 10, 35, 0, 2]),
-    ("dispatch_quantizing", [81, 11, 10, 15, 35, 4, 2]), ("combine", [85, 17, 32, 34, 20, 32, 0]),
-    ("combine_in_place", [45, 3, 8, 3, 0, 0, 0]), ("combine_step", [92, 14, 32, 16, 10, 0, 0]),
+    ("layout", [96, 4, 21, 6, 35, 0, 2]), ("dispatch_rows", [40, 7, 9, 9, 0, 4, 0]),
+    ("dispatch", [125, 11, 22, 15, 35, 4, 2]), ("dispatch_copying", [80, 7, 10, 10, 35, 0, 2]),
+    ("dispatch_quantizing", [80, 11, 10, 15, 35, 4, 2]), ("combine", [83, 17, 32, 34, 20, 32, 0]),
+    ("combine_in_place", [44, 3, 8, 3, 0, 0, 0]), ("combine_step", [90, 14, 32, 16, 10, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_90()))
@@ -21,10 +21,10 @@ import Testing
   }
 
   @Test(arguments: [
-    ("layout", [98, 4, 21, 6, 35, 0, 2]), ("dispatch_rows", [40, 0, 12, 25, 0, 7, 0]),
-    ("dispatch", [127, 4, 25, 31, 35, 7, 2]), ("dispatch_copying", [81, 4, 10, 16, 35, 0, 2]),
-    ("dispatch_quantizing", [81, 4, 13, 27, 35, 7, 2]), ("combine", [85, 0, 32, 45, 20, 32, 0]),
-    ("combine_in_place", [45, 0, 8, 5, 0, 0, 0]), ("combine_step", [92, 0, 32, 28, 10, 0, 0]),
+    ("layout", [96, 4, 21, 6, 35, 0, 2]), ("dispatch_rows", [40, 0, 12, 25, 0, 7, 0]),
+    ("dispatch", [125, 4, 25, 31, 35, 7, 2]), ("dispatch_copying", [80, 4, 10, 16, 35, 0, 2]),
+    ("dispatch_quantizing", [80, 4, 13, 27, 35, 7, 2]), ("combine", [83, 0, 32, 45, 20, 32, 0]),
+    ("combine_in_place", [44, 0, 8, 5, 0, 0, 0]), ("combine_step", [90, 0, 32, 28, 10, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_80()))

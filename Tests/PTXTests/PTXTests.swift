@@ -44,6 +44,11 @@ private let kernels = [
     ("cp.async.bulk.wait_group 0;", "", "bulk stores not waited for before the countdown"),
     ("bar.sync 0;", "", "a countdown without a barrier"),
     ("mbarrier.arrive.expect_tx", "mov", "a bulk load that no barrier expects"),
+    ("griddepcontrol.wait;", "", "memory before the launch before is over"),
+    (
+      "griddepcontrol.wait;", "griddepcontrol.launch_dependents; griddepcontrol.wait;",
+      "rows behind the start of the next"
+    ),
     ("add.rn.f32", "fma.rn.f32", "fma.rn.f32"),
     ("ld.shared.v4", "ld.global.nc.v4", "ld.global.nc"),
     ("bar.sync 0;", "trap;", "trap"),
@@ -56,6 +61,15 @@ private let kernels = [
     #expect(text.contains(found))
     let broken = Rules.violations(PTXText(text.split(separator: found).joined(separator: replacement)))
     #expect(broken.contains { $0.contains(violation) })
+  }
+
+  /// Where all peers have come, the next launch may begin.
+  @Test func launchesOverlap() {
+    for kernel in kernels where kernel != "tell_time" {
+      #expect(sm90.count("griddepcontrol.wait", in: kernel) == 1)
+      #expect(sm90.count("griddepcontrol.launch_dependents", in: kernel) == (kernel == "layout" ? 0 : 1))
+      #expect(sm80.count("griddepcontrol", in: kernel) == 0)
+    }
   }
 
   /// Rows move sixteen bytes a lane, or in bulk.

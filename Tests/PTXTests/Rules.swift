@@ -11,6 +11,10 @@ enum Rules {
     for (kernel, instructions) in text.kernels {
       found += forbidden(instructions).map { "\(kernel): \($0)" }
       found += order(text, of: kernel).map { "\(kernel): \($0)" }
+      // These are launched alone.
+      if text.target == "sm_90" && !["ranks", "tell_time"].contains(kernel) {
+        found += overlap(text, of: kernel).map { "\(kernel): \($0)" }
+      }
     }
     return found.sorted()
   }
@@ -25,6 +29,25 @@ enum Rules {
     return instructions.filter { instruction in
       prefixes.contains { instruction.hasPrefix($0) } || instruction.prefix { $0 != " " }.contains(".ftz")
     }
+  }
+
+  /// A launch may begin before the one before it is over, and lets the next one begin.
+  private static func overlap(_ text: PTXText, of kernel: String) -> [String] {
+    var found: [String] = []
+    let isAccess = { (instruction: String) in
+      ["ld.", "st.", "atom.", "red.", "cp."].contains { instruction.hasPrefix($0) }
+        && !["ld.param", "ld.shared", "st.shared"].contains { instruction.hasPrefix($0) }
+    }
+    if text.canCome(from: 0, in: kernel, to: isAccess, past: { $0 == "griddepcontrol.wait" }) {
+      found.append("memory before the launch before is over")
+    }
+    let instructions = text.kernels[kernel]!
+    for (index, instruction) in instructions.enumerated() where instruction == "griddepcontrol.launch_dependents" {
+      if text.canCome(from: index, in: kernel, to: { $0.hasPrefix("cp.async.bulk") }, past: { _ in false }) {
+        found.append("rows behind the start of the next launch")
+      }
+    }
+    return found
   }
 
   private static func order(_ text: PTXText, of kernel: String) -> [String] {
