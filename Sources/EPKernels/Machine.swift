@@ -237,7 +237,7 @@ public protocol Machine {
   /// own, and with more than 32 slots.
   public var beside: Address
   public var besideByteCount: Int32
-  /// Bytes that all workers of this rank together will write: lets a machine choose between cached and streaming
+  /// Bytes that all workers of this rank together will write, at most: lets a machine choose between cached and streaming
   /// stores.
   public var writtenByteCount: Int64
   /// UInt32 in this rank's own memory, zero at first, by which workers may count what they have begun; null where there
