@@ -49,6 +49,10 @@ private let kernels = [
       "griddepcontrol.wait;", "griddepcontrol.launch_dependents; griddepcontrol.wait;",
       "rows behind the start of the next"
     ),
+    (
+      "griddepcontrol.wait;", "griddepcontrol.launch_dependents; griddepcontrol.wait;",
+      "waits behind the start of the next"
+    ),
     ("add.rn.f32", "fma.rn.f32", "fma.rn.f32"),
     ("ld.shared.v4", "ld.global.nc.v4", "ld.global.nc"),
     ("bar.sync 0;", "trap;", "trap"),
