@@ -12,3 +12,5 @@ static const char sm_90[] = {
 
 const char *swiftep_kernels_sm_80(void) { return sm_80; }
 const char *swiftep_kernels_sm_90(void) { return sm_90; }
+
+_Static_assert(sizeof(struct swiftep_cu_launch_attribute) == 72, "CUlaunchAttribute has 72 bytes");

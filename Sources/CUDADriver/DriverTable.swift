@@ -33,10 +33,10 @@ struct DriverTable: Sendable {
   let cuFuncSetAttribute: @convention(c) (CUHandle, Int32, Int32) -> Code
   let cuFuncGetAttribute: @convention(c) (Out<Int32>, Int32, CUHandle) -> Code
   let cuOccupancyMaxActiveBlocksPerMultiprocessor: @convention(c) (Out<Int32>, CUHandle, Int32, Size) -> Code
-  /// Of a `LaunchShape`.
   let cuLaunchKernelEx:
     @convention(c) (
-      UnsafeRawPointer, CUHandle, UnsafeMutablePointer<UnsafeMutableRawPointer?>, UnsafeMutableRawPointer?
+      UnsafePointer<swiftep_cu_launch>, CUHandle, UnsafeMutablePointer<UnsafeMutableRawPointer?>,
+      UnsafeMutableRawPointer?
     ) -> Code
 
   let cuStreamCreate: @convention(c) (Out<CUHandle?>, UInt32) -> Code
@@ -163,29 +163,4 @@ struct DriverTable: Sendable {
     cuMemExportToShareableHandle = try library.symbol("cuMemExportToShareableHandle")
     cuMemImportFromShareableHandle = try library.symbol("cuMemImportFromShareableHandle")
   }
-}
-
-/// `CUlaunchConfig`.
-package struct LaunchShape {
-  let blockCount: (UInt32, UInt32, UInt32)
-  let threadCount: (UInt32, UInt32, UInt32)
-  let sharedByteCount: UInt32
-  let stream: CUHandle?
-  let attributes: UnsafePointer<LaunchAttribute>?
-  let attributeCount: UInt32
-}
-
-/// `CUlaunchAttribute`, whose value has 64 bytes.
-package struct LaunchAttribute {
-  let kind: UInt32
-  private let padding: UInt32 = 0
-  /// A number lies in its lowest bytes.
-  let value: UInt64
-  private let rest: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0, 0)
-
-  /// The kernel may be started as soon as the one before lets it, and waits for that one's end itself
-  /// (`PROGRAMMATIC_STREAM_SERIALIZATION`).
-  static let overlaps = LaunchAttribute(kind: 6, value: 1)
-
-  private init(kind: UInt32, value: UInt64) { (self.kind, self.value) = (kind, value) }
 }

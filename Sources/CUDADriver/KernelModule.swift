@@ -1,3 +1,5 @@
+import CCUDA
+
 /// The kernels, compiled by the driver for one GPU.
 package final class KernelModule: @unchecked Sendable {
   package let gpu: GPU
@@ -28,6 +30,7 @@ package final class KernelModule: @unchecked Sendable {
 
   package init(_ gpu: GPU, _ kernels: KernelText) throws(DriverError) {
     self.gpu = gpu
+    canOverlap = kernels.awaitPrevious && gpu.driver.version >= 12030
     var loaded: CUHandle?
     try gpu.call("cuModuleLoadData(\(kernels.file ?? "the library's"))") { table in
       kernels.text.withCString { table.cuModuleLoadData(&loaded, $0) }
@@ -114,8 +117,8 @@ package final class KernelModule: @unchecked Sendable {
     }
   }
 
-  /// Of graphs, drivers take launches that overlap from 12.3 on.
-  private var canOverlap: Bool { gpu.architecture >= 90 && gpu.driver.version >= 12030 }
+  /// Whether kernels wait for the end of the launch before; of graphs, drivers take launches that overlap from 12.3 on.
+  private let canOverlap: Bool
 
   /// Runs a kernel that does nothing but store the time of the GPU's clock, in nanoseconds, into `word`.
   package func tellTime(
@@ -161,12 +164,18 @@ package final class KernelModule: @unchecked Sendable {
   ) throws(DriverError) {
     let function = functions[kernel]!
     var parameters = parameters
-    try withUnsafePointer(to: LaunchAttribute.overlaps) { attribute throws(DriverError) in
-      var shape = LaunchShape(
-        blockCount: (UInt32(blockCount), UInt32(rowCount), 1), threadCount: (UInt32(threadCount), 1, 1),
-        sharedByteCount: UInt32(sharedByteCount), stream: stream.handle, attributes: attribute,
-        attributeCount: overlaps && canOverlap ? 1 : 0)
-      try gpu.call("cuLaunchKernelEx(\(kernel.rawValue))") { $0.cuLaunchKernelEx(&shape, function, &parameters, nil) }
+    var attribute = swiftep_cu_launch_attribute()
+    let programmaticStreamSerialization: Int32 = 6
+    (attribute.kind, attribute.value) = (programmaticStreamSerialization, 1)
+    var launch = swiftep_cu_launch()
+    launch.block_counts = (UInt32(blockCount), UInt32(rowCount), 1)
+    launch.thread_counts = (UInt32(threadCount), 1, 1)
+    launch.shared_byte_count = UInt32(sharedByteCount)
+    launch.stream = stream.handle.map { UnsafeMutableRawPointer($0) }
+    launch.attribute_count = overlaps && canOverlap ? 1 : 0
+    try withUnsafePointer(to: attribute) { attribute throws(DriverError) in
+      launch.attributes = attribute
+      try gpu.call("cuLaunchKernelEx(\(kernel.rawValue))") { $0.cuLaunchKernelEx(&launch, function, &parameters, nil) }
     }
   }
 }

@@ -47,6 +47,9 @@ package struct KernelText: Sendable {
     try self.init(architecture: architecture, folder: getenv(Self.variable).map { String(cString: $0) })
   }
 
+  /// Whether each kernel begins by waiting for the end of the launch before it, where it was started earlier.
+  package var awaitPrevious: Bool { Self.declarations(text)[".target"]?.contains("sm_90") == true }
+
   package func has(kernel: String) -> Bool { Self.declarations(text)[kernel] != nil }
 
   private static func read(_ file: String) -> String? {

@@ -41,8 +41,6 @@
     self.weightsOutput = weightsOutput
   }
 
-  /// Of the dispatch, as `exchange` takes it: loaded when a launch begins, needed later.
-  @inlinable var handleEpoch: Int64 { header.fault == 0 ? handle.epoch : -1 }
   @inlinable var rowByteCount: Int32 { elementsPerRow &* (format == .fp32 ? 4 : 2) }
   /// Top-k weights that one received row carries.
   @inlinable var weightsPerRow: Int32 { handle.layout.layout == .bySource ? handle.layout.topK : 1 }
@@ -75,10 +73,10 @@
 }
 
 /// First half of a combine: rows outside the arena are staged into it; then the exchange, which says that this rank's
-/// rows are ready. Returns true on the worker that has ended it.
+/// rows are ready. Returns true on the worker that has ended it, for `noteExchange`.
 @inlinable func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
   let (view, operation) = (arguments.view, arguments.operation)
-  let handleEpoch = arguments.handleEpoch
+  let handleEpoch = arguments.handle.epoch(isUsed: arguments.header.fault == 0)
   if (operation.does(.begin) || operation.part.isHalf) && machine.workerIndex == 0 { begin(machine, arguments) }
   if arguments.header.fault == 0 && operation.does(.begin) {
     stageRows(machine, arguments)
@@ -97,7 +95,11 @@
 @inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   if operation.does(.middle) && operation.isOK {
-    noteRows(machine, view, sent: handle.at(handle.layout.receivedRows), received: handle.at(handle.layout.sentRows))
+    let recorder = FlightRecorder(view.recording)
+    recorder.enter(machine, .deliver, now: machine.now)
+    recorder.count(
+      machine, rowsSent: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0),
+      rowsReceived: handle.at(handle.layout.sentRows).load(Int64.self, at: 0))
   }
   if !operation.isAgreed { operation.tell(machine, view) }
 }

@@ -108,7 +108,7 @@
       }
     }
   }
-  if isPrepared { deliverDispatch(machine, arguments) }
+  if isPrepared { deliverDispatch(machine, arguments, isCounted: arguments.isCached) }
 }
 
 /// The first half of a dispatch with exact sizing: the host waits for its status.
@@ -131,8 +131,7 @@
   _ machine: M, _ arguments: DispatchArguments, counting: Bool = true
 ) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  // Loaded now, needed later. One that was queued before its dispatch failed is empty.
-  let handleEpoch = arguments.isCached && arguments.header.fault == 0 ? handle.epoch : -1
+  let handleEpoch = handle.epoch(isUsed: arguments.isCached && arguments.header.fault == 0)
   // The first worker has the most to do.
   if operation.does(.begin) && machine.workerIndex &+ 1 == machine.workerCount { begin(machine, arguments) }
   if operation.does(.begin) && !arguments.scaleColumns.isNull { bringScalesIntoRows(machine, arguments) }
@@ -223,16 +222,21 @@
   if !fits { empty() }
 }
 
-/// What follows from an exchange, and this rank's other workers need not wait for: rows counted, and noted; or the host is told
-/// that there are none.
+/// What follows from an exchange, and this rank's other workers need not wait for: rows are counted and noted, or the host is
+/// told what this rank alone has failed with.
 @inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let code = operation.status.code
-  if operation.does(.middle) && (code == StatusCode.ok.rawValue || code == StatusCode.overflow.rawValue) {
+  let isOK = code == StatusCode.ok.rawValue
+  if operation.does(.middle) && (isOK || code == StatusCode.overflow.rawValue) {
+    let recorder = FlightRecorder(view.recording)
+    if isOK { recorder.enter(machine, .deliver, now: machine.now) }
     if !arguments.isCached && handle.layout.layout == .byExpert {
       countRowsByExpert(machine, view: view.behindExchange, handle: handle)
     }
-    noteRows(machine, view, sent: handle.at(handle.layout.sentRows), received: handle.at(handle.layout.receivedRows))
+    recorder.count(
+      machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
+      rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
   }
   if !operation.isAgreed { operation.tell(machine, view) }
 }
@@ -270,18 +274,20 @@
   var arguments = arguments
   let operation = arguments.operation
   arguments.view.epoch = operation.at(operation.layout.epoch).load(UInt64.self, at: 0)
-  deliverDispatch(machine, arguments)
+  deliverDispatch(machine, arguments, isCounted: true)
 }
 
 /// Second half: every row is written straight to its final place, with its metadata; then the signals.
-@inlinable func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+///
+/// - Parameter isCounted: whether rows by expert have been counted, too, not only will be.
+@inlinable func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isCounted: Bool) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   guard operation.isAgreed else { return }
   if operation.part == .receiveDispatch {
     if endsAsEarlier(machine, view: view, operation: operation) { return operation.tell(machine, view) }
     begin(machine, arguments, .receiveDispatch)
   }
-  if operation.isOK && operation.does(.middle) { moveRows(machine, arguments) }
+  if operation.isOK && operation.does(.middle) { moveRows(machine, arguments, isCounted: isCounted) }
   complete(machine, view: view, operation: operation) {
     leaveOutSources(machine, view, handle, expertAlignment: arguments.expertAlignment)
   }
@@ -290,14 +296,13 @@
   #endif
 }
 
-@inlinable func moveRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+@inlinable func moveRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isCounted: Bool) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let rowWidth = Int64(arguments.columns[Columns.rows])
   let scaleWidth = Int64(arguments.besideByteCount)
   let tokenCount = handle.layout.chunks.tokenCount
-  // By expert at most, since that is counted meanwhile.
   let rowCount =
-    handle.layout.layout == .bySource
+    isCounted || handle.layout.layout == .bySource
     ? handle.at(handle.layout.sentRows).load(Int64.self, at: 0) : Int64(tokenCount &* handle.layout.slotCount)
   let job = ScatterJob(
     source: arguments.source(ofColumn: Columns.rows), rowCount: tokenCount,

@@ -64,14 +64,6 @@
   return true
 }
 
-/// In the flight record; rows begin to move.
-@inlinable func noteRows<M: Machine>(_ machine: M, _ view: RankView, sent: Address, received: Address) {
-  let recorder = FlightRecorder(view.recording)
-  recorder.count(
-    machine, rowsSent: sent.load(Int64.self, at: 0), rowsReceived: received.load(Int64.self, at: 0))
-  recorder.enter(machine, .deliver, now: machine.now)
-}
-
 /// This rank's block of an exchange, at all ranks that take part.
 @frozen @usableFromInline struct ExchangePages {
   @usableFromInline let view: RankView
@@ -85,9 +77,9 @@
   @inlinable func page(atRank rank: Int32) -> Address { view.arena(of: rank).advanced(byBytes: offset) }
 
   /// - Parameter index: in values of this type.
-  @inlinable func store<Value: BitwiseCopyable>(_ value: Value, at index: Int32, behind offset: Int64 = 0) {
-    view.ownArena.advanced(byBytes: self.offset &+ offset).store(value, at: index)
-    view.forEachPeer { page(atRank: $0).advanced(byBytes: offset).store(value, at: index) }
+  @inlinable func store<Value: BitwiseCopyable>(_ value: Value, at index: Int32, behind byteCount: Int64 = 0) {
+    view.ownArena.advanced(byBytes: offset &+ byteCount).store(value, at: index)
+    view.forEachPeer { page(atRank: $0).advanced(byBytes: byteCount).store(value, at: index) }
   }
 }
 
@@ -284,11 +276,10 @@
 ) -> (status: OperationStatus, odd: Int32) {
   let fieldCount = ExchangeHeader.faultIndex
   let first = exchangeBlock(view, source: 0)
-  // Every rank's fault, then every rank's fields.
-  // None of them shares lanes that act together with another kind.
-  let firstField = machine.aligned(view.rankCount)
+  // Every rank's fault, then every rank's fields, then the others, each kind by lanes of its own.
+  let firstField = machine.firstOfLanes(from: view.rankCount)
   let fieldsEnd = firstField &+ view.rankCount &* fieldCount
-  let firstOther = machine.aligned(fieldsEnd)
+  let firstOther = machine.firstOfLanes(from: fieldsEnd)
   let odd = machine.first(of: Range(uncheckedBounds: (0, firstOther &+ otherCount))) { index in
     if index >= firstOther { return isOdd(index &- firstOther) }
     if index < firstField {

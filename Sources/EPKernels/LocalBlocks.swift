@@ -151,6 +151,8 @@
 
   /// Which dispatch it is of; 0: of none, or of one that has failed.
   @inlinable var epoch: Int64 { at(layout.epoch).load(Int64.self, at: 0) }
+  /// The same, -1 where an operation does not go by it: as `exchange` takes it, loaded when a launch begins, needed later.
+  @inlinable func epoch(isUsed: Bool) -> Int64 { isUsed ? epoch : -1 }
 
   /// By source: the rows at this rank of its own tokens, those of the first `rowCount`.
   @inlinable func ownRows(_ view: RankView, below rowCount: Int32) -> Range<Int32> {

@@ -14,9 +14,8 @@ public protocol Machine {
 
   // MARK: Loops
 
-  /// The first index, not less than this one, whose lane begins others that act together: work of several kinds is best kept
-  /// apart there.
-  func aligned(_ index: Int32) -> Int32
+  /// The first index from `index` on at which lanes begin that act together: work of several kinds is best kept apart there.
+  func firstOfLanes(from index: Int32) -> Int32
 
   /// Calls `body` for indices of `0..<count` such that over all workers each index is visited once. What other workers
   /// have stored is seen only after they have arrived.

@@ -94,7 +94,7 @@
     if capacity != 0 { return (end &- first) &* capacity }
     return starts.load(Int32.self, at: end) &- starts.load(Int32.self, at: first)
   }
-  let firstCell = machine.aligned(view.rankCount)
+  let firstCell = machine.firstOfLanes(from: view.rankCount)
   machine.forEach(firstCell &+ view.expertCount) { cell in
     if cell < firstCell {
       if cell >= view.rankCount { return }

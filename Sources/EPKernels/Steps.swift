@@ -79,7 +79,7 @@
 
 @inlinable func prepareStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
   let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
-  let handleEpoch = arguments.handleEpoch
+  let handleEpoch = arguments.handle.epoch(isUsed: arguments.header.fault == 0)
   if operation.does(.begin) && machine.workerIndex == 0 { begin(machine, arguments) }
   if steps.launch == 0 && arguments.header.fault == 0 && operation.does(.begin) {
     findStepRows(machine, arguments)

@@ -58,7 +58,7 @@ enum Shared {
 
 extension GPUMachine {
   @inline(__always)
-  public func aligned(_ index: Int32) -> Int32 { (index &+ 31) & ~31 }
+  public func firstOfLanes(from index: Int32) -> Int32 { (index &+ 31) & ~31 }
 
   @inline(__always)
   public func shareOut(_ count: Int32, _ body: (Int32) -> Void) {
@@ -178,7 +178,7 @@ extension GPUMachine {
       let token = round &+ thread
       let own = token < tokens.upperBound ? members(token) : 0
       if tokens.upperBound &- tokens.lowerBound <= 32 {
-        if warp == 0 { numberByWarp(token, own, destinationCount, counters, visit: visit) }
+        if warp == 0 { numberTokensByWarp(token, own, destinationCount, counters, visit: visit) }
         ptx_block_barrier()
         return
       }
@@ -219,7 +219,7 @@ extension GPUMachine {
 
   /// By one warp that has all tokens, one a lane.
   @inline(__always)
-  private func numberByWarp(
+  private func numberTokensByWarp(
     _ token: Int32, _ members: UInt64, _ destinationCount: Int32, _ counters: Address,
     visit: (Int32, Int32, Int32) -> Void
   ) {
@@ -262,7 +262,7 @@ extension GPUMachine {
     if cells.upperBound &- cells.lowerBound <= 128 || keyCount > Shared.stageByteCountOfWarp / 4 {
       if warp == 0 {
         let global = counters.pointer.assumingMemoryBound(to: Int32.self)
-        numberByWarp(cells.lowerBound, cells.upperBound, global, key: key, visit: visit)
+        numberCellsByWarp(cells.lowerBound, cells.upperBound, global, key: key, visit: visit)
       }
       ptx_block_barrier()
       return
@@ -296,13 +296,13 @@ extension GPUMachine {
       }
       counters.store(sum, at: key)
     }
-    numberByWarp(first, end, Shared.word(ownOffset), key: key, visit: visit)
+    numberCellsByWarp(first, end, Shared.word(ownOffset), key: key, visit: visit)
     ptx_block_barrier()
   }
 
   /// By one warp: visits cells `first..<end`, 32 at a time; `counts` go on from what they are.
   @inline(__always)
-  private func numberByWarp(
+  private func numberCellsByWarp(
     _ first: Int32, _ end: Int32, _ counts: UnsafeMutablePointer<Int32>, key: (Int32) -> Int32,
     visit: (Int32, Int32) -> Void
   ) {

@@ -52,7 +52,7 @@ extension HostMachine {
   }
 
   @inline(__always)
-  package func aligned(_ index: Int32) -> Int32 { index }
+  package func firstOfLanes(from index: Int32) -> Int32 { index }
 
   @inline(__always)
   package func shareOut(_ count: Int32, _ body: (Int32) -> Void) {

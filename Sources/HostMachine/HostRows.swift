@@ -240,7 +240,6 @@ extension HostMachine {
       start: destination.hostPointer.assumingMemoryBound(to: UInt32.self), count: Int(byteCount / 4)
     ).update(repeating: pattern)
   }
-
 }
 
 extension UnsafeMutableRawPointer {

@@ -150,6 +150,7 @@ extension ConformanceTests {
       for record in records {
         #expect(record.operations.map(\.outcome) == [.overflow, .ok] && record.operations.map(\.epoch) == [1, 2])
         #expect(record.operations[0].culprit == 1 && record.operations.map(\.rowsSent) == [200, 200])
+        #expect(record.operations.map { $0.spans.contains { $0.step == .deliver } } == [false, true])
       }
     }
 

@@ -2,14 +2,21 @@ import PTX
 
 /// Runs `body` on all lanes of blocks of threads, one block after the other. Returns what a lane did that a GPU would not do;
 /// nil where all went well.
-public func emulate(blockCount: Int, _ body: (GPUMachine) -> Void) -> String? {
+///
+/// - Parameter arguments: the launch's; nil where `body` asks for none.
+public func emulate(
+  blockCount: Int, arguments: UnsafeRawPointer? = nil, _ body: (GPUMachine) -> Void
+) -> String? {
   withoutActuallyEscaping(body) { body in
-    var kernel = Kernel(body: body)
+    var kernel = Kernel(body: body, arguments: arguments)
     let sharedByteCount = Shared.stagesOffset + GPUMachine.warpCount * Shared.stageByteCountOfWarp
     return withUnsafeMutablePointer(to: &kernel) { kernel in
       let fault = emulated_launch(
         UInt32(blockCount), UInt32(GPUMachine.threadCount), UInt32(sharedByteCount),
-        { $0!.assumingMemoryBound(to: Kernel.self).pointee.body(GPUMachine()) }, kernel)
+        {
+          let kernel = $0!.assumingMemoryBound(to: Kernel.self).pointee
+          kernel.body(GPUMachine(kernel.arguments))
+        }, kernel)
       return fault.map { String(cString: $0) }
     }
   }
@@ -17,4 +24,5 @@ public func emulate(blockCount: Int, _ body: (GPUMachine) -> Void) -> String? {
 
 private struct Kernel {
   let body: (GPUMachine) -> Void
+  let arguments: UnsafeRawPointer?
 }

@@ -2,14 +2,6 @@ import CUDADriver
 import Foundation
 import Testing
 
-/// What the driver reads is laid out as C would do it.
-@Suite struct LaunchTests {
-  @Test func launchesAreLaidOutAsInC() {
-    #expect(MemoryLayout<LaunchShape>.size == 52 && MemoryLayout<LaunchShape>.stride == 56)
-    #expect(MemoryLayout<LaunchAttribute>.size == 72)
-  }
-}
-
 /// Kernels from a folder are those that the library would launch, or are refused with what is wrong.
 @Suite struct KernelTextTests {
   private struct Folder: ~Copyable {

@@ -47,4 +47,22 @@ struct swiftep_cu_wait {
   uint64_t padding;
 };
 
+/// What a launch may do besides: `CUlaunchAttribute`, whose value is a number here.
+struct swiftep_cu_launch_attribute {
+  int kind;
+  uint32_t padding;
+  int value;
+  uint8_t rest[60];
+};
+
+/// `CUlaunchConfig`.
+struct swiftep_cu_launch {
+  unsigned block_counts[3];
+  unsigned thread_counts[3];
+  unsigned shared_byte_count;
+  void *stream;
+  const struct swiftep_cu_launch_attribute *attributes;
+  unsigned attribute_count;
+};
+
 #endif

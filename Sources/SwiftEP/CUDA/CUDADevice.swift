@@ -187,7 +187,7 @@ package final class CUDADevice: Device {
     queue { () throws(DriverError) in try fence.hold(stream) }
   }
 
-  /// - Parameter overlaps: whether it follows another launch directly.
+  /// - Parameter overlaps: whether its first part may be started before the launch in front of it is over.
   private func start(
     _ launch: KernelLaunch, _ end: KernelModule.End, _ workerCount: Int, overlaps: Bool = false,
     on stream: CUDADriver.Stream
