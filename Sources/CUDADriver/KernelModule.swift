@@ -7,6 +7,8 @@ package final class KernelModule: @unchecked Sendable {
   package let sharedByteCount: Int
   private let module: CUHandle
   private let functions: [Kernel: CUHandle]
+  /// Whether kernels wait for the end of the launch before; of graphs, drivers take launches that overlap from 12.3 on.
+  private let canOverlap: Bool
 
   package enum Kernel: String, CaseIterable, Sendable {
     case layout
@@ -105,8 +107,8 @@ package final class KernelModule: @unchecked Sendable {
 
   /// Starts a kernel on `blockCount` blocks; its arguments are copied.
   ///
-  /// - Parameter overlaps: whether it may begin to be started while the kernel before it on the stream ends, where the GPU can
-  ///   do that.
+  /// - Parameter overlaps: whether it may be started while the kernel before it on the stream ends, where GPU and driver can do
+  ///   that.
   package func launch<Arguments>(
     _ kernel: Kernel, _ arguments: Arguments, end: End, blockCount: Int, overlaps: Bool = false, on stream: Stream
   ) throws(DriverError) {
@@ -116,9 +118,6 @@ package final class KernelModule: @unchecked Sendable {
         on: stream)
     }
   }
-
-  /// Whether kernels wait for the end of the launch before; of graphs, drivers take launches that overlap from 12.3 on.
-  private let canOverlap: Bool
 
   /// Runs a kernel that does nothing but store the time of the GPU's clock, in nanoseconds, into `word`.
   package func tellTime(

@@ -96,7 +96,7 @@ public protocol Machine {
 
   // MARK: Order
 
-  /// This rank's launch has nothing left to do that could keep another one from its place: the queue may prepare the next.
+  /// This launch waits for no rank any more: the queue may start the next one, which waits for the end of this one.
   func startNext()
 
   /// Orders this worker's earlier loads before its later stores. To be called between reading a word and changing it,

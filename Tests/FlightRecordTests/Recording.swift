@@ -25,10 +25,9 @@ final class Recording: @unchecked Sendable {
     arenas.store(Address(arena).bits, at: rank)
     view = RankView(
       rank: rank, rankCount: rankCount, expertCount: 8, localExpertCount: 2, arenas: arenas, ownArena: Address(arena),
-      expertOwner: .null,
-      expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: base, hostFailure: .null, departures: .null,
-      alarm: .null,
-      arrivals: .null, pause: .null, timeoutNanoseconds: 1_000_000_000)
+      expertOwner: .null, expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: base,
+      hostFailure: .null, departures: .null, alarm: .null, arrivals: .null, pause: .null,
+      timeoutNanoseconds: 1_000_000_000)
     recorder = FlightRecorder(view)
     var identity = ArenaIdentity()
     identity.magic = ArenaIdentity.magicNumber

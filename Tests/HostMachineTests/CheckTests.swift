@@ -25,9 +25,8 @@ import Testing
       view =
         RankView(
           rank: 1, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: tables, ownArena: arena,
-          expertOwner: .null,
-          expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: at(1024), hostFailure: .null,
-          departures: .null, alarm: .null, arrivals: at(960), pause: at(968), timeoutNanoseconds: 1
+          expertOwner: .null, expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: at(1024),
+          hostFailure: .null, departures: .null, alarm: .null, arrivals: at(960), pause: at(968), timeoutNanoseconds: 1
         ).behindExchange
       operation = OperationView(
         block: at(8192), report: at(4096), layout: OperationLayout(rankCount: 2, expertCount: 8, chunkCount: 0),

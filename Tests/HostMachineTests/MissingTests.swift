@@ -21,8 +21,7 @@ import Testing
       views = (0..<count).map { rank in
         RankView(
           rank: rank, rankCount: count, expertCount: 1, localExpertCount: 1, arenas: base,
-          ownArena: memory[Int(rank)].base, expertOwner: base,
-          expertLocal: base, expertOrder: base, firstPlaces: base,
+          ownArena: memory[Int(rank)].base, expertOwner: base, expertLocal: base, expertOrder: base, firstPlaces: base,
           failure: base.advanced(byBytes: 1024 + 256 * Int64(rank)), hostFailure: .null, departures: base, alarm: base,
           arrivals: base, pause: base, timeoutNanoseconds: 1)
       }

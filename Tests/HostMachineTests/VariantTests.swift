@@ -34,9 +34,8 @@ import Testing
   private static var view: RankView {
     RankView(
       rank: 0, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: .null, ownArena: .null, expertOwner: .null,
-      expertLocal: .null,
-      expertOrder: .null, firstPlaces: .null, failure: .null, hostFailure: .null, departures: .null, alarm: .null,
-      arrivals: .null, pause: .null, timeoutNanoseconds: 1)
+      expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: .null, hostFailure: .null,
+      departures: .null, alarm: .null, arrivals: .null, pause: .null, timeoutNanoseconds: 1)
   }
 
   private static var operation: OperationView {
