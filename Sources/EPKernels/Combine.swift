@@ -228,11 +228,11 @@
     elementCount: arguments.elementsPerRow, slotCount: handle.layout.slotCount, format: arguments.format,
     isWeighted: !rowWeights.isNull, biases: arguments.biases, counter: operation.counter)
   machine.reduceRows(job) { token, slot in
-    let place = handle.place(token: token, slot: slot, view)
-    if place.rank < 0 { return .none }
-    let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowByteCount)
     let weight = rowWeights.isNull ? 1 : rowWeights.load(Float.self, at: token &* handle.layout.slotCount &+ slot)
-    if weight == 0 { return .none }
+    let place = handle.place(token: token, slot: slot, view)
+    let column = operation.column(Columns.rows, atRank: place.rank)
+    if place.isNone || weight == 0 { return .none }
+    let row = column.advanced(byBytes: Int64(place.row) &* rowByteCount)
     if !arguments.isEncoded { return RowSource(row: row, weight: weight) }
     let records = operation.column(Columns.records, atRank: place.rank)
     return RowSource(
@@ -250,7 +250,7 @@
       slotCount: handle.layout.slotCount, format: .fp32, isWeighted: false, biases: (.null, .null))
     machine.reduceRows(job) { token, slot in
       let place = handle.place(token: token, slot: slot, view)
-      if place.rank < 0 { return .none }
+      if place.isNone { return .none }
       let weights = operation.column(Columns.weights, atRank: place.rank)
       return RowSource(row: weights.advanced(byBytes: 4 &* Int64(place.row) &* Int64(topK)), weight: 1)
     }
@@ -258,7 +258,7 @@
   }
   machine.shareOut(handle.layout.chunks.tokenCount &* topK) { cell in
     let place = handle.place(token: cell / topK, slot: cell % topK, view)
-    let weights = operation.column(Columns.weights, atRank: max(0, place.rank))
-    arguments.weightsOutput.store(place.rank < 0 ? 0 : weights.load(Float.self, at: place.row), at: cell)
+    let weights = operation.column(Columns.weights, atRank: place.rank)
+    arguments.weightsOutput.store(place.isNone ? 0 : weights.load(Float.self, at: place.row), at: cell)
   }
 }

@@ -71,6 +71,9 @@
     copiesColumns = hasMore ? 1 : 0
   }
 
+  /// Counts say where padding lies: workers wait for them.
+  @inlinable var countsFirst: Bool { handle.layout.hasPadding && !isCached }
+
   @usableFromInline var columnToCopy: Int32 {
     if handle.layout.slotCount > 32 { return Columns.rows }
     return (Columns.scales..<Columns.origins).first { column in
@@ -94,21 +97,17 @@
 @inlinable public func dispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   var arguments = arguments
   arguments.view = arguments.operation.begun(arguments.view)
-  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  // Counts may say where padding lies. Integers, since kernels keep those in registers.
-  let countsLater: Int32 = !handle.layout.hasPadding && !arguments.isCached ? 1 : 0
+  let (view, operation) = (arguments.view, arguments.operation)
   var isPrepared = true
   if operation.does(.begin) || operation.does(.middle) {
     isPrepared = inTurn(machine, view: view, operation: operation) {
-      prepareDispatch(machine, arguments, counting: countsLater == 0)
+      prepareDispatch(machine, arguments)
     } then: {
-      noteExchange(machine, arguments)
-      if countsLater != 0 && operation.does(.middle) && operation.isOK {
-        countReceived(machine, arguments)
-      }
+      // One worker alone counts while it waits for its peers; of several, one counts while the others move rows.
+      noteExchange(machine, arguments, counting: machine.workerCount > 1)
     }
   }
-  if isPrepared { deliverDispatch(machine, arguments, isCounted: arguments.isCached) }
+  if isPrepared { deliverDispatch(machine, arguments, isCounted: arguments.isCached, countsAlone: true) }
 }
 
 /// The first half of a dispatch with exact sizing: the host waits for its status.
@@ -125,11 +124,7 @@
 
 /// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
 /// has moved. Returns true on the worker that has ended it, for `noteExchange`.
-///
-/// - Parameter counting: count what is received, too.
-@inlinable public func prepareDispatch<M: Machine>(
-  _ machine: M, _ arguments: DispatchArguments, counting: Bool = true
-) -> Bool {
+@inlinable public func prepareDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let handleEpoch = handle.epoch(isUsed: arguments.isCached && arguments.header.fault == 0)
   // The first worker has the most to do.
@@ -145,7 +140,7 @@
     }
   }
   guard machine.arriveLocal(view.arrivals, for: .rank) else { return false }
-  agree(machine, arguments, handleEpoch: handleEpoch, isLaidOut: isLaidOut, counting: counting)
+  agree(machine, arguments, handleEpoch: handleEpoch, isLaidOut: isLaidOut)
   return true
 }
 
@@ -187,7 +182,7 @@
 
 /// The part of one worker alone: what all ranks tell each other, and what follows from it.
 @inlinable func agree<M: Machine>(
-  _ machine: M, _ arguments: DispatchArguments, handleEpoch: Int64, isLaidOut: Bool, counting: Bool
+  _ machine: M, _ arguments: DispatchArguments, handleEpoch: Int64, isLaidOut: Bool
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
@@ -201,16 +196,12 @@
   }
   if !goesOn { return empty() }
   let view = agreeing.behindExchange
-  if !arguments.isCached {
-    place(
-      machine, view: view, expertAlignment: arguments.expertAlignment, handle: handle, operation: operation)
-  }
-  let status = fitOutputs(machine, view, columns: arguments.columns, handle: handle, operation: operation)
+  let status = place(machine, view: view, arguments)
   let fits = status.code == StatusCode.ok.rawValue
   // The headers call for another end.
   if !fits && status.code != StatusCode.overflow.rawValue { return empty() }
   leaveOutDestinations(machine, view, handle)
-  if counting && !arguments.isCached && fits { countReceived(machine, arguments) }
+  if arguments.countsFirst && fits { countReceived(machine, arguments, isFitting: true) }
   #if CHECKED
     if !arguments.isCached { checkCounts(machine, view: view, topK: arguments.routing.topK) }
     checkOffers(machine, view: view)
@@ -224,21 +215,29 @@
 
 /// What follows from an exchange, and this rank's other workers need not wait for: rows are counted and noted, or the host is
 /// told what this rank alone has failed with.
-@inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+///
+/// - Parameter counting: or else `countExchange` is to follow.
+@inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments, counting: Bool = true) {
+  let (view, operation) = (arguments.view, arguments.operation)
+  if operation.does(.middle) && operation.isOK {
+    FlightRecorder(view.recording).enter(machine, .deliver, now: machine.now)
+  }
+  if counting { countExchange(machine, arguments) }
+  if !operation.isAgreed { operation.tell(machine, view) }
+}
+
+/// Rows are counted and noted, where all ranks have told how many they are.
+@inlinable func countExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let code = operation.status.code
   let isOK = code == StatusCode.ok.rawValue
-  if operation.does(.middle) && (isOK || code == StatusCode.overflow.rawValue) {
-    let recorder = FlightRecorder(view.recording)
-    if isOK { recorder.enter(machine, .deliver, now: machine.now) }
-    if !arguments.isCached && handle.layout.layout == .byExpert {
-      countRowsByExpert(machine, view: view.behindExchange, handle: handle)
-    }
-    recorder.count(
-      machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
-      rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
+  if !operation.does(.middle) || !isOK && code != StatusCode.overflow.rawValue { return }
+  if !arguments.isCached && !(arguments.countsFirst && isOK) {
+    countReceived(machine, arguments, isFitting: isOK)
   }
-  if !operation.isAgreed { operation.tell(machine, view) }
+  FlightRecorder(view.recording).count(
+    machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
+    rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
 }
 
 /// This rank's tokens per rank and per expert: its chunks' counters, summed. What each sum is before a chunk is the
@@ -279,8 +278,12 @@
 
 /// Second half: every row is written straight to its final place, with its metadata; then the signals.
 ///
-/// - Parameter isCounted: whether rows by expert have been counted, too, not only will be.
-@inlinable func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isCounted: Bool) {
+/// - Parameters:
+///   - isCounted: whether rows by expert have been counted, too, not only will be.
+///   - countsAlone: whether one worker alone has that left to do.
+@inlinable func deliverDispatch<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, isCounted: Bool, countsAlone: Bool = false
+) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   guard operation.isAgreed else { return }
   if operation.part == .receiveDispatch {
@@ -289,6 +292,8 @@
   }
   if operation.isOK && operation.does(.middle) { moveRows(machine, arguments, isCounted: isCounted) }
   complete(machine, view: view, operation: operation) {
+    if countsAlone && machine.workerCount == 1 { countExchange(machine, arguments) }
+  } behind: {
     leaveOutSources(machine, view, handle, expertAlignment: arguments.expertAlignment)
   }
   #if CHECKED
@@ -315,8 +320,8 @@
     job,
     route: { token, slot in
       let place = handle.place(token: token, slot: slot, view)
-      if place.rank < 0 { return .none }
-      let row = operation.column(Columns.rows, atRank: place.rank).advanced(byBytes: Int64(place.row) &* rowWidth)
+      let column = operation.column(Columns.rows, atRank: place.rank)
+      let row = place.isNone ? .null : column.advanced(byBytes: Int64(place.row) &* rowWidth)
       if arguments.besideByteCount == 0 { return RowTarget(row: row, scales: .null) }
       let scales = operation.column(arguments.besideColumn, atRank: place.rank)
       var offset = Int64(place.row) &* scaleWidth
@@ -354,7 +359,7 @@
       machine.copyRecords(handle.layout.chunks.tokenCount &* slotCount, byteCount: width) { cell in
         let token = cell / slotCount
         let place = handle.place(token: token, slot: cell % slotCount, view)
-        if place.rank < 0 { return .none }
+        if place.isNone { return .none }
         let target = operation.column(copied, atRank: place.rank)
         return RecordRoute(
           source: source.advanced(byBytes: Int64(token) &* Int64(width)),
@@ -400,7 +405,7 @@
   /// Nil: there is no such row.
   @inlinable init?(_ arguments: DispatchArguments, token: Int32, slot: Int32) {
     let place = arguments.handle.place(token: token, slot: slot, arguments.view)
-    if place.rank < 0 { return nil }
+    if place.isNone { return nil }
     let (row, columns) = (Int64(place.row), arguments.columns)
     let at = { (column: Int32) in
       arguments.operation.column(column, atRank: place.rank).advanced(byBytes: row &* Int64(columns[column]))

@@ -102,13 +102,12 @@
   /// Bytes from the block's first byte to the first byte of `column`, for a block of `rowCapacity` rows.
   /// With `column` equal to `Columns.count`: the bytes of the whole block.
   @inlinable public func offset(of column: Int32, rowCapacity: Int64) -> Int64 {
-    var offset: Int64 = 0
-    var index: Int32 = 0
-    while index < column {
-      offset = offset &+ alignUp(Int64(self[index]) &* rowCapacity, to: 128)
-      index = index &+ 1
+    // Written out, without branches: a loop would look up every width.
+    let size = { (index: Int32, width: Int32) -> Int64 in
+      index < column ? alignUp(Int64(width) &* rowCapacity, to: 128) : 0
     }
-    return offset
+    let first = size(0, widths.0) &+ size(1, widths.1) &+ size(2, widths.2) &+ size(3, widths.3)
+    return first &+ size(4, widths.4) &+ size(5, widths.5) &+ size(6, widths.6) &+ size(7, widths.7)
   }
 
   /// One row's bytes in all columns.
@@ -138,5 +137,5 @@
 
 /// `value` rounded up to a multiple of `alignment`, which is positive.
 @inlinable public func alignUp(_ value: Int64, to alignment: Int64) -> Int64 {
-  (value &+ alignment &- 1) / alignment &* alignment
+  (value &+ alignment &- 1) & (0 &- alignment)
 }

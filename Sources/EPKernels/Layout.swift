@@ -61,7 +61,7 @@
 
   /// Whether there is one: all are looked at, side by side.
   @inlinable func hasFault(token: Int32, expertCount: Int32) -> Bool {
-    var sign: Int64 = 0
+    var sign: Int32 = 0
     var slot: Int32 = 0
     while slot < topK {
       let four = fourExperts(token: token, firstSlot: slot)
@@ -125,8 +125,7 @@
     return members
   }
 
-  @inlinable func member(_ raw: Int64, firstRank: Int32, _ view: RankView) -> UInt64 {
-    let expert = Int32(truncatingIfNeeded: raw)
+  @inlinable func member(_ expert: Int32, firstRank: Int32, _ view: RankView) -> UInt64 {
     #if CHECKED
       guard view.check(.expert, expert, below: view.expertCount) else { return 0 }
     #endif
@@ -137,44 +136,52 @@
 
 /// What a token names in four slots.
 @frozen @usableFromInline struct FourExperts {
-  @usableFromInline let a, b, c, d: Int64
+  @usableFromInline let a, b, c, d: Int32
+  /// Negative where one of eight bytes is beyond four.
+  @usableFromInline let wideSign: Int32
 
-  @inlinable init(_ a: Int64, _ b: Int64, _ c: Int64, _ d: Int64) { (self.a, self.b, self.c, self.d) = (a, b, c, d) }
+  @inlinable init(_ a: Int64, _ b: Int64, _ c: Int64, _ d: Int64) {
+    let word = { (expert: Int64, shift: Int64) in UInt32(truncatingIfNeeded: expert &>> shift) }
+    self.init(
+      SIMD4(word(a, 0), word(a, 32), word(b, 0), word(b, 32)), SIMD4(word(c, 0), word(c, 32), word(d, 0), word(d, 32)))
+  }
 
   @inlinable init(_ words: SIMD4<UInt32>) {
-    let expert = { (index: Int) in Int64(Int32(bitPattern: words[index])) }
-    self.init(expert(0), expert(1), expert(2), expert(3))
+    let expert = { (index: Int) in Int32(bitPattern: words[index]) }
+    (a, b, c, d, wideSign) = (expert(0), expert(1), expert(2), expert(3), 0)
   }
 
   @inlinable init(_ first: SIMD4<UInt32>, _ second: SIMD4<UInt32>) {
-    let expert = { (low: UInt32, high: UInt32) in Int64(bitPattern: UInt64(high) &<< 32 | UInt64(low)) }
-    self.init(
-      expert(first[0], first[1]), expert(first[2], first[3]),
-      expert(second[0], second[1]), expert(second[2], second[3]))
+    (a, b) = (Int32(bitPattern: first[0]), Int32(bitPattern: first[2]))
+    (c, d) = (Int32(bitPattern: second[0]), Int32(bitPattern: second[2]))
+    // What is above the lower four bytes is their sign, or this is not zero.
+    let wide = { (low: Int32, high: UInt32) in (low &>> 31) ^ Int32(bitPattern: high) }
+    let all = wide(a, first[1]) | wide(b, first[3]) | wide(c, second[1]) | wide(d, second[3])
+    wideSign = all | (0 &- all)
   }
 
   // Compared by signs of differences: dozens of branches would take longer.
 
   /// Negative where one does not exist, or two are equal.
-  @inlinable func faultSign(expertCount: Int32) -> Int64 {
-    let last = Int64(expertCount) &- 1
-    let isOutside = { (expert: Int64) in (expert &+ 1) | (last &- expert) }
-    return isOutside(a) | isOutside(b) | isOutside(c) | isOutside(d) | pairSign(a, b, c, d) | equalitySign(b, c)
-      | equalitySign(b, d) | equalitySign(c, d)
+  @inlinable func faultSign(expertCount: Int32) -> Int32 {
+    let last = expertCount &- 1
+    let isOutside = { (expert: Int32) in (expert &+ 1) | (last &- expert) }
+    return wideSign | isOutside(a) | isOutside(b) | isOutside(c) | isOutside(d) | pairSign(a, b, c, d)
+      | equalitySign(b, c) | equalitySign(b, d) | equalitySign(c, d)
   }
 
   /// Negative where one of these is one of those.
-  @inlinable func pairSign(with other: FourExperts) -> Int64 {
+  @inlinable func pairSign(with other: FourExperts) -> Int32 {
     pairSign(other.a, a, b, c) | pairSign(other.b, a, b, c) | pairSign(other.c, a, b, c) | pairSign(other.d, a, b, c)
       | pairSign(d, other.a, other.b, other.c) | equalitySign(d, other.d)
   }
 
-  @inlinable func pairSign(_ one: Int64, _ x: Int64, _ y: Int64, _ z: Int64) -> Int64 {
+  @inlinable func pairSign(_ one: Int32, _ x: Int32, _ y: Int32, _ z: Int32) -> Int32 {
     equalitySign(one, x) | equalitySign(one, y) | equalitySign(one, z)
   }
 
   /// Negative for two that are equal and name an expert.
-  @inlinable func equalitySign(_ one: Int64, _ other: Int64) -> Int64 {
+  @inlinable func equalitySign(_ one: Int32, _ other: Int32) -> Int32 {
     let difference = one ^ other
     return ~(difference | (0 &- difference) | one)
   }
@@ -187,12 +194,13 @@
 ) {
   let tokens = handle.layout.chunks.tokens(of: chunk)
   let counters = operation.counters(ofChunk: chunk)
-  machine.fill(counters, byteCount: 4 &* Int64(operation.layout.counterCount), pattern: 0)
   let slotCount = handle.layout.slotCount
   let slotIndices = handle.at(handle.layout.slotIndices)
-  let firstCell = Int64(tokens.lowerBound) &* Int64(slotCount)
-  let cellCount = Int64(tokens.count) &* Int64(slotCount)
-  machine.fill(slotIndices.advanced(byBytes: 4 &* firstCell), byteCount: 4 &* cellCount, pattern: UInt32.max)
+  let (counterCount, firstSlot) = (operation.layout.counterCount, tokens.lowerBound &* slotCount)
+  machine.forEach(counterCount &+ tokens.upperBound &* slotCount &- firstSlot) { index in
+    if index < counterCount { return counters.store(Int32(0), at: index) }
+    slotIndices.store(Int32(-1), at: firstSlot &+ index &- counterCount)
+  }
 
   let bySource = handle.layout.layout == .bySource
   var firstRank: Int32 = 0

@@ -127,14 +127,17 @@
 
 /// A row's place at its destination.
 @frozen public struct Place {
-  /// -1: this slot has no destination.
   public var rank: Int32
+  /// -1: this slot has no destination.
   public var row: Int32
 
   @inlinable public init(rank: Int32, row: Int32) {
     self.rank = rank
     self.row = row
   }
+
+  @inlinable static var none: Place { Place(rank: 0, row: -1) }
+  @inlinable public var isNone: Bool { row < 0 }
 }
 
 /// A handle's block and its layout: where every row of a dispatch went.
@@ -186,23 +189,27 @@
 
   @inlinable public func place(token: Int32, slot: Int32, _ view: RankView) -> Place {
     #if CHECKED
-      guard view.check(.token, token, below: layout.chunks.tokenCount) else { return Place(rank: -1, row: 0) }
+      guard view.check(.token, token, below: layout.chunks.tokenCount) else { return .none }
     #endif
     let cell = token &* layout.slotCount &+ slot
     let index = at(layout.slotIndices).load(Int32.self, at: cell)
-    if index < 0 { return Place(rank: -1, row: 0) }
-    let key = layout.layout == .bySource ? slot : at(layout.slotKeys).load(Int32.self, at: cell)
+    // What follows is looked up whether there is a row or not: a branch would wait for it.
+    var key = slot
+    if layout.layout == .byExpert {
+      let expert = at(layout.slotKeys).load(Int32.self, at: cell)
+      key = index < 0 ? 0 : expert
+    }
     #if CHECKED
-      guard view.check(.key, key, below: layout.keyCount) else { return Place(rank: -1, row: 0) }
+      guard view.check(.key, key, below: layout.keyCount) else { return .none }
     #endif
     let chunk = layout.chunks.chunk(ofToken: token)
     let first = at(layout.firstRows).load(Int32.self, at: key)
     let row = first &+ at(layout.bases).load(Int32.self, at: chunk &* layout.keyCount &+ key) &+ index
-    let rank = layout.layout == .bySource ? slot : view.owner(ofExpert: key)
+    let rank = layout.layout == .bySource ? key : view.owner(ofExpert: key)
     #if CHECKED
-      guard view.check(.row, row, below: total(atRank: rank)) else { return Place(rank: -1, row: 0) }
+      guard index < 0 || view.check(.row, row, below: total(atRank: rank)) else { return .none }
     #endif
-    return Place(rank: rank, row: row)
+    return Place(rank: rank, row: index < 0 ? -1 : row)
   }
 }
 
@@ -315,6 +322,19 @@
   /// As the host reads it.
   @inlinable public var reported: OperationStatus { report.load(OperationStatus.self, at: 0) }
   @inlinable public func set(_ status: OperationStatus) { at(layout.status).store(status, at: 0) }
+  /// All but what `setOutput` sets.
+  @inlinable func setOutcome(_ status: OperationStatus) {
+    let place = at(layout.status)
+    place.store(status.code, at: 0)
+    place.store(status.rank, at: 1)
+    place.advanced(byBytes: 16).store(status.details, at: 0)
+  }
+  /// What this rank's output takes.
+  @inlinable func setOutput(_ fit: OutputFit, _ columns: Columns) {
+    let place = at(layout.status).advanced(byBytes: 48)
+    place.store(fit.neededByteCount(columns), at: 0)
+    place.store(fit.rowCount, at: 1)
+  }
   /// In the details of a status that is `ok`.
   @inlinable func noteMask<M: Machine>(_ machine: M, _ view: RankView) {
     if !view.masksRanks || !isOK { return }
@@ -334,6 +354,7 @@
   }
   @inlinable var counter: Address { at(layout.counter) }
   @inlinable public var scaleRows: Address { at(layout.scaleRows) }
+  @inlinable var groupStarts: Address { at(layout.groupStarts) }
   @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }
   @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
   /// Whether all ranks have the same status, good or bad.

@@ -32,6 +32,9 @@ public protocol Machine {
   func scan(
     _ count: Int32, value: (_ index: Int32) -> Int32, visit: (_ index: Int32, _ before: Int32, _ value: Int32) -> Void)
 
+  /// The sum of the values of `0..<count`, each asked for once, in any order. By this worker alone.
+  func total(of count: Int32, _ value: (_ index: Int32) -> SIMD2<Int32>) -> SIMD2<Int32>
+
   /// Numbers, in token order, the tokens of `tokens` that go to each of at most 64 destinations. By this worker alone.
   ///
   /// - Parameters:

@@ -1,136 +1,175 @@
 /// From the counts of one exchange to the final row of every token: sums over sources, nothing else.
 
-/// Fills the handle's totals and first rows. Run by one worker after a dispatch's exchange.
-@inlinable func place<M: Machine>(
-  _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView, operation: OperationView
-) {
-  let layout = handle.layout
-  handle.at(layout.epoch).store(view.epoch, at: 0)
-  handle.at(layout.leftOut).store(UInt64(0), at: 0)
-  if layout.layout == .bySource {
-    placeBySource(machine, view: view, handle: handle)
-  } else {
-    placeByExpert(
-      machine, view: view, expertAlignment: expertAlignment, handle: handle, operation: operation)
+/// Fills the handle's totals and first rows, unless it is complete, and finds where each column of each rank's output begins,
+/// if all that was exchanged fits together. Whether it does becomes the operation's status, the same on all ranks. Run by one
+/// worker after a dispatch's exchange.
+@inlinable func place<M: Machine>(_ machine: M, view: RankView, _ arguments: DispatchArguments) -> OperationStatus {
+  let (handle, operation, columns) = (arguments.handle, arguments.operation, arguments.columns)
+  if !arguments.isCached {
+    handle.at(handle.layout.epoch).store(view.epoch, at: 0)
+    handle.at(handle.layout.leftOut).store(UInt64(0), at: 0)
+    if handle.layout.hasPadding { findGroups(machine, view, arguments) }
   }
+  // Every rank's columns, then all else: in one pass, since each takes the memory's delay.
+  let columnsEnd = view.rankCount &* Columns.count
+  let firstKey = machine.firstOfLanes(from: columnsEnd)
+  let keyCount = arguments.isCached ? 0 : handle.layout.layout == .bySource ? 1 : view.expertCount
+  var (status, tightCell) = compareHeaders(machine, view, with: firstKey &+ keyCount) { cell in
+    if cell >= firstKey { fill(machine, view, arguments, key: cell &- firstKey) }
+    if cell >= columnsEnd { return false }
+    let (rank, column) = (cell / Columns.count, cell % Columns.count)
+    let rows = exchangedRows(machine, view, arguments, atRank: rank)
+    if column == 0 && !arguments.isCached { fill(handle, rows, atRank: rank) }
+    let fit = OutputFit(view, columns: columns, rowCount: rows.count, atRank: rank)
+    if column == 0 && rank == view.rank { operation.setOutput(fit, columns) }
+    let block = view.arena(of: rank).advanced(byBytes: fit.header.outputOffset)
+    operation.setColumn(
+      column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
+    return !fit.fits
+  }
+  if tightCell >= 0 {
+    let tight = tightCell / Columns.count
+    let fit = OutputFit(machine, view, arguments, atRank: tight)
+    // Rows too many may fit into the memory all the same: pages round it up.
+    let available = fit.rowCount > fit.rowCapacity ? fit.byteCount : fit.header.outputCapacity
+    status = OperationStatus(.overflow, rank: Int64(tight), (fit.neededByteCount(columns), available, 0, 0))
+  }
+  machine.forEach(1) { [status] _ in
+    operation.setOutcome(status)
+    // Not all need have been looked at.
+    if tightCell >= 0 { operation.setOutput(OutputFit(machine, view, arguments, atRank: view.rank), columns) }
+  }
+  return status
 }
 
-/// Fills the handle's counts of what this rank receives. Run by the worker that has placed it.
-@inlinable func countReceived<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+/// Finds where groups begin that have no capacity, counted over all ranks.
+@inlinable func findGroups<M: Machine>(_ machine: M, _ view: RankView, _ arguments: DispatchArguments) {
+  let starts = arguments.operation.groupStarts
+  machine.scan(
+    view.expertCount,
+    value: { place in
+      let index = view.rankCount &+ view.expertOrder.load(Int32.self, at: place)
+      let count = countBefore(machine, view, source: view.rankCount, index: index)
+      return aligned(count, to: arguments.expertAlignment)
+    },
+    visit: { place, before, value in
+      starts.store(before, at: place)
+      if place &+ 1 == view.expertCount { starts.store(before &+ value, at: view.expertCount) }
+    })
+}
+
+/// Rows of the groups from one place to another.
+@inlinable func groupDistance(_ arguments: DispatchArguments, _ first: Int32, _ end: Int32) -> Int32 {
+  let (capacity, starts) = (arguments.handle.layout.groupCapacity, arguments.operation.groupStarts)
+  if capacity != 0 { return (end &- first) &* capacity }
+  return starts.load(Int32.self, at: end) &- starts.load(Int32.self, at: first)
+}
+
+/// How many rows a rank has; by source also the first that this rank sends there.
+@inlinable func exchangedRows<M: Machine>(
+  _ machine: M, _ view: RankView, _ arguments: DispatchArguments, atRank rank: Int32
+) -> (count: Int32, first: Int32) {
+  let (handle, layout) = (arguments.handle, arguments.handle.layout)
+  if arguments.isCached { return (handle.total(atRank: rank), 0) }
+  if layout.layout == .byExpert {
+    return (groupDistance(arguments, view.firstPlace(ofRank: rank), view.firstPlace(ofRank: rank &+ 1)), 0)
+  }
+  let capacity = layout.sourceCapacity
+  if capacity != 0 { return (view.rankCount &* capacity, view.rank &* capacity) }
+  var first: Int32 = 0
+  let count = machine.sum(over: view.rankCount) {
+    exchangedCount(view, source: $0, index: rank)
+  } before: { source, sum in
+    if source == view.rank { first = sum }
+  }
+  return (count, first)
+}
+
+/// - Parameter rows: as `exchangedRows` finds them at the rank.
+@inlinable func fill(_ handle: HandleView, _ rows: (count: Int32, first: Int32), atRank rank: Int32) {
+  handle.at(handle.layout.totals).store(rows.count, at: rank)
+  if handle.layout.layout == .bySource { handle.at(handle.layout.firstRows).store(rows.first, at: rank) }
+}
+
+/// By expert: this rank's first row there. By source, where there is one key: the rows that this rank sends.
+@inlinable func fill<M: Machine>(_ machine: M, _ view: RankView, _ arguments: DispatchArguments, key: Int32) {
+  let (handle, layout) = (arguments.handle, arguments.handle.layout)
+  if layout.layout == .bySource {
+    let sent = machine.sum(over: view.rankCount) {
+      exchangedCount(view, source: view.rank, index: $0)
+    } before: { _, _ in
+    }
+    return handle.at(layout.sentRows).store(Int64(sent), at: 0)
+  }
+  let local = view.localIndex(ofExpert: key)
+  var groupStart = local &* layout.groupCapacity
+  if layout.groupCapacity == 0 {
+    let first = view.firstPlace(ofRank: view.owner(ofExpert: key))
+    groupStart = groupDistance(arguments, first, first &+ local)
+  }
+  let capacity = layout.sourceCapacity
+  let before =
+    capacity == 0
+    ? countBefore(machine, view, source: view.rank, index: view.rankCount &+ key) : view.rank &* capacity
+  handle.at(layout.firstRows).store(groupStart &+ before, at: key)
+}
+
+/// Fills the handle's counts of what this rank sends and receives. Run by the worker that has placed its rows.
+///
+/// - Parameter isFitting: whether rows move, and count in statistics.
+@inlinable func countReceived<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isFitting: Bool) {
   let (view, handle) = (arguments.view.behindExchange, arguments.handle)
   let layout = handle.layout
   handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0)
-  let hasOffsets = layout.layout == .byExpert && layout.sourceCapacity == 0
-  machine.forEach(view.rankCount &* view.rankCount) { pair in
-    let (source, rank) = (pair / view.rankCount, pair % view.rankCount)
+  let pairCount = view.rankCount &* view.rankCount
+  let firstExpert = machine.firstOfLanes(from: pairCount)
+  let rows = machine.total(of: firstExpert &+ view.expertCount) { cell in
+    if cell >= firstExpert {
+      let rows = countRows(machine, view, arguments, ofExpert: cell &- firstExpert, isFitting: isFitting)
+      return layout.layout == .byExpert ? rows : SIMD2(0, 0)
+    }
+    if cell >= pairCount { return SIMD2(0, 0) }
+    let (source, rank) = (cell / view.rankCount, cell % view.rankCount)
     let tokenCount = exchangedCount(view, source: source, index: rank)
-    handle.at(layout.tokensPerPair).store(tokenCount, at: pair)
+    handle.at(layout.tokensPerPair).store(tokenCount, at: cell)
     if rank == view.rank { handle.at(layout.tokensPerSource).store(tokenCount, at: source) }
+    if layout.layout == .byExpert { return SIMD2(0, 0) }
+    return SIMD2(source == view.rank ? tokenCount : 0, rank == view.rank ? tokenCount : 0)
   }
-  machine.forEach(view.expertCount) { expert in
-    if view.owner(ofExpert: expert) == view.rank {
-      let local = view.localIndex(ofExpert: expert)
-      let offsets = handle.at(layout.sourceOffsets)
-      let firstOffset = local &* (view.rankCount &+ 1)
-      let tokenCount = machine.sum(over: layout.topK == 0 ? 0 : view.rankCount) {
-        exchangedCount(view, source: $0, index: view.rankCount &+ expert)
-      } before: { source, sum in
-        if hasOffsets { offsets.store(sum, at: firstOffset &+ source) }
-      }
-      if hasOffsets { offsets.store(tokenCount, at: firstOffset &+ view.rankCount) }
-      if layout.sourceCapacity != 0 {
-        let counts = handle.at(layout.sourceCounts).advanced(byBytes: 4 &* Int64(local &* view.rankCount))
-        var source: Int32 = 0
-        while source < view.rankCount {
-          counts.store(exchangedCount(view, source: source, index: view.rankCount &+ expert), at: source)
-          source = source &+ 1
-        }
-      }
-      handle.at(layout.tokensPerExpert).store(tokenCount, at: local)
-      handle.at(layout.alignedTokensPerExpert).store(aligned(tokenCount, to: arguments.expertAlignment), at: local)
-      let statistics = arguments.expertStatistics
-      if !statistics.isNull { statistics.store(statistics.load(Int32.self, at: local) &+ tokenCount, at: local) }
-    }
+  machine.forEach(1) { _ in
+    handle.at(layout.sentRows).store(Int64(rows.x), at: 0)
+    handle.at(layout.receivedRows).store(Int64(rows.y), at: 0)
   }
 }
 
-@inlinable func placeBySource<M: Machine>(_ machine: M, view: RankView, handle: HandleView) {
-  let (layout, capacity) = (handle.layout, handle.layout.sourceCapacity)
-  // What each rank receives, and, behind that, what this one sends: sums of as many counts, taken side by side.
-  machine.forEach(view.rankCount &+ 1) { cell in
-    let isSent = cell == view.rankCount
-    var first: Int32 = 0
-    let total = machine.sum(over: view.rankCount) { index in
-      exchangedCount(view, source: isSent ? view.rank : index, index: isSent ? index : cell)
-    } before: { source, sum in
-      if source == view.rank { first = sum }
-    }
-    if isSent { return handle.at(layout.sentRows).store(Int64(total), at: 0) }
-    handle.at(layout.totals).store(capacity == 0 ? total : view.rankCount &* capacity, at: cell)
-    handle.at(layout.firstRows).store(capacity == 0 ? first : view.rank &* capacity, at: cell)
-    if cell == view.rank { handle.at(layout.receivedRows).store(Int64(total), at: 0) }
+/// Counts what this rank receives for an expert, where that is its own. Returns how many rows it sends there and receives for it.
+@inlinable func countRows<M: Machine>(
+  _ machine: M, _ view: RankView, _ arguments: DispatchArguments, ofExpert expert: Int32, isFitting: Bool
+) -> SIMD2<Int32> {
+  let (handle, layout) = (arguments.handle, arguments.handle.layout)
+  let index = view.rankCount &+ expert
+  let sent = exchangedCount(view, source: view.rank, index: index)
+  if view.owner(ofExpert: expert) != view.rank { return SIMD2(sent, 0) }
+  let local = view.localIndex(ofExpert: expert)
+  let hasOffsets = layout.layout == .byExpert && layout.sourceCapacity == 0
+  let hasCounts = layout.sourceCapacity != 0
+  let offsets = handle.at(layout.sourceOffsets).advanced(byBytes: 4 &* Int64(local &* (view.rankCount &+ 1)))
+  let counts = handle.at(layout.sourceCounts).advanced(byBytes: 4 &* Int64(local &* view.rankCount))
+  let tokenCount = machine.sum(over: view.rankCount) {
+    let count = exchangedCount(view, source: $0, index: index)
+    if hasCounts { counts.store(count, at: $0) }
+    return count
+  } before: { source, sum in
+    if hasOffsets { offsets.store(sum, at: source) }
   }
-}
-
-@inlinable func placeByExpert<M: Machine>(
-  _ machine: M, view: RankView, expertAlignment: Int32, handle: HandleView, operation: OperationView
-) {
-  // Groups over all ranks; what lies before a rank's first group is then subtracted.
-  let starts = operation.at(operation.layout.groupStarts)
-  let capacity = handle.layout.groupCapacity
-  if capacity == 0 {
-    machine.scan(
-      view.expertCount,
-      value: { place in
-        let index = view.rankCount &+ view.expertOrder.load(Int32.self, at: place)
-        return aligned(countBefore(machine, view, source: view.rankCount, index: index), to: expertAlignment)
-      },
-      visit: { place, before, value in
-        starts.store(before, at: place)
-        if place &+ 1 == view.expertCount { starts.store(before &+ value, at: view.expertCount) }
-      })
+  if hasOffsets { offsets.store(tokenCount, at: view.rankCount) }
+  handle.at(layout.tokensPerExpert).store(tokenCount, at: local)
+  handle.at(layout.alignedTokensPerExpert).store(aligned(tokenCount, to: arguments.expertAlignment), at: local)
+  let statistics = arguments.expertStatistics
+  if !statistics.isNull && isFitting {
+    statistics.store(statistics.load(Int32.self, at: local) &+ tokenCount, at: local)
   }
-  let distance = { (first: Int32, end: Int32) in
-    if capacity != 0 { return (end &- first) &* capacity }
-    return starts.load(Int32.self, at: end) &- starts.load(Int32.self, at: first)
-  }
-  let firstCell = machine.firstOfLanes(from: view.rankCount)
-  machine.forEach(firstCell &+ view.expertCount) { cell in
-    if cell < firstCell {
-      if cell >= view.rankCount { return }
-      let rows = distance(view.firstPlace(ofRank: cell), view.firstPlace(ofRank: cell &+ 1))
-      return handle.at(handle.layout.totals).store(rows, at: cell)
-    }
-    let place = cell &- firstCell
-    let expert = view.expertOrder.load(Int32.self, at: place)
-    let rank = view.owner(ofExpert: expert)
-    let groupStart = distance(view.firstPlace(ofRank: rank), place)
-    let sourceCapacity = handle.layout.sourceCapacity
-    let before =
-      sourceCapacity == 0
-      ? countBefore(machine, view, source: view.rank, index: view.rankCount &+ expert) : view.rank &* sourceCapacity
-    handle.at(handle.layout.firstRows).store(groupStart &+ before, at: expert)
-  }
-}
-
-/// Rows that this rank sends and receives.
-@inlinable func countRowsByExpert<M: Machine>(_ machine: M, view: RankView, handle: HandleView) {
-  sumCounts(machine, view, into: handle.at(handle.layout.sentRows)) { expert in
-    exchangedCount(view, source: view.rank, index: view.rankCount &+ expert)
-  }
-  sumCounts(machine, view, into: handle.at(handle.layout.receivedRows)) { expert in
-    if view.owner(ofExpert: expert) != view.rank { return 0 }
-    return countBefore(machine, view, source: view.rankCount, index: view.rankCount &+ expert)
-  }
-}
-
-/// The sum of `count` over all experts, as an Int64.
-@inlinable func sumCounts<M: Machine>(
-  _ machine: M, _ view: RankView, into sum: Address, count: (_ expert: Int32) -> Int32
-) {
-  machine.scan(view.expertCount, value: count) { expert, before, value in
-    if expert &+ 1 == view.expertCount { sum.store(Int64(before &+ value), at: 0) }
-  }
+  return SIMD2(sent, tokenCount)
 }
 
 /// The exchanged counts of all sources before `source`, summed.
@@ -145,50 +184,29 @@
   (count &+ alignment &- 1) / alignment &* alignment
 }
 
-/// Where each column of each rank's output begins, if all that was exchanged fits together. Whether it does becomes the
-/// operation's status, the same on all ranks.
-@inlinable func fitOutputs<M: Machine>(
-  _ machine: M, _ view: RankView, columns: Columns, handle: HandleView, operation: OperationView
-) -> OperationStatus {
-  let rowCount = handle.total(atRank: view.rank)
-  let own = OutputFit(view, columns: columns, rowCount: rowCount, atRank: view.rank)
-  var (status, tightCell) = compareHeaders(machine, view, with: view.rankCount &* Columns.count) { cell in
-    let (rank, column) = (cell / Columns.count, cell % Columns.count)
-    let fit = OutputFit(view, columns: columns, rowCount: handle.total(atRank: rank), atRank: rank)
-    let block = view.arena(of: rank).advanced(byBytes: fit.header.outputOffset)
-    operation.setColumn(
-      column, atRank: rank, block.advanced(byBytes: columns.offset(of: column, rowCapacity: fit.rowCapacity)))
-    return !fit.fits
-  }
-  if tightCell >= 0 {
-    let tight = tightCell / Columns.count
-    let fit = OutputFit(view, columns: columns, rowCount: handle.total(atRank: tight), atRank: tight)
-    // Rows too many may fit into the memory all the same: pages round it up.
-    let available =
-      fit.rowCount > fit.rowCapacity ? columns.byteCount(rowCapacity: fit.rowCapacity) : fit.header.outputCapacity
-    status = OperationStatus(.overflow, rank: Int64(tight), (fit.neededByteCount, available, 0, 0))
-  }
-  if status.code == StatusCode.ok.rawValue || status.code == StatusCode.overflow.rawValue {
-    status.neededByteCount = own.neededByteCount
-    status.rowCount = Int64(rowCount)
-  }
-  machine.forEach(1) { [status] _ in operation.set(status) }
-  return status
-}
-
 /// Whether what a rank receives fits into what it has offered.
 @frozen @usableFromInline struct OutputFit {
   @usableFromInline let header: ExchangeHeader
   @usableFromInline let rowCount: Int64
   @usableFromInline let rowCapacity: Int64
-  @usableFromInline let neededByteCount: Int64
+  /// What the rank has laid out.
+  @usableFromInline let byteCount: Int64
 
   @inlinable init(_ view: RankView, columns: Columns, rowCount: Int32, atRank rank: Int32) {
     header = exchangeHeader(view, source: rank)
     self.rowCount = Int64(rowCount)
     rowCapacity = header.outputRowCapacity == 0 ? self.rowCount : header.outputRowCapacity
-    neededByteCount = columns.byteCount(rowCapacity: max(self.rowCount, rowCapacity))
+    byteCount = columns.byteCount(rowCapacity: rowCapacity)
   }
 
-  @inlinable var fits: Bool { neededByteCount <= header.outputCapacity && rowCount <= rowCapacity }
+  @inlinable init<M: Machine>(_ machine: M, _ view: RankView, _ arguments: DispatchArguments, atRank rank: Int32) {
+    let rows = exchangedRows(machine, view, arguments, atRank: rank)
+    self.init(view, columns: arguments.columns, rowCount: rows.count, atRank: rank)
+  }
+
+  @inlinable var fits: Bool { byteCount <= header.outputCapacity && rowCount <= rowCapacity }
+
+  @inlinable func neededByteCount(_ columns: Columns) -> Int64 {
+    rowCount <= rowCapacity ? byteCount : columns.byteCount(rowCapacity: rowCount)
+  }
 }

@@ -147,6 +147,25 @@ extension GPUMachine {
 
 extension GPUMachine {
   @inline(__always)
+  public func total(of count: Int32, _ value: (Int32) -> SIMD2<Int32>) -> SIMD2<Int32> {
+    var own = SIMD2<Int32>(0, 0)
+    var index = thread
+    while index < count {
+      own = own &+ value(index)
+      index = index &+ Self.threadCount
+    }
+    let words = Shared.word(Shared.meetingOffset)
+    let (x, y) = (ptx_sum(own.x), ptx_sum(own.y))
+    if lane == 0 { (words[Int(2 &* warp)], words[Int(2 &* warp &+ 1)]) = (x, y) }
+    ptx_block_barrier()
+    let isWarp = lane < Self.warpCount
+    let (a, b) = (isWarp ? words[Int(2 &* lane)] : 0, isWarp ? words[Int(2 &* lane &+ 1)] : 0)
+    let total = SIMD2(ptx_sum(a), ptx_sum(b))
+    ptx_block_barrier()
+    return total
+  }
+
+  @inline(__always)
   public func sum(over count: Int32, _ value: (Int32) -> Int32, before: (Int32, Int32) -> Void) -> Int32 {
     var sum: Int32 = 0
     var index: Int32 = 0

@@ -59,14 +59,16 @@ struct Walk {
     hasHalves = inHalves && pieces.piecesPerRow > 1 ? 1 : 0
     runLength = (pieces.piecesPerRow &+ hasHalves) &>> hasHalves
     // Neighbours in the order of workers, so that few pieces are spread over all multiprocessors.
-    let warps = Int64(machine.workerCount &* GPUMachine.warpCount)
-    let place = Int64(machine.warp &* machine.workerCount &+ machine.workerIndex)
-    let isShort = Int64(pieces.count) < 4 &* warps &* Int64(runLength)
+    let warps = machine.workerCount &* GPUMachine.warpCount
+    let place = machine.warp &* machine.workerCount &+ machine.workerIndex
+    let isShort = Int64(pieces.count) < 4 &* Int64(warps) &* Int64(runLength)
     self.counter = isShort ? .null : counter
-    taken = Int32(truncatingIfNeeded: place &- warps)
+    taken = place &- warps
     if isShort || counter.isNull {
-      index = Int32(truncatingIfNeeded: Int64(pieces.count) &* place / warps)
-      end = Int32(truncatingIfNeeded: Int64(pieces.count) &* (place &+ 1) / warps)
+      // Equal shares, without 64-bit divisions.
+      let (share, rest) = (pieces.count / warps, pieces.count % warps)
+      index = share &* place &+ rest &* place / warps
+      end = share &* (place &+ 1) &+ rest &* (place &+ 1) / warps
       piece = Piece(
         row: pieces.firstRow &+ index / pieces.piecesPerRow,
         offset: index % pieces.piecesPerRow &* pieces.pieceByteCount)

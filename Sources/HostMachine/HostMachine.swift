@@ -95,6 +95,13 @@ extension HostMachine {
   }
 
   @inline(__always)
+  package func total(of count: Int32, _ value: (Int32) -> SIMD2<Int32>) -> SIMD2<Int32> {
+    var total = SIMD2<Int32>(0, 0)
+    forEach(count) { total &+= value($0) }
+    return total
+  }
+
+  @inline(__always)
   package func numberTokens(
     _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32) -> UInt64,
     visit: (Int32, Int32, Int32) -> Void

@@ -135,6 +135,13 @@ uint32_t ptx_ballot(uint32_t predicate) {
   return done(lanes);
 }
 
+int32_t ptx_sum(int32_t value) {
+  const uint32_t *values = all((uint32_t)value);
+  uint32_t sum = 0;
+  for (uint32_t other = 0; other < WARP; other++) sum += values[other];
+  return done(sum);
+}
+
 uint32_t ptx_match(uint32_t value) {
   const uint32_t *values = all(value);
   uint32_t lanes = 0;

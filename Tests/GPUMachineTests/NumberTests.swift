@@ -56,6 +56,27 @@ import Testing
     #expect(counted.elements(Int32.self) == expectedCounts)
   }
 
+  @Test(arguments: [Int32(0), 1, 31, 512, 1300])
+  func totals(count: Int32) {
+    var random = Random(UInt64(count))
+    let values = (0..<count).map { _ in
+      SIMD2(Int32(random.next() >> 33) % 1000, Int32(random.next() >> 33) % 1000 - 500)
+    }
+    let found = Memory([SIMD2<Int32>](repeating: SIMD2(-1, -1), count: 512))
+    let asked = Memory([Int32](repeating: 0, count: Int(count)))
+    let fault = emulate(blockCount: 1) { machine in
+      let total = machine.total(of: count) {
+        asked.address.store(asked.address.load(Int32.self, at: $0) + 1, at: $0)
+        return values[Int($0)]
+      }
+      machine.forEach(512) { found.address.store(total, at: $0) }
+    }
+    let total = values.reduce(SIMD2(0, 0), &+)
+    #expect(fault == nil)
+    #expect(found.elements(SIMD2<Int32>.self) == [SIMD2<Int32>](repeating: total, count: 512))
+    #expect(asked.elements(Int32.self).allSatisfy { $0 == 1 })
+  }
+
   @Test(arguments: [Int32(1), 31, 512, 1300])
   func scansAndFinds(count: Int32) {
     var random = Random(UInt64(count))

@@ -54,6 +54,12 @@ PTX uint32_t ptx_max_pair(uint32_t a, uint32_t b) {
 #endif
 }
 
+PTX int32_t ptx_sum(int32_t value) {
+  int32_t sum;
+  __asm__ volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(value));
+  return sum;
+}
+
 PTX uint32_t ptx_match(uint32_t value) {
   uint32_t lanes;
   __asm__ volatile("match.any.sync.b32 %0, %1, 0xffffffff;" : "=r"(lanes) : "r"(value));

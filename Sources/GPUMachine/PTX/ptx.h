@@ -33,6 +33,8 @@ uint32_t ptx_ballot(uint32_t predicate);
 uint32_t ptx_shuffle(uint32_t value, uint32_t lane);
 uint32_t ptx_shuffle_up(uint32_t value, uint32_t distance);
 uint32_t ptx_shuffle_xor(uint32_t value, uint32_t mask);
+/// The sum of all lanes' values.
+int32_t ptx_sum(int32_t value);
 /// The lanes whose value is this lane's.
 uint32_t ptx_match(uint32_t value);
 
