@@ -2,7 +2,7 @@
  *
  *   Sources/EPKernels/Exchange.swift: exchange, announce, awaitAll, missedRank, fail, compareHeaders, complete, endInVain
  *   Sources/EPKernels/Control.swift: gateOffset
- *   Sources/EPKernels/Placement.swift: place, countBefore, fitOutputs
+ *   Sources/EPKernels/Placement.swift: place, countBefore
  *   Sources/EPKernels/Dispatch.swift: prepareDispatch, agree, deliverDispatch
  *   Sources/EPKernels/Combine.swift: prepareCombine, findRows, deliverCombine
  *   Sources/SwiftEP/ExpertBuffer+Dispatch.swift: run, offerBlock, launch
@@ -229,7 +229,7 @@ inline writeBlock(kind, place, room, sending) {
   }
 }
 
-/* compareHeaders, place, fitOutputs */
+/* compareHeaders, place */
 inline readBlocks() {
   verdict = FITS;
   sent = 0;

@@ -306,7 +306,7 @@
   /// The rank at fault.
   public var rank: Int64 = 0
   public var details: (Int64, Int64, Int64, Int64) = (0, 0, 0, 0)
-  /// Bytes that this rank's output takes, and rows that it has: known after a dispatch's exchange.
+  /// Bytes that this rank's output takes, and rows that it has: of a dispatch that is `ok`, or overflows.
   public var neededByteCount: Int64 = 0
   public var rowCount: Int64 = 0
 

@@ -103,11 +103,10 @@
     isPrepared = inTurn(machine, view: view, operation: operation) {
       prepareDispatch(machine, arguments)
     } then: {
-      // One worker alone counts while it waits for its peers; of several, one counts while the others move rows.
-      noteExchange(machine, arguments, counting: machine.workerCount > 1)
+      noteExchange(machine, arguments)
     }
   }
-  if isPrepared { deliverDispatch(machine, arguments, isCounted: arguments.isCached, countsAlone: true) }
+  if isPrepared { deliverDispatch(machine, arguments, isCounted: arguments.isCached) }
 }
 
 /// The first half of a dispatch with exact sizing: the host waits for its status.
@@ -215,29 +214,21 @@
 
 /// What follows from an exchange, and this rank's other workers need not wait for: rows are counted and noted, or the host is
 /// told what this rank alone has failed with.
-///
-/// - Parameter counting: or else `countExchange` is to follow.
-@inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments, counting: Bool = true) {
-  let (view, operation) = (arguments.view, arguments.operation)
-  if operation.does(.middle) && operation.isOK {
-    FlightRecorder(view.recording).enter(machine, .deliver, now: machine.now)
-  }
-  if counting { countExchange(machine, arguments) }
-  if !operation.isAgreed { operation.tell(machine, view) }
-}
-
-/// Rows are counted and noted, where all ranks have told how many they are.
-@inlinable func countExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+@inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let code = operation.status.code
   let isOK = code == StatusCode.ok.rawValue
-  if !operation.does(.middle) || !isOK && code != StatusCode.overflow.rawValue { return }
-  if !arguments.isCached && !(arguments.countsFirst && isOK) {
-    countReceived(machine, arguments, isFitting: isOK)
+  if operation.does(.middle) && (isOK || code == StatusCode.overflow.rawValue) {
+    let recorder = FlightRecorder(view.recording)
+    if isOK { recorder.enter(machine, .deliver, now: machine.now) }
+    if !arguments.isCached && !(arguments.countsFirst && isOK) {
+      countReceived(machine, arguments, isFitting: isOK)
+    }
+    recorder.count(
+      machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
+      rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
   }
-  FlightRecorder(view.recording).count(
-    machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
-    rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
+  if !operation.isAgreed { operation.tell(machine, view) }
 }
 
 /// This rank's tokens per rank and per expert: its chunks' counters, summed. What each sum is before a chunk is the
@@ -278,12 +269,8 @@
 
 /// Second half: every row is written straight to its final place, with its metadata; then the signals.
 ///
-/// - Parameters:
-///   - isCounted: whether rows by expert have been counted, too, not only will be.
-///   - countsAlone: whether one worker alone has that left to do.
-@inlinable func deliverDispatch<M: Machine>(
-  _ machine: M, _ arguments: DispatchArguments, isCounted: Bool, countsAlone: Bool = false
-) {
+/// - Parameter isCounted: whether rows by expert have been counted, too, not only will be.
+@inlinable func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isCounted: Bool) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   guard operation.isAgreed else { return }
   if operation.part == .receiveDispatch {
@@ -292,8 +279,6 @@
   }
   if operation.isOK && operation.does(.middle) { moveRows(machine, arguments, isCounted: isCounted) }
   complete(machine, view: view, operation: operation) {
-    if countsAlone && machine.workerCount == 1 { countExchange(machine, arguments) }
-  } behind: {
     leaveOutSources(machine, view, handle, expertAlignment: arguments.expertAlignment)
   }
   #if CHECKED

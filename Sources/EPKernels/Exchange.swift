@@ -341,11 +341,9 @@ extension RankView {
 /// The end of every operation, also where nothing has moved because all ranks have found a fault: the last worker of
 /// this rank tells all peers, then waits for all of them.
 ///
-/// - Parameters:
-///   - meanwhile: run by that worker when it has told them what it has moved.
-///   - behind: run by it when all have come.
+/// - Parameter behind: run by that worker when all peers have come.
 @inlinable @inline(__always) func complete<M: Machine>(
-  _ machine: M, view: RankView, operation: OperationView, meanwhile: () -> Void = {}, behind: () -> Void = {}
+  _ machine: M, view: RankView, operation: OperationView, behind: () -> Void = {}
 ) {
   let begin: UInt64
   if operation.does(.middle) {
@@ -355,7 +353,6 @@ extension RankView {
     #endif
     signalPeers(machine, view: view, slot: .completion)
     begin = machine.now
-    meanwhile()
     if !operation.does(.end) {
       return pause(machine, .completion, now: begin, view: view, operation: operation)
     }

@@ -72,14 +72,17 @@
     note(machine, .operation, in: record, UInt64(bitPattern: operation))
     note(machine, step.beganField, in: record, machine.now)
     machine.note(FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
+    let next = at(layout.offset(ofRecord: index &+ 1))
+    var offset: Int64 = 0
+    while offset < FlightField.byteCount {
+      machine.note(0, at: next.advanced(byBytes: offset))
+      offset = offset &+ 8
+    }
     return record
   }
 
-  /// This rank's exchange of `epoch` begins. Clears the next operation's record, which nobody reads yet.
-  @inlinable func exchange<M: Machine>(_ machine: M, epoch: UInt64) {
-    note(machine, .epoch, in: record, epoch)
-    machine.fill(at(layout.offset(ofRecord: index &+ 1)), byteCount: FlightField.byteCount, pattern: 0)
-  }
+  /// This rank's exchange of `epoch` begins.
+  @inlinable func exchange<M: Machine>(_ machine: M, epoch: UInt64) { note(machine, .epoch, in: record, epoch) }
 
   /// The step before ends at `now`, and this one begins.
   @inlinable func enter<M: Machine>(_ machine: M, _ step: FlightStep, now: UInt64) {

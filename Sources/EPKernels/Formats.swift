@@ -135,7 +135,7 @@
   }
 }
 
-/// `value` rounded up to a multiple of `alignment`, which is positive.
+/// `value` rounded up to a multiple of `alignment`, a power of two.
 @inlinable public func alignUp(_ value: Int64, to alignment: Int64) -> Int64 {
   (value &+ alignment &- 1) & (0 &- alignment)
 }

@@ -127,6 +127,7 @@
 
 /// A row's place at its destination.
 @frozen public struct Place {
+  /// One of the ranks also where there is no row.
   public var rank: Int32
   /// -1: this slot has no destination.
   public var row: Int32
@@ -322,18 +323,16 @@
   /// As the host reads it.
   @inlinable public var reported: OperationStatus { report.load(OperationStatus.self, at: 0) }
   @inlinable public func set(_ status: OperationStatus) { at(layout.status).store(status, at: 0) }
-  /// All but what `setOutput` sets.
+  /// All but what `setOutput` sets, which is of no use where nothing was agreed.
   @inlinable func setOutcome(_ status: OperationStatus) {
-    let place = at(layout.status)
-    place.store(status.code, at: 0)
-    place.store(status.rank, at: 1)
-    place.advanced(byBytes: 16).store(status.details, at: 0)
+    let (place, details) = (at(layout.status), status.details)
+    place.store(SIMD2(status.code, status.rank), at: 0)
+    place.store(SIMD2(details.0, details.1), at: 1)
+    place.store(SIMD2(details.2, details.3), at: 2)
   }
   /// What this rank's output takes.
   @inlinable func setOutput(_ fit: OutputFit, _ columns: Columns) {
-    let place = at(layout.status).advanced(byBytes: 48)
-    place.store(fit.neededByteCount(columns), at: 0)
-    place.store(fit.rowCount, at: 1)
+    at(layout.status).store(SIMD2(fit.neededByteCount(columns), fit.rowCount), at: 3)
   }
   /// In the details of a status that is `ok`.
   @inlinable func noteMask<M: Machine>(_ machine: M, _ view: RankView) {

@@ -1,8 +1,8 @@
 /// From the counts of one exchange to the final row of every token: sums over sources, nothing else.
 
 /// Fills the handle's totals and first rows, unless it is complete, and finds where each column of each rank's output begins,
-/// if all that was exchanged fits together. Whether it does becomes the operation's status, the same on all ranks. Run by one
-/// worker after a dispatch's exchange.
+/// if all that was exchanged fits together. Whether it does becomes the operation's status, the same on all ranks; where it does
+/// not, the tables need not be complete. Run by one worker after a dispatch's exchange.
 @inlinable func place<M: Machine>(_ machine: M, view: RankView, _ arguments: DispatchArguments) -> OperationStatus {
   let (handle, operation, columns) = (arguments.handle, arguments.operation, arguments.columns)
   if !arguments.isCached {
@@ -15,11 +15,11 @@
   let firstKey = machine.firstOfLanes(from: columnsEnd)
   let keyCount = arguments.isCached ? 0 : handle.layout.layout == .bySource ? 1 : view.expertCount
   var (status, tightCell) = compareHeaders(machine, view, with: firstKey &+ keyCount) { cell in
-    if cell >= firstKey { fill(machine, view, arguments, key: cell &- firstKey) }
+    if cell >= firstKey { placeKey(machine, view, arguments, cell &- firstKey) }
     if cell >= columnsEnd { return false }
     let (rank, column) = (cell / Columns.count, cell % Columns.count)
     let rows = exchangedRows(machine, view, arguments, atRank: rank)
-    if column == 0 && !arguments.isCached { fill(handle, rows, atRank: rank) }
+    if column == 0 && !arguments.isCached { placeRank(handle, rank, rows) }
     let fit = OutputFit(view, columns: columns, rowCount: rows.count, atRank: rank)
     if column == 0 && rank == view.rank { operation.setOutput(fit, columns) }
     let block = view.arena(of: rank).advanced(byBytes: fit.header.outputOffset)
@@ -86,13 +86,13 @@
 }
 
 /// - Parameter rows: as `exchangedRows` finds them at the rank.
-@inlinable func fill(_ handle: HandleView, _ rows: (count: Int32, first: Int32), atRank rank: Int32) {
+@inlinable func placeRank(_ handle: HandleView, _ rank: Int32, _ rows: (count: Int32, first: Int32)) {
   handle.at(handle.layout.totals).store(rows.count, at: rank)
   if handle.layout.layout == .bySource { handle.at(handle.layout.firstRows).store(rows.first, at: rank) }
 }
 
 /// By expert: this rank's first row there. By source, where there is one key: the rows that this rank sends.
-@inlinable func fill<M: Machine>(_ machine: M, _ view: RankView, _ arguments: DispatchArguments, key: Int32) {
+@inlinable func placeKey<M: Machine>(_ machine: M, _ view: RankView, _ arguments: DispatchArguments, _ key: Int32) {
   let (handle, layout) = (arguments.handle, arguments.handle.layout)
   if layout.layout == .bySource {
     let sent = machine.sum(over: view.rankCount) {
@@ -120,7 +120,7 @@
 @inlinable func countReceived<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isFitting: Bool) {
   let (view, handle) = (arguments.view.behindExchange, arguments.handle)
   let layout = handle.layout
-  handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0)
+  if isFitting { handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0) }
   let pairCount = view.rankCount &* view.rankCount
   let firstExpert = machine.firstOfLanes(from: pairCount)
   let rows = machine.total(of: firstExpert &+ view.expertCount) { cell in
@@ -137,7 +137,8 @@
     return SIMD2(source == view.rank ? tokenCount : 0, rank == view.rank ? tokenCount : 0)
   }
   machine.forEach(1) { _ in
-    handle.at(layout.sentRows).store(Int64(rows.x), at: 0)
+    // By source, other workers may read it already.
+    if layout.layout == .byExpert { handle.at(layout.sentRows).store(Int64(rows.x), at: 0) }
     handle.at(layout.receivedRows).store(Int64(rows.y), at: 0)
   }
 }

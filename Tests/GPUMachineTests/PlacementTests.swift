@@ -155,6 +155,9 @@ import Testing
       }
     }
 
+    #expect(handle.epoch == 0 && exchange.number(handle.layout.leftOut) == 0)
+    #expect(exchange.table(handle.layout.rowCount, 1) == [exchange.total(atRank: exchange.rank)])
+
     let me = exchange.rank
     let local = exchange.experts(ofRank: me).map { exchange.received(my.rankCount + $0) }
     #expect(

@@ -48,6 +48,9 @@ import Testing
       case 0: experts[slot] = Int64(Self.expertCount)
       case 1: experts[slot] = -2
       case 4 where type.byteCount == 8: experts[slot] = random.next() % 2 == 0 ? .min : .max
+      case 5: experts[slot] = Int64(random.next() % 2 == 0 ? Int32.min : .max)
+      case 6 where type.byteCount == 8:
+        experts[slot] = Int64([UInt32.max, 1 << 31, 0x7fff_ffff][Int(random.next() % 3)])
       // Equal in their low halves.
       case 2 where type.byteCount == 8: experts[slot] = experts[0] + 1 << 32
       case 3: experts[slot] = experts[Int(random.next() % UInt64(topK))]
