@@ -325,14 +325,18 @@
   @inlinable public func set(_ status: OperationStatus) { at(layout.status).store(status, at: 0) }
   /// All but what `setOutput` sets, which is of no use where nothing was agreed.
   @inlinable func setOutcome(_ status: OperationStatus) {
-    let (place, details) = (at(layout.status), status.details)
-    place.store(SIMD2(status.code, status.rank), at: 0)
-    place.store(SIMD2(details.0, details.1), at: 1)
-    place.store(SIMD2(details.2, details.3), at: 2)
+    let place = at(layout.status)
+    place.store(status.code, at: 0)
+    place.store(status.rank, at: 1)
+    place.store(status.details.0, at: 2)
+    place.store(status.details.1, at: 3)
+    place.store(status.details.2, at: 4)
+    place.store(status.details.3, at: 5)
   }
   /// What this rank's output takes.
   @inlinable func setOutput(_ fit: OutputFit, _ columns: Columns) {
-    at(layout.status).store(SIMD2(fit.neededByteCount(columns), fit.rowCount), at: 3)
+    at(layout.status).store(fit.neededByteCount(columns), at: 6)
+    at(layout.status).store(fit.rowCount, at: 7)
   }
   /// In the details of a status that is `ok`.
   @inlinable func noteMask<M: Machine>(_ machine: M, _ view: RankView) {

@@ -137,8 +137,8 @@
     return SIMD2(source == view.rank ? tokenCount : 0, rank == view.rank ? tokenCount : 0)
   }
   machine.forEach(1) { _ in
-    // By source, other workers may read it already.
-    if layout.layout == .byExpert { handle.at(layout.sentRows).store(Int64(rows.x), at: 0) }
+    // By source, other workers read it already, if rows move.
+    if layout.layout == .byExpert || !isFitting { handle.at(layout.sentRows).store(Int64(rows.x), at: 0) }
     handle.at(layout.receivedRows).store(Int64(rows.y), at: 0)
   }
 }

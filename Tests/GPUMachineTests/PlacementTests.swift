@@ -125,6 +125,16 @@ import Testing
     }
     func byteCount(atRank rank: Int32) -> Int64 { offset(ofColumn: Columns.count, atRank: rank) }
 
+    var sentRows: Int64 {
+      let own = counts[Int(rank)]
+      let sent = my.layout == .bySource ? own.prefix(Int(my.rankCount)) : own.dropFirst(Int(my.rankCount))
+      return Int64(sent.reduce(0, +))
+    }
+    var receivedRows: Int64 {
+      if my.layout == .bySource { return Int64(received(rank)) }
+      return Int64(experts(ofRank: rank).reduce(0) { $0 + received(my.rankCount + $1) })
+    }
+
     func table(_ offset: Int64, _ count: Int32) -> [Int32] {
       (0..<count).map { handleMemory.address.advanced(byBytes: offset).load(Int32.self, at: $0) }
     }
@@ -166,12 +176,8 @@ import Testing
     #expect(exchange.table(handle.layout.tokensPerSource, my.rankCount) == exchange.counts.map { $0[Int(me)] })
     #expect(exchange.table(handle.layout.tokensPerExpert, exchange.localCount) == local)
     #expect(exchange.statistics.elements(Int32.self) == local.map { $0 + 100 })
-    let own = exchange.counts[Int(me)]
-    let isBySource = my.layout == .bySource
-    let sent = isBySource ? own.prefix(Int(my.rankCount)) : own.dropFirst(Int(my.rankCount))
-    #expect(exchange.number(handle.layout.sentRows) == Int64(sent.reduce(0, +)))
-    #expect(
-      exchange.number(handle.layout.receivedRows) == Int64(isBySource ? exchange.received(me) : local.reduce(0, +)))
+    #expect(exchange.number(handle.layout.sentRows) == exchange.sentRows)
+    #expect(exchange.number(handle.layout.receivedRows) == exchange.receivedRows)
   }
 
   /// The first rank whose output is too small is told, and what this rank's own takes, whichever that is.
@@ -190,6 +196,8 @@ import Testing
       #expect(status.rowCount == Int64(exchange.total(atRank: exchange.rank)))
       #expect(status.neededByteCount == exchange.byteCount(atRank: exchange.rank))
       #expect(exchange.statistics.elements(Int32.self).allSatisfy { $0 == 100 })
+      #expect(exchange.number(arguments.handle.layout.sentRows) == exchange.sentRows)
+      #expect(exchange.number(arguments.handle.layout.receivedRows) == exchange.receivedRows)
     }
   }
 }
