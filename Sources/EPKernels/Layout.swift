@@ -194,13 +194,12 @@
 ) {
   let tokens = handle.layout.chunks.tokens(of: chunk)
   let counters = operation.counters(ofChunk: chunk)
+  machine.fill(counters, byteCount: 4 &* Int64(operation.layout.counterCount), pattern: 0)
   let slotCount = handle.layout.slotCount
   let slotIndices = handle.at(handle.layout.slotIndices)
-  let (counterCount, firstSlot) = (operation.layout.counterCount, tokens.lowerBound &* slotCount)
-  machine.forEach(counterCount &+ tokens.upperBound &* slotCount &- firstSlot) { index in
-    if index < counterCount { return counters.store(Int32(0), at: index) }
-    slotIndices.store(Int32(-1), at: firstSlot &+ index &- counterCount)
-  }
+  let firstCell = Int64(tokens.lowerBound) &* Int64(slotCount)
+  let cellCount = Int64(tokens.count) &* Int64(slotCount)
+  machine.fill(slotIndices.advanced(byBytes: 4 &* firstCell), byteCount: 4 &* cellCount, pattern: UInt32.max)
 
   let bySource = handle.layout.layout == .bySource
   var firstRank: Int32 = 0

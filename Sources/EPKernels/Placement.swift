@@ -125,8 +125,7 @@
   let firstExpert = machine.firstOfLanes(from: pairCount)
   let rows = machine.total(of: firstExpert &+ view.expertCount) { cell in
     if cell >= firstExpert {
-      let rows = countRows(machine, view, arguments, ofExpert: cell &- firstExpert, isFitting: isFitting)
-      return layout.layout == .byExpert ? rows : SIMD2(0, 0)
+      return countRows(machine, view, arguments, ofExpert: cell &- firstExpert, isFitting: isFitting)
     }
     if cell >= pairCount { return SIMD2(0, 0) }
     let (source, rank) = (cell / view.rankCount, cell % view.rankCount)
@@ -143,16 +142,18 @@
   }
 }
 
-/// Counts what this rank receives for an expert, where that is its own. Returns how many rows it sends there and receives for it.
+/// Counts what this rank receives for an expert, where that is its own. By expert, returns
+/// how many rows it sends there and receives for it.
 @inlinable func countRows<M: Machine>(
   _ machine: M, _ view: RankView, _ arguments: DispatchArguments, ofExpert expert: Int32, isFitting: Bool
 ) -> SIMD2<Int32> {
   let (handle, layout) = (arguments.handle, arguments.handle.layout)
   let index = view.rankCount &+ expert
-  let sent = exchangedCount(view, source: view.rank, index: index)
+  let isByExpert = layout.layout == .byExpert
+  let sent = isByExpert ? exchangedCount(view, source: view.rank, index: index) : 0
   if view.owner(ofExpert: expert) != view.rank { return SIMD2(sent, 0) }
   let local = view.localIndex(ofExpert: expert)
-  let hasOffsets = layout.layout == .byExpert && layout.sourceCapacity == 0
+  let hasOffsets = isByExpert && layout.sourceCapacity == 0
   let hasCounts = layout.sourceCapacity != 0
   let offsets = handle.at(layout.sourceOffsets).advanced(byBytes: 4 &* Int64(local &* (view.rankCount &+ 1)))
   let counts = handle.at(layout.sourceCounts).advanced(byBytes: 4 &* Int64(local &* view.rankCount))
@@ -170,7 +171,7 @@
   if !statistics.isNull && isFitting {
     statistics.store(statistics.load(Int32.self, at: local) &+ tokenCount, at: local)
   }
-  return SIMD2(sent, tokenCount)
+  return SIMD2(sent, isByExpert ? tokenCount : 0)
 }
 
 /// The exchanged counts of all sources before `source`, summed.
