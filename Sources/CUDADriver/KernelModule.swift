@@ -16,6 +16,7 @@ package final class KernelModule: @unchecked Sendable {
     case dispatch
     case dispatchCopying = "dispatch_copying"
     case dispatchQuantizing = "dispatch_quantizing"
+    case dispatchGrouped = "dispatch_grouped"
     case combine
     case combineInPlace = "combine_in_place"
     case combineStep = "combine_step"

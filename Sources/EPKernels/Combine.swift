@@ -123,7 +123,7 @@
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
-  operation.resetCounter(machine)
+  operation.resetCounter()
   let goesOn = exchange(
     machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation
   ) { pages in

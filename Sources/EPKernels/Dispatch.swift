@@ -185,7 +185,7 @@
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
-  operation.resetCounter(machine)
+  operation.resetCounter()
   // What a later call finds in the handle must not be what lay there before.
   let empty = { if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) } }
   let goesOn = exchange(
@@ -235,25 +235,27 @@
 /// chunk's base. And its first fault.
 @inlinable func sumChunks<M: Machine>(_ machine: M, _ arguments: DispatchArguments, into pages: ExchangePages) {
   let (handle, operation) = (arguments.handle, arguments.operation)
-  let layout = handle.layout
+  let (layout, mark) = (handle.layout, arguments.view.faultMark)
   let bases = handle.at(layout.bases)
   let firstKey = layout.layout == .bySource ? 0 : layout.rankCount
   machine.forEach(operation.layout.counterCount) { index in
     let key = index &- firstKey
     let isKey = key >= 0 && key < layout.keyCount
     var chunkOfFault: Int32 = 0
+    let isFault = index == operation.layout.faultIndex
     let total = machine.sum(over: layout.chunks.chunkCount) {
-      operation.counters(ofChunk: $0).load(Int32.self, at: index)
+      let count = operation.counters(ofChunk: $0).load(Int32.self, at: index)
+      return isFault ? (UInt32(bitPattern: count) == mark ? 1 : 0) : count
     } before: { chunk, sum in
       if sum == 0 { chunkOfFault = chunk }
       if isKey { bases.store(sum, at: chunk &* layout.keyCount &+ key) }
     }
-    if index != operation.layout.faultIndex {
-      return pages.store(total, at: index, behind: ExchangeHeader.byteCount)
+    if !isFault {
+      return pages.store(machine, total, at: index, behind: ExchangeHeader.byteCount)
     }
     if total != 0 {
       reportFault(
-        ofChunk: chunkOfFault, in: pages, routing: arguments.routing, handle: handle,
+        machine, fromChunk: chunkOfFault, in: pages, routing: arguments.routing, handle: handle,
         expertCount: arguments.view.expertCount)
     }
   }

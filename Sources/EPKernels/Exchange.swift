@@ -76,10 +76,16 @@
 
   @inlinable func page(atRank rank: Int32) -> Address { view.arena(of: rank).advanced(byBytes: offset) }
 
+  /// On a single lane.
+  ///
   /// - Parameter index: in values of this type.
-  @inlinable func store<Value: BitwiseCopyable>(_ value: Value, at index: Int32, behind byteCount: Int64 = 0) {
-    view.ownArena.advanced(byBytes: offset &+ byteCount).store(value, at: index)
-    view.forEachPeer { page(atRank: $0).advanced(byBytes: byteCount).store(value, at: index) }
+  @inlinable func store<M: Machine, Value: BitwiseCopyable>(
+    _ machine: M, _ value: Value, at index: Int32, behind byteCount: Int64 = 0
+  ) {
+    // In the place of a masked rank stands this one.
+    machine.forEachPlace(view.rankCount, at: { page(atRank: view.standIn(for: $0)) }) {
+      $0.advanced(byBytes: byteCount).store(value, at: index)
+    }
   }
 }
 
@@ -91,7 +97,7 @@
   if operation.part.isHalf { return recorder.finish(machine, operation.status, now: now) }
   recorder.enter(machine, step, now: now)
   // For all that are not there.
-  recorder.await(machine, peer: view.rank)
+  recorder.await(machine, in: step, peer: view.rank)
   machine.forEach(1) { _ in
     operation.at(operation.layout.waitBegan).store(now, at: 0)
     view.pause.store(now, at: 0)
@@ -131,11 +137,11 @@
 
 /// Where the status lies that an earlier operation failed with, or the call before this one; null where none has.
 @inlinable func earlierFailure(_ view: RankView) -> Address {
-  let hasFailed = { (place: Address) in
-    !place.isNull && place.load(Int64.self, at: 0) != StatusCode.ok.rawValue
-  }
-  if hasFailed(view.failure) { return view.failure }
-  return hasFailed(view.hostFailure) ? view.hostFailure : .null
+  let before = view.hostFailure.isNull ? view.failure : view.hostFailure
+  // Both are looked up, so that neither waits for the other.
+  let (ownCode, codeBefore) = (view.failure.load(Int64.self, at: 0), before.load(Int64.self, at: 0))
+  if ownCode != StatusCode.ok.rawValue { return view.failure }
+  return codeBefore != StatusCode.ok.rawValue ? before : .null
 }
 
 /// Runs `first` on all workers; one of them ends it alone, to which it returns true. The others wait for that one, and
@@ -191,17 +197,23 @@
   var end = begin
   var deadline = begin &+ view.timeoutNanoseconds
   let recorder = FlightRecorder(view)
-  recorder.enter(machine, slot == .exchange ? .exchange : .completion, now: begin)
+  let step: FlightStep = slot == .exchange ? .exchange : .completion
+  recorder.enter(machine, step, now: begin)
+  var longest: UInt64 = 0
   var heard: UInt64 = 0
   while true {
     let wait = machine.await(
       view.ownArena, count: view.rankCount &- 1, epoch: epoch, as: view.peers, deadline: deadline, alarm: view.alarm,
       heard: heard,
       offset: { view.control.signalOffset(slot, source: view.standIn(for: view.other($0)), epoch: epoch) },
-      awaited: { recorder.await(machine, peer: view.other($0)) },
+      awaited: {
+        longest = recorder.longestWait(forPeer: view.other($0))
+        recorder.await(machine, in: step, peer: view.other($0))
+      },
       seen: {
         end = machine.now
-        recorder.waited(machine, peer: view.other($0), slot: slot, epoch: epoch, nanoseconds: end &- begin)
+        recorder.waited(
+          machine, peer: view.other($0), slot: slot, epoch: epoch, nanoseconds: end &- begin, longest: longest)
         operation.noteWait(for: view.other($0), nanoseconds: end &- begin)
       })
     var (code, missing) = (StatusCode.timeout, Missing(rank: -1, slot: slot, epoch: epoch))
@@ -262,7 +274,9 @@
   operation.tell(machine, view)
   let now = machine.now
   let recorder = FlightRecorder(view)
-  recorder.waited(machine, peer: missing.rank, slot: slot, epoch: epoch, nanoseconds: now &- begin)
+  let longest = recorder.longestWait(forPeer: missing.rank)
+  recorder.waited(
+    machine, peer: missing.rank, slot: slot, epoch: epoch, nanoseconds: now &- begin, longest: longest)
   recorder.finish(machine, status, now: now)
 }
 
@@ -345,9 +359,15 @@ extension RankView {
 @inlinable @inline(__always) func complete<M: Machine>(
   _ machine: M, view: RankView, operation: OperationView, behind: () -> Void = {}
 ) {
-  let begin: UInt64
   if operation.does(.middle) {
     guard machine.arriveLocal(view.arrivals, for: view.peers) else { return }
+  } else if !operation.does(.end) {
+    return
+  }
+  // Looked up while signals are on their way.
+  let view = view.recording
+  let begin: UInt64
+  if operation.does(.middle) {
     #if CHECKED
       if endsInFailedCheck(machine, view: view, operation: operation) { return }
     #endif
@@ -357,10 +377,8 @@ extension RankView {
       return pause(machine, .completion, now: begin, view: view, operation: operation)
     }
   } else {
-    if !operation.does(.end) { return }
     begin = resume(machine, view: view, operation: operation)
   }
-  let view = view.recording
   let seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
   guard let seen else { return }
   // Not before: until then, blocks that wait for this launch could take the places of peers' that it waits for.

@@ -56,7 +56,8 @@
 
   /// Of the record.
   @inlinable public var offset: Int64 { 8 &* Int64(rawValue) }
-  @inlinable public static var byteCount: Int64 { FlightField.completionWait.offset &+ 8 }
+  @inlinable public static var byteCount: Int64 { 8 &* Int64(count) }
+  @inlinable static var count: Int32 { FlightField.completionWait.rawValue &+ 1 }
 }
 
 /// What a rank knows of each of its peers.

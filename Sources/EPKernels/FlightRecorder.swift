@@ -69,15 +69,10 @@
   ) -> Address {
     let index = last &+ 1
     let record = at(layout.offset(ofRecord: index))
+    machine.noteZeros(FlightField.count, at: at(layout.offset(ofRecord: index &+ 1)))
     note(machine, .operation, in: record, UInt64(bitPattern: operation))
     note(machine, step.beganField, in: record, machine.now)
     machine.note(FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
-    let next = at(layout.offset(ofRecord: index &+ 1))
-    var offset: Int64 = 0
-    while offset < FlightField.byteCount {
-      machine.note(0, at: next.advanced(byBytes: offset))
-      offset = offset &+ 8
-    }
     return record
   }
 
@@ -111,30 +106,34 @@
   // MARK: Waits
 
   /// The wait of this step is now for `peer`; for this rank itself: for all whose signals are not there.
-  @inlinable func await<M: Machine>(_ machine: M, peer: Int32) {
-    let now = progress
-    machine.note(
-      FlightProgress(index: now.index, step: now.step, peer: peer).word, at: at(FlightLayout.progressOffset))
+  @inlinable func await<M: Machine>(_ machine: M, in step: FlightStep, peer: Int32) {
+    machine.note(FlightProgress(index: index, step: step, peer: peer).word, at: at(FlightLayout.progressOffset))
+  }
+
+  @inlinable func longestWait(forPeer peer: Int32) -> UInt64 {
+    at(layout.offset(of: .longestWait, peer: peer)).load(UInt64.self, at: 0)
   }
 
   /// The wait for `peer`, which was not there when this rank began to wait, has ended after so long. Within a step, each
   /// such wait is longer than the one before.
+  ///
+  /// - Parameter longest: `longestWait`, looked up while that lasted.
   @inlinable func waited<M: Machine>(
-    _ machine: M, peer: Int32, slot: SignalSlot, epoch: UInt64, nanoseconds: UInt64
+    _ machine: M, peer: Int32, slot: SignalSlot, epoch: UInt64, nanoseconds: UInt64, longest: UInt64
   ) {
     let isExchange = slot == .exchange
     let record = record
     note(machine, isExchange ? .exchangePeer : .completionPeer, in: record, UInt64(truncatingIfNeeded: peer))
     note(machine, isExchange ? .exchangeWait : .completionWait, in: record, nanoseconds)
-    let longest = at(layout.offset(of: .longestWait, peer: peer))
-    if nanoseconds <= longest.load(UInt64.self, at: 0) { return }
+    if nanoseconds <= longest { return }
+    let place = at(layout.offset(of: .longestWait, peer: peer))
     // Zero while the other two change.
-    machine.note(0, at: longest)
+    machine.note(0, at: place)
     machine.note(epoch, at: at(layout.offset(of: .longestWaitEpoch, peer: peer)))
     machine.note(
       UInt64(truncatingIfNeeded: isExchange ? FlightStep.exchange.rawValue : FlightStep.completion.rawValue),
       at: at(layout.offset(of: .longestWaitStep, peer: peer)))
-    machine.note(nanoseconds, at: longest)
+    machine.note(nanoseconds, at: place)
   }
 
   /// Forgets the longest waits. Not to be called while an operation is under way.

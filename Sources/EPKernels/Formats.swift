@@ -139,3 +139,10 @@
 @inlinable public func alignUp(_ value: Int64, to alignment: Int64) -> Int64 {
   (value &+ alignment &- 1) & (0 &- alignment)
 }
+
+extension Int32 {
+  /// Divided, where neither is negative: a GPU takes a third fewer instructions for that.
+  @inlinable @inline(__always) func over(_ divisor: Int32) -> Int32 {
+    Int32(bitPattern: UInt32(bitPattern: self) / UInt32(bitPattern: divisor))
+  }
+}

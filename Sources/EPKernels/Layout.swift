@@ -59,23 +59,6 @@
     return nil
   }
 
-  /// Whether there is one: all are looked at, side by side.
-  @inlinable func hasFault(token: Int32, expertCount: Int32) -> Bool {
-    var sign: Int32 = 0
-    var slot: Int32 = 0
-    while slot < topK {
-      let four = fourExperts(token: token, firstSlot: slot)
-      sign |= four.faultSign(expertCount: expertCount)
-      var earlier: Int32 = 0
-      while earlier < slot {
-        sign |= four.pairSign(with: fourExperts(token: token, firstSlot: earlier))
-        earlier = earlier &+ 4
-      }
-      slot = slot &+ 4
-    }
-    return sign < 0
-  }
-
   /// Loaded together, so that no load waits for another; -1 behind the last slot. In vectors, where they lie so: of lanes that
   /// have a token each, every load is from as many lines of memory.
   @inlinable func fourExperts(token: Int32, firstSlot slot: Int32) -> FourExperts {
@@ -102,8 +85,8 @@
     return false
   }
 
-  /// Bit `b`: `token` goes to rank `firstRank + b`.
-  @inlinable func rankMembers(token: Int32, firstRank: Int32, _ view: RankView) -> UInt64 {
+  /// Bit `b`: `token` goes to rank `firstRank + b`. Nil where it has a fault: all experts are looked at, side by side.
+  @inlinable func rankMembers(token: Int32, firstRank: Int32, _ view: RankView) -> UInt64? {
     var members: UInt64 = 0
     if topK == 0 {
       var rank = firstRank
@@ -115,22 +98,29 @@
       }
       return members
     }
+    var sign: Int32 = 0
     var slot: Int32 = 0
+    var last = FourExperts.none
     while slot < topK {
       let four = fourExperts(token: token, firstSlot: slot)
       members |= member(four.a, firstRank: firstRank, view) | member(four.b, firstRank: firstRank, view)
       members |= member(four.c, firstRank: firstRank, view) | member(four.d, firstRank: firstRank, view)
+      sign |= four.faultSign(expertCount: view.expertCount) | four.pairSign(with: last)
+      var earlier = slot &- 8
+      while earlier >= 0 {
+        sign |= four.pairSign(with: fourExperts(token: token, firstSlot: earlier))
+        earlier = earlier &- 4
+      }
+      last = four
       slot = slot &+ 4
     }
-    return members
+    return sign < 0 ? nil : members
   }
 
   @inlinable func member(_ expert: Int32, firstRank: Int32, _ view: RankView) -> UInt64 {
-    #if CHECKED
-      guard view.check(.expert, expert, below: view.expertCount) else { return 0 }
-    #endif
-    let rank = view.owner(ofExpert: max(0, expert)) &- firstRank
-    return expert >= 0 && rank >= 0 && rank < 64 ? 1 &<< UInt64(truncatingIfNeeded: rank) : 0
+    let isExpert = UInt32(bitPattern: expert) < UInt32(bitPattern: view.expertCount)
+    let rank = view.owner(ofExpert: isExpert ? expert : 0) &- firstRank
+    return isExpert && UInt32(bitPattern: rank) < 64 ? 1 &<< UInt64(truncatingIfNeeded: rank) : 0
   }
 }
 
@@ -139,6 +129,8 @@
   @usableFromInline let a, b, c, d: Int32
   /// Negative where one of eight bytes is beyond four.
   @usableFromInline let wideSign: Int32
+
+  @inlinable static var none: FourExperts { FourExperts(SIMD4(repeating: UInt32.max)) }
 
   @inlinable init(_ a: Int64, _ b: Int64, _ c: Int64, _ d: Int64) {
     let word = { (expert: Int64, shift: Int64) in UInt32(truncatingIfNeeded: expert &>> shift) }
@@ -194,13 +186,8 @@
 ) {
   let tokens = handle.layout.chunks.tokens(of: chunk)
   let counters = operation.counters(ofChunk: chunk)
-  machine.fill(counters, byteCount: 4 &* Int64(operation.layout.counterCount), pattern: 0)
   let slotCount = handle.layout.slotCount
   let slotIndices = handle.at(handle.layout.slotIndices)
-  let firstCell = Int64(tokens.lowerBound) &* Int64(slotCount)
-  let cellCount = Int64(tokens.count) &* Int64(slotCount)
-  machine.fill(slotIndices.advanced(byBytes: 4 &* firstCell), byteCount: 4 &* cellCount, pattern: UInt32.max)
-
   let bySource = handle.layout.layout == .bySource
   var firstRank: Int32 = 0
   while firstRank < view.rankCount {
@@ -209,22 +196,24 @@
       tokens, destinationCount: min(64, view.rankCount &- first),
       counters: counters.advanced(byBytes: 4 &* Int64(first)),
       members: { token in
-        if routing.hasFault(token: token, expertCount: view.expertCount) {
-          counters.store(Int32(1), at: operation.layout.faultIndex)
-          return 0
-        }
-        return routing.rankMembers(token: token, firstRank: first, view)
+        if let members = routing.rankMembers(token: token, firstRank: first, view) { return members }
+        counters.store(view.faultMark, at: operation.layout.faultIndex)
+        return 0
       },
       visit: { token, destination, index in
         #if CHECKED
-          guard view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else { return }
+          guard index < 0 || view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else {
+            return
+          }
         #endif
         if bySource { slotIndices.store(index, at: token &* slotCount &+ first &+ destination) }
       })
     firstRank = firstRank &+ 64
   }
-  if routing.topK == 0 { return }
   let expertCounters = counters.advanced(byBytes: 4 &* Int64(view.rankCount))
+  if routing.topK == 0 {
+    return machine.fill(expertCounters, byteCount: 4 &* Int64(view.expertCount), pattern: 0)
+  }
   let cells = Range(uncheckedBounds: (tokens.lowerBound &* routing.topK, tokens.upperBound &* routing.topK))
   if bySource {
     return machine.countCells(cells, keyCount: view.expertCount, counters: expertCounters) {
@@ -237,28 +226,34 @@
     key: { routing.expert(cell: $0, below: view.expertCount) },
     visit: { cell, index in
       #if CHECKED
-        guard view.check(.slotIndex, index, below: cells.upperBound &- cells.lowerBound) else { return }
+        guard index < 0 || view.check(.slotIndex, index, below: cells.upperBound &- cells.lowerBound) else { return }
       #endif
       slotIndices.store(index, at: cell)
       slotKeys.store(routing.expert(cell: cell), at: cell)
     })
 }
 
-/// The fault of the first token that has one becomes this rank's.
+extension RankView {
+  /// What a chunk's counter of faults is where this operation has found one. It need not be cleared: that something else looks like
+  /// it, which lay there before, is as good as impossible, and does no harm (`reportFault`).
+  @inlinable var faultMark: UInt32 { UInt32(truncatingIfNeeded: epoch) &* 0x9e37_79b1 }
+}
+
+/// The fault of the first token that has one becomes this rank's, if there is one.
 ///
-/// - Parameter chunk: which that token is in.
-@inlinable func reportFault(
-  ofChunk chunk: Int32, in pages: ExchangePages, routing: RoutingView, handle: HandleView, expertCount: Int32
+/// - Parameter chunk: no token before it has one.
+@inlinable func reportFault<M: Machine>(
+  _ machine: M, fromChunk chunk: Int32, in pages: ExchangePages, routing: RoutingView, handle: HandleView,
+  expertCount: Int32
 ) {
-  let tokens = handle.layout.chunks.tokens(of: chunk)
-  var token = tokens.lowerBound
-  while token < tokens.upperBound {
+  var token = handle.layout.chunks.tokens(of: chunk).lowerBound
+  while token < handle.layout.chunks.tokenCount {
     if let (fault, slot) = routing.fault(token: token, expertCount: expertCount) {
       let index = ExchangeHeader.faultIndex
-      pages.store(fault.rawValue, at: index)
-      pages.store(Int64(token), at: index &+ 1)
-      pages.store(Int64(slot), at: index &+ 2)
-      return pages.store(routing.rawExpert(token: token, slot: slot), at: index &+ 3)
+      pages.store(machine, fault.rawValue, at: index)
+      pages.store(machine, Int64(token), at: index &+ 1)
+      pages.store(machine, Int64(slot), at: index &+ 2)
+      return pages.store(machine, routing.rawExpert(token: token, slot: slot), at: index &+ 3)
     }
     token = token &+ 1
   }

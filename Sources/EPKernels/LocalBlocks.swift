@@ -358,7 +358,7 @@
   @inlinable var counter: Address { at(layout.counter) }
   @inlinable public var scaleRows: Address { at(layout.scaleRows) }
   @inlinable var groupStarts: Address { at(layout.groupStarts) }
-  @inlinable func resetCounter<M: Machine>(_ machine: M) { machine.forEach(1) { _ in counter.store(UInt32(0), at: 0) } }
+  @inlinable func resetCounter() { counter.store(UInt32(0), at: 0) }
   @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
   /// Whether all ranks have the same status, good or bad.
   @inlinable var isAgreed: Bool {

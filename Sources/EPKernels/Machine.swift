@@ -38,9 +38,10 @@ public protocol Machine {
   /// Numbers, in token order, the tokens of `tokens` that go to each of at most 64 destinations. By this worker alone.
   ///
   /// - Parameters:
-  ///   - counters: Int32 for each destination, zero before the call; afterwards the number of tokens that go there.
+  ///   - counters: Int32 for each destination: the number of tokens that go there.
   ///   - members: bit `d` says that the token goes to destination `d`.
-  ///   - visit: called once per token and destination, with the number of earlier tokens that go there.
+  ///   - visit: called once per token and destination, with the number of earlier tokens that go there, or -1 where this one
+  ///     does not.
   func numberTokens(
     _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (_ token: Int32) -> UInt64,
     visit: (_ token: Int32, _ destination: Int32, _ index: Int32) -> Void)
@@ -49,9 +50,9 @@ public protocol Machine {
   ///
   /// - Parameters:
   ///   - keyCount: keys are `0..<keyCount`.
-  ///   - counters: Int32 `[keyCount]`, zero before the call; afterwards the number of cells that name each key.
+  ///   - counters: Int32 `[keyCount]`: the number of cells that name each key.
   ///   - key: what a cell names, -1 for nothing.
-  ///   - visit: called once per cell that names a key, with the number of earlier ones that name the same.
+  ///   - visit: called once per cell, with the number of earlier ones that name the same key, or -1 where it names nothing.
   func numberCells(
     _ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (_ cell: Int32) -> Int32,
     visit: (_ cell: Int32, _ index: Int32) -> Void)
@@ -133,6 +134,9 @@ public protocol Machine {
   /// The alarm's value; what the host wrote before it raised the alarm is seen.
   func hear(_ alarm: Address) -> UInt64
 
+  /// As `note` of zero, in so many words from `address` on.
+  func noteZeros(_ count: Int32, at address: Address)
+
   // MARK: Single lanes
   //
   // What these give may differ between a worker's lanes. Only what the first lane notes, and what it does in
@@ -144,6 +148,10 @@ public protocol Machine {
   func sum(
     over count: Int32, _ value: (_ index: Int32) -> Int32, before: (_ index: Int32, _ sum: Int32) -> Void
   ) -> Int32
+
+  /// Calls `body` with the place of every index of `0..<count`, in order. Some places may be found before `body` is called with
+  /// earlier ones, and more than once.
+  func forEachPlace(_ count: Int32, at place: (_ index: Int32) -> Address, _ body: (Address) -> Void)
 
   /// Whether the signal word is at least `epoch` already; acquires as `await` does.
   func isSignalled(_ arena: Address, offset: Int64, epoch: UInt64) -> Bool

@@ -24,17 +24,6 @@ extension RankView {
 
   @inlinable func isMasked(_ rank: Int32) -> Bool { maskedRanks & Self.bit(rank) != 0 }
 
-  /// Calls `body` for all peers that are not masked, in the order of `peer`.
-  @inlinable func forEachPeer(_ body: (Int32) -> Void) {
-    let masked = maskedRanks
-    var index: Int32 = 0
-    while index < rankCount &- 1 {
-      let peer = peer(index)
-      if masked & Self.bit(peer) == 0 { body(peer) }
-      index = index &+ 1
-    }
-  }
-
   @inlinable static func bit(_ rank: Int32) -> UInt64 { 1 &<< UInt64(truncatingIfNeeded: rank) }
 
   /// Where blocks of an exchange lie that were read together with a mask.

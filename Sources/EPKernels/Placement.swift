@@ -28,17 +28,22 @@
     return !fit.fits
   }
   if tightCell >= 0 {
+    // This rank first, since not all need have been looked at.
     let tight = tightCell / Columns.count
-    let fit = OutputFit(machine, view, arguments, atRank: tight)
-    // Rows too many may fit into the memory all the same: pages round it up.
-    let available = fit.rowCount > fit.rowCapacity ? fit.byteCount : fit.header.outputCapacity
-    status = OperationStatus(.overflow, rank: Int64(tight), (fit.neededByteCount(columns), available, 0, 0))
+    var rank = view.rank
+    while true {
+      let fit = OutputFit(machine, view, arguments, atRank: rank)
+      if rank == view.rank { machine.forEach(1) { _ in operation.setOutput(fit, columns) } }
+      if rank == tight {
+        // Rows too many may fit into the memory all the same: pages round it up.
+        let available = fit.rowCount > fit.rowCapacity ? fit.byteCount : fit.header.outputCapacity
+        status = OperationStatus(.overflow, rank: Int64(tight), (fit.neededByteCount(columns), available, 0, 0))
+        break
+      }
+      rank = tight
+    }
   }
-  machine.forEach(1) { [status] _ in
-    operation.setOutcome(status)
-    // Not all need have been looked at.
-    if tightCell >= 0 { operation.setOutput(OutputFit(machine, view, arguments, atRank: view.rank), columns) }
-  }
+  machine.forEach(1) { [status] _ in operation.setOutcome(status) }
   return status
 }
 
@@ -128,7 +133,8 @@
       return countRows(machine, view, arguments, ofExpert: cell &- firstExpert, isFitting: isFitting)
     }
     if cell >= pairCount { return SIMD2(0, 0) }
-    let (source, rank) = (cell / view.rankCount, cell % view.rankCount)
+    let source = cell.over(view.rankCount)
+    let rank = cell &- source &* view.rankCount
     let tokenCount = exchangedCount(view, source: source, index: rank)
     handle.at(layout.tokensPerPair).store(tokenCount, at: cell)
     if rank == view.rank { handle.at(layout.tokensPerSource).store(tokenCount, at: source) }

@@ -89,7 +89,7 @@
   let rowByteCount = Int64(arguments.rowByteCount)
   findRows(machine, arguments, handleEpoch: handleEpoch) { pages in
     machine.forEach(view.rankCount) { rank in
-      pages.store(operation.stepRows(steps.launch, atRank: rank), at: rank, behind: ExchangeHeader.byteCount)
+      pages.store(machine, operation.stepRows(steps.launch, atRank: rank), at: rank, behind: ExchangeHeader.byteCount)
     }
   } rows: { rank, peer in
     if rank == view.rank { return arguments.stagedRows }

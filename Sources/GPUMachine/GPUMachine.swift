@@ -185,25 +185,44 @@ extension GPUMachine {
     return sum
   }
 
+  /// Four at a time, so that no look-up waits for another.
+  @inline(__always)
+  public func forEachPlace(_ count: Int32, at place: (Int32) -> Address, _ body: (Address) -> Void) {
+    let last = count &- 1
+    var index: Int32 = 0
+    while index <= last {
+      let (a, b) = (place(index), place(min(last, index &+ 1)))
+      let (c, d) = (place(min(last, index &+ 2)), place(min(last, index &+ 3)))
+      body(a)
+      if index < last { body(b) }
+      if index &+ 1 < last { body(c) }
+      if index &+ 2 < last { body(d) }
+      index = index &+ 4
+    }
+  }
+
   /// 512 tokens at a time: a ballot for each destination, then sums over the warps, unless one has all tokens.
   @inline(__always)
   public func numberTokens(
     _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32) -> UInt64,
     visit: (Int32, Int32, Int32) -> Void
   ) {
+    let isFew = tokens.upperBound &- tokens.lowerBound <= 32
     let counts = Shared.word(Shared.destinationsOffset)
     var round = tokens.lowerBound
-    while round < tokens.upperBound {
+    repeat {
       let token = round &+ thread
-      let own = token < tokens.upperBound ? members(token) : 0
-      if tokens.upperBound &- tokens.lowerBound <= 32 {
-        if warp == 0 { numberTokensByWarp(token, own, destinationCount, counters, visit: visit) }
+      let isToken = token < tokens.upperBound
+      let own = isToken ? members(token) : 0
+      if isFew {
+        if warp == 0 { numberTokensByWarp(token, isToken, own, destinationCount, counters, visit: visit) }
         ptx_block_barrier()
         return
       }
+      var left = own
       var destination: Int32 = 0
       while destination < destinationCount {
-        let going = ptx_ballot(own.has(destination) ? 1 : 0)
+        let going = left.ballotOfNext()
         if lane == 0 {
           counts[Int(destination &* Self.warpCount &+ warp)] = Int32(truncatingIfNeeded: going.nonzeroBitCount)
         }
@@ -222,31 +241,36 @@ extension GPUMachine {
         destination = destination &+ Self.warpCount
       }
       ptx_block_barrier()
+      left = own
       destination = 0
       while destination < destinationCount {
-        let going = ptx_ballot(own.has(destination) ? 1 : 0)
-        if own.has(destination) {
-          let before = Int32(truncatingIfNeeded: (going & lowerLanes).nonzeroBitCount)
-          visit(token, destination, counts[Int(destination &* Self.warpCount &+ warp)] &+ before)
+        let isGoing = left & 1 != 0
+        let going = left.ballotOfNext()
+        let before = counts[Int(destination &* Self.warpCount &+ warp)]
+        if isToken {
+          let index = before &+ Int32(truncatingIfNeeded: (going & lowerLanes).nonzeroBitCount)
+          visit(token, destination, isGoing ? index : -1)
         }
         destination = destination &+ 1
       }
       ptx_block_barrier()
       round = round &+ Self.threadCount
-    }
+    } while round < tokens.upperBound
   }
 
   /// By one warp that has all tokens, one a lane.
   @inline(__always)
   private func numberTokensByWarp(
-    _ token: Int32, _ members: UInt64, _ destinationCount: Int32, _ counters: Address,
+    _ token: Int32, _ isToken: Bool, _ members: UInt64, _ destinationCount: Int32, _ counters: Address,
     visit: (Int32, Int32, Int32) -> Void
   ) {
+    var left = members
     var destination: Int32 = 0
     while destination < destinationCount {
-      let going = ptx_ballot(members.has(destination) ? 1 : 0)
-      if members.has(destination) {
-        visit(token, destination, Int32(truncatingIfNeeded: (going & lowerLanes).nonzeroBitCount))
+      let isGoing = left & 1 != 0
+      let going = left.ballotOfNext()
+      if isToken {
+        visit(token, destination, isGoing ? Int32(truncatingIfNeeded: (going & lowerLanes).nonzeroBitCount) : -1)
       }
       if lane == 0 { counters.store(Int32(truncatingIfNeeded: going.nonzeroBitCount), at: destination) }
       destination = destination &+ 1
@@ -258,7 +282,7 @@ extension GPUMachine {
   public func countCells(_ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32) {
     let counts = Shared.word(Shared.stagesOffset)
     let isShared = keyCount <= Shared.stageByteCountOfWarp / 4 &* Self.warpCount
-    if isShared { forEach(keyCount) { counts[Int($0)] = 0 } }
+    forEach(keyCount) { if isShared { counts[Int($0)] = 0 } else { counters.store(Int32(0), at: $0) } }
     forEach(cells.upperBound &- cells.lowerBound) { index in
       let key = key(cells.lowerBound &+ index)
       if key < 0 { return }
@@ -278,12 +302,13 @@ extension GPUMachine {
     _ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32, visit: (Int32, Int32) -> Void
   ) {
     let countsOffset = Shared.stagesOffset
-    if cells.upperBound &- cells.lowerBound <= 128 || keyCount > Shared.stageByteCountOfWarp / 4 {
-      if warp == 0 {
-        let global = counters.pointer.assumingMemoryBound(to: Int32.self)
-        numberCellsByWarp(cells.lowerBound, cells.upperBound, global, key: key, visit: visit)
-      }
+    let isApart = keyCount <= Shared.stageByteCountOfWarp / 4
+    if cells.upperBound &- cells.lowerBound <= 128 || !isApart {
+      let counts = isApart ? Shared.word(countsOffset) : counters.pointer.assumingMemoryBound(to: Int32.self)
+      forEach(keyCount) { counts[Int($0)] = 0 }
+      if warp == 0 { numberCellsByWarp(cells.lowerBound, cells.upperBound, counts, key: key, visit: visit) }
       ptx_block_barrier()
+      if isApart { forEach(keyCount) { counters.store(counts[Int($0)], at: $0) } }
       return
     }
     forEach(keyCount &* Self.warpCount) { Shared.word(countsOffset)[Int($0)] = 0 }
@@ -330,9 +355,9 @@ extension GPUMachine {
       let cell = round &+ lane
       let key = cell < end ? key(cell) : -1
       let alike = ptx_match(UInt32(bitPattern: key))
-      if key >= 0 {
-        let before = counts[Int(key)]
-        visit(cell, before &+ Int32(truncatingIfNeeded: (alike & lowerLanes).nonzeroBitCount))
+      if cell < end {
+        let before = counts[Int(max(0, key))]
+        visit(cell, key < 0 ? -1 : before &+ Int32(truncatingIfNeeded: (alike & lowerLanes).nonzeroBitCount))
       }
       ptx_warp_barrier()
       if key >= 0 && alike & lowerLanes == 0 {
@@ -345,8 +370,11 @@ extension GPUMachine {
 }
 
 extension UInt64 {
-  @inline(__always) fileprivate func has(_ bit: Int32) -> Bool {
-    (self &>> UInt64(truncatingIfNeeded: bit)) & 1 != 0
+  /// Which lanes have the lowest bit, which goes.
+  @inline(__always) fileprivate mutating func ballotOfNext() -> UInt32 {
+    let lanes = ptx_ballot(UInt32(truncatingIfNeeded: self) & 1)
+    self &>>= 1
+    return lanes
   }
 }
 

@@ -38,6 +38,15 @@ public func kernelDispatchQuantizing(
   run(address, counter, word, ticket) { dispatch($0, arguments) }
 }
 
+@_cdecl("_ZN7swiftep16dispatch_groupedEv")
+public func kernelDispatchGrouped(
+  _ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64
+) {
+  let arguments = dispatchArguments(address)
+  if !arguments.isPlainGrouped { return }
+  run(address, counter, word, ticket) { dispatch($0, arguments) }
+}
+
 @_cdecl("_ZN7swiftep7combineEv")
 public func kernelCombine(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
   run(address, counter, word, ticket) { combine($0, combineArguments(address)) }

@@ -77,73 +77,66 @@ extension GPUMachine {
     }
   }
 
-  /// Each signal is watched by a lane of its own, of the second warp and further; the first lane of the first warp keeps
-  /// the record of them in their order, by what those tell it in shared memory.
+  /// The first warp watches the signals, 32 at a time, each by a lane of its own. Its first lane keeps the record of them in
+  /// their order, as a CPU's worker does, which waits for one after the other.
   @inline(__always)
   public func await(
     _ arena: Address, count: Int32, epoch: UInt64, as audience: Audience, deadline: UInt64, alarm: Address,
     heard: UInt64, offset: (Int32) -> Int64, awaited: (Int32) -> Void, seen: (Int32) -> Void
   ) -> Wait {
-    let missing = Shared.word(Shared.meetingOffset)
-    let alarms = Shared.word(Shared.meetingOffset &+ 4)
-    if thread == 0 {
-      missing[0] = Int32.max
-      alarms[0] = 0
+    let words = Shared.word(Shared.meetingOffset)
+    if warp == 0 {
+      let end = watch(
+        arena, count: count, epoch: epoch, as: audience, deadline: deadline, alarm: alarm, heard: heard, offset: offset,
+        awaited: awaited, seen: seen)
+      if lane == 0 { (words[0], words[1]) = (end.code, end.missing) }
     }
-    forEach(count) { Shared.word(Shared.destinationsOffset)[Int($0)] = 0 }
-    if thread == 0 { keepRecord(of: count, awaited: awaited, seen: seen) }
-    var index = warp == 0 ? count : thread &- 32
-    while index < count {
-      let word = arena.advanced(byBytes: offset(index)).bits
-      var turn: UInt32 = 0
-      var state = Watch.there
-      // Pairs with the release in `signal`.
-      while loadAcquire(word, of: audience) < epoch {
-        if turn == 0 { _ = ptx_shared_add(Watch.word(index), Watch.awaited) }
+    // What the lanes have acquired is everybody's now.
+    ptx_block_barrier()
+    let (code, missing) = (words[0], words[1])
+    ptx_block_barrier()
+    if code == Watch.timedOut { return Wait(.timedOut, missing: missing) }
+    return Wait(code == Watch.there ? .signalled : .alarmed)
+  }
+
+  /// By one warp. Returns how that ended, and the first whose signal is missing.
+  @inline(__always)
+  private func watch(
+    _ arena: Address, count: Int32, epoch: UInt64, as audience: Audience, deadline: UInt64, alarm: Address,
+    heard: UInt64, offset: (Int32) -> Int64, awaited: (Int32) -> Void, seen: (Int32) -> Void
+  ) -> (code: Int32, missing: Int32) {
+    var turn: UInt32 = 0
+    var first: Int32 = 0
+    while first < count {
+      let index = first &+ lane
+      let word = arena.advanced(byBytes: offset(min(index, count &- 1))).bits
+      var isThere = index >= count
+      // Of those that are not there, the first.
+      var missing: Int32 = -1
+      while true {
+        // Pairs with the release in `signal`.
+        if !isThere && loadAcquire(word, of: audience) >= epoch {
+          isThere = true
+          if audience != .rank { ptx_store_relaxed(SignalWord.gate(of: Address(bits: word)).bits, 0) }
+        }
+        let absent = ptx_ballot(isThere ? 0 : 1)
+        let next = absent == 0 ? -1 : first &+ Int32(truncatingIfNeeded: absent.trailingZeroBitCount)
+        if next != missing {
+          if lane == 0 && missing >= 0 { seen(missing) }
+          if lane == 0 && next >= 0 { awaited(next) }
+          missing = next
+        }
+        if absent == 0 { break }
         turn = turn &+ 1
         // The clock is one for the whole GPU, and the alarm lies in the host's memory: who asks for them often holds up
         // everybody.
         if turn & 255 != 0 { continue }
-        if ptx_nanoseconds() >= deadline {
-          _ = ptx_shared_min(UInt32(bitPattern: Shared.meetingOffset), UInt32(bitPattern: index))
-          state = Watch.givenUp
-          break
-        }
-        if ptx_load_acquire(alarm.bits) != heard {
-          _ = ptx_shared_add(UInt32(bitPattern: Shared.meetingOffset &+ 4), 1)
-          state = Watch.givenUp
-          break
-        }
+        if ptx_ballot(ptx_nanoseconds() >= deadline ? 1 : 0) != 0 { return (Watch.timedOut, missing) }
+        if ptx_ballot(ptx_load_acquire(alarm.bits) != heard ? 1 : 0) != 0 { return (Watch.alarmed, missing) }
       }
-      _ = ptx_shared_add(Watch.word(index), state)
-      if audience != .rank && state == Watch.there {
-        ptx_store_relaxed(SignalWord.gate(of: Address(bits: word)).bits, 0)
-      }
-      index = index &+ Self.threadCount &- 32
+      first = first &+ 32
     }
-    // What the lanes have acquired is everybody's now.
-    ptx_block_barrier()
-    let (firstMissing, alarmCount) = (missing[0], alarms[0])
-    ptx_block_barrier()
-    if firstMissing != Int32.max { return Wait(.timedOut, missing: firstMissing) }
-    return Wait(alarmCount == 0 ? .signalled : .alarmed)
-  }
-
-  @inline(__always)
-  private func keepRecord(of count: Int32, awaited: (Int32) -> Void, seen: (Int32) -> Void) {
-    var index: Int32 = 0
-    while index < count {
-      var state: UInt32 = 0
-      while state == 0 { state = ptx_shared_add(Watch.word(index), 0) }
-      if state == Watch.awaited {
-        awaited(index)
-        while state == Watch.awaited { state = ptx_shared_add(Watch.word(index), 0) }
-        if state & Watch.there != 0 { seen(index) }
-      }
-      // As a CPU's worker does, which waits for one after the other.
-      if state & Watch.givenUp != 0 { return }
-      index = index &+ 1
-    }
+    return (Watch.there, -1)
   }
 
   @inline(__always)
@@ -178,6 +171,18 @@ extension GPUMachine {
   }
 
   @inline(__always)
+  public func noteZeros(_ count: Int32, at address: Address) {
+    if warp != 0 { return }
+    // What the first lane notes next may be what all find the address by.
+    ptx_warp_barrier()
+    var index = lane
+    while index < count {
+      ptx_store_relaxed(address.advanced(byBytes: 8 &* Int64(index)).bits, 0)
+      index = index &+ 32
+    }
+  }
+
+  @inline(__always)
   public func publish(_ word: UInt64, at address: Address) {
     // Read by copies of the host's, which see the GPU's memory as its threads do.
     if thread == 0 { ptx_store_release_gpu(address.bits, word) }
@@ -192,15 +197,9 @@ extension Audience {
   @inline(__always) fileprivate var isSystem: UInt32 { self == .system ? 1 : 0 }
 }
 
-/// What is known of a signal while it is waited for: nothing at first, then the sum of what has been found.
+/// How a warp's wait for signals ends.
 private enum Watch {
-  /// It was not there when first looked for.
-  @inline(__always) static var awaited: UInt32 { 1 }
-  @inline(__always) static var there: UInt32 { 2 }
-  @inline(__always) static var givenUp: UInt32 { 4 }
-
-  /// Of a signal: room for as many as ranks fit on a GPU.
-  @inline(__always) static func word(_ index: Int32) -> UInt32 {
-    UInt32(bitPattern: Shared.destinationsOffset &+ 4 &* index)
-  }
+  @inline(__always) static var there: Int32 { 0 }
+  @inline(__always) static var timedOut: Int32 { 1 }
+  @inline(__always) static var alarmed: Int32 { 2 }
 }

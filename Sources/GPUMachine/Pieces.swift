@@ -8,15 +8,16 @@ struct Pieces {
   let piecesPerRow: Int32
   let rowCount: Int32
 
-  /// - Parameter granule: bytes that pieces are multiples of, except for the last of a row.
+  /// - Parameters:
+  ///   - pieceByteCountMax: a multiple of `granule`.
+  ///   - granule: bytes that pieces are multiples of, except for the last of a row; a power of two.
   @inline(__always)
   init(firstRow: Int32 = 0, rowCount: Int32, rowByteCount: Int32, pieceByteCountMax: Int32, granule: Int32) {
     self.firstRow = firstRow
     self.rowByteCount = rowByteCount
-    let wanted = max(1, (rowByteCount &+ pieceByteCountMax &- 1) / pieceByteCountMax)
-    let even = (rowByteCount &+ wanted &- 1) / wanted
-    pieceByteCount = max(granule, (even &+ granule &- 1) / granule &* granule)
-    piecesPerRow = (rowByteCount &+ pieceByteCount &- 1) / pieceByteCount
+    piecesPerRow = max(1, (rowByteCount &+ pieceByteCountMax &- 1).over(pieceByteCountMax))
+    let even = (rowByteCount &+ piecesPerRow &- 1).over(piecesPerRow)
+    pieceByteCount = max(granule, (even &+ granule &- 1) & (0 &- granule))
     self.rowCount = rowCount
   }
 
@@ -65,13 +66,14 @@ struct Walk {
     self.counter = isShort ? .null : counter
     taken = place &- warps
     if isShort || counter.isNull {
-      // Equal shares, without 64-bit divisions.
-      let (share, rest) = (pieces.count / warps, pieces.count % warps)
-      index = share &* place &+ rest &* place / warps
-      end = share &* (place &+ 1) &+ rest &* (place &+ 1) / warps
+      // Equal shares; the first warps have one more.
+      let share = pieces.count.over(warps)
+      let rest = pieces.count &- share &* warps
+      index = share &* place &+ min(place, rest)
+      end = index &+ share &+ (place < rest ? 1 : 0)
+      let row = index.over(pieces.piecesPerRow)
       piece = Piece(
-        row: pieces.firstRow &+ index / pieces.piecesPerRow,
-        offset: index % pieces.piecesPerRow &* pieces.pieceByteCount)
+        row: pieces.firstRow &+ row, offset: (index &- row &* pieces.piecesPerRow) &* pieces.pieceByteCount)
     } else {
       (index, end) = (0, 0)
       takeRun(machine, pieces)

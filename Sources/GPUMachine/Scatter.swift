@@ -18,8 +18,8 @@ extension GPUMachine {
     var targets = Targets(slotCount: job.slotCount)
     // A lane for each part of each label, 32 at a time.
     let partCount = max(1, labelCount)
-    let (firstSlot, firstPart) = (lane / partCount, lane % partCount)
-    let (slotStep, partStep) = (32 / partCount, 32 % partCount)
+    let (firstSlot, slotStep) = (lane.over(partCount), Int32(32).over(partCount))
+    let (firstPart, partStep) = (lane &- firstSlot &* partCount, 32 &- slotStep &* partCount)
     #if BULK_COPIES
       let stages = Stages(self, count: 3)
       var use: Int32 = 0

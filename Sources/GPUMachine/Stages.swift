@@ -27,8 +27,9 @@ extension Shared {
       ptx_warp_barrier()
       parities = UInt32(bitPattern: Self.parities(machine)[0])
       // Bulk copies come after what ordinary accesses did to rows, here and, since they were acquired, at peers; and
-      // they see the barriers.
+      // they see the barriers. Not by one fence for all memory, which waits for the whole GPU, as none for one kind does.
       ptx_fence_proxy()
+      ptx_fence_proxy_shared()
     }
 
     /// Makes the warp's barriers. Every kernel begins with it.

@@ -11,6 +11,11 @@ extension HostMachine {
   }
 
   @inline(__always)
+  package func noteZeros(_ count: Int32, at address: Address) {
+    forEach(count) { note(0, at: address.advanced(byBytes: 8 &* Int64($0))) }
+  }
+
+  @inline(__always)
   package func publish(_ word: UInt64, at address: Address) { note(word, at: address) }
 
   @inline(__always)

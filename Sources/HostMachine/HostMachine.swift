@@ -95,6 +95,11 @@ extension HostMachine {
   }
 
   @inline(__always)
+  package func forEachPlace(_ count: Int32, at place: (Int32) -> Address, _ body: (Address) -> Void) {
+    forEach(count) { body(place($0)) }
+  }
+
+  @inline(__always)
   package func total(of count: Int32, _ value: (Int32) -> SIMD2<Int32>) -> SIMD2<Int32> {
     var total = SIMD2<Int32>(0, 0)
     forEach(count) { total &+= value($0) }
@@ -106,12 +111,12 @@ extension HostMachine {
     _ tokens: Range<Int32>, destinationCount: Int32, counters: Address, members: (Int32) -> UInt64,
     visit: (Int32, Int32, Int32) -> Void
   ) {
+    fill(counters, byteCount: 4 &* Int64(destinationCount), pattern: 0)
     for token in tokens {
       var remaining = members(token)
-      while remaining != 0 {
-        let destination = Int32(truncatingIfNeeded: remaining.trailingZeroBitCount)
-        remaining &= remaining &- 1
-        visit(token, destination, countUp(counters, at: destination))
+      for destination in 0..<destinationCount {
+        visit(token, destination, remaining & 1 != 0 ? countUp(counters, at: destination) : -1)
+        remaining &>>= 1
       }
     }
   }
@@ -120,9 +125,10 @@ extension HostMachine {
   package func numberCells(
     _ cells: Range<Int32>, keyCount: Int32, counters: Address, key: (Int32) -> Int32, visit: (Int32, Int32) -> Void
   ) {
+    fill(counters, byteCount: 4 &* Int64(keyCount), pattern: 0)
     for cell in cells {
       let key = key(cell)
-      if key >= 0 { visit(cell, countUp(counters, at: key)) }
+      visit(cell, key >= 0 ? countUp(counters, at: key) : -1)
     }
   }
 

@@ -183,12 +183,6 @@ void ptx_add_only(uint64_t address, uint32_t value) { ptx_add(address, value); }
 static _Atomic uint32_t *shared(uint32_t offset) { return (_Atomic uint32_t *)(self->block->shared + offset); }
 uint32_t ptx_shared_add(uint32_t offset, uint32_t value) { return atomic_fetch_add(shared(offset), value); }
 
-uint32_t ptx_shared_min(uint32_t offset, uint32_t value) {
-  uint32_t before = atomic_load(shared(offset));
-  while (value < before && !atomic_compare_exchange_weak(shared(offset), &before, value)) {}
-  return before;
-}
-
 uint64_t ptx_nanoseconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);

@@ -42,7 +42,7 @@ import Testing
     expect(.prepare, steps: [.input, .prepare])
     recording.recorder.enter(recording.machine, .exchange, now: monotonicNow())
     expect(.exchange, steps: [.input, .prepare, .exchange])
-    recording.recorder.await(recording.machine, peer: 3)
+    recording.recorder.await(recording.machine, in: .exchange, peer: 3)
     expect(.exchange, 3, steps: [.input, .prepare, .exchange])
     recording.deliver(71)
     expect(.deliver, steps: [.input, .prepare, .exchange, .place, .deliver])
@@ -164,7 +164,9 @@ import Testing
         while monotonicNow() < end {
           for _ in 0..<100 {
             let slot = wait % 2 == 0 ? SignalSlot.exchange : .completion
-            recording.recorder.waited(recording.machine, peer: 2, slot: slot, epoch: 3 * wait, nanoseconds: wait)
+            recording.recorder.waited(
+              recording.machine, peer: 2, slot: slot, epoch: 3 * wait, nanoseconds: wait,
+              longest: recording.recorder.longestWait(forPeer: 2))
             wait += 1
             // Slow enough for a reader to come between.
             for _ in 0..<wait % 16 { _ = monotonicNow() }

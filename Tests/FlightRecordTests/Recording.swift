@@ -62,10 +62,13 @@ final class Recording: @unchecked Sendable {
 
   /// Waits `nanoseconds` for each of `peers`, as the recorder learns it.
   func wait(_ index: Int, in slot: SignalSlot, for peers: KeyValuePairs<Int32, UInt64>) {
-    recorder.enter(machine, slot == .exchange ? .exchange : .completion, now: machine.now)
+    let step: FlightStep = slot == .exchange ? .exchange : .completion
+    recorder.enter(machine, step, now: machine.now)
     for (peer, nanoseconds) in peers {
-      recorder.await(machine, peer: peer)
-      recorder.waited(machine, peer: peer, slot: slot, epoch: UInt64(index + 1000), nanoseconds: nanoseconds)
+      recorder.await(machine, in: step, peer: peer)
+      recorder.waited(
+        machine, peer: peer, slot: slot, epoch: UInt64(index + 1000), nanoseconds: nanoseconds,
+        longest: recorder.longestWait(forPeer: peer))
     }
   }
 

@@ -32,8 +32,9 @@ import Testing
       let recorder = FlightRecorder(views[rank])
       recorder.begin(HostMachine.host, view: views[rank], operation: 1, tokenCount: 1, bytesPerRow: 1)
       recorder.note(HostMachine.host, .epoch, in: recorder.record, epoch)
-      recorder.enter(HostMachine.host, slot == .exchange ? .exchange : .completion, now: 1)
-      recorder.await(HostMachine.host, peer: peer)
+      let step: FlightStep = slot == .exchange ? .exchange : .completion
+      recorder.enter(HostMachine.host, step, now: 1)
+      recorder.await(HostMachine.host, in: step, peer: peer)
     }
 
     func missing(_ rank: Int32, in slot: SignalSlot, epoch: UInt64) -> Missing {

@@ -63,6 +63,12 @@ import Testing
     #expect(!Self.dispatch { $0.operation.part = .middle }.isPlainCopy)
     #expect(!Self.dispatch { $0.zeroesPadding = 1 }.isPlainCopy)
     #expect(!Self.dispatch(.quantizeFloatScales).isPlainCopy)
+    // Up to 8 experts a token, at least one, and up to 64 ranks.
+    #expect(Self.dispatch { $0.routing.topK = 8 }.isPlainCopy && !Self.dispatch { $0.routing.topK = 9 }.isPlainCopy)
+    #expect(!Self.dispatch { $0.routing.topK = 0 }.isPlainCopy)
+    #expect(
+      Self.dispatch { $0.view.rankCount = 64 }.isPlainCopy && !Self.dispatch { $0.view.rankCount = 65 }.isPlainCopy)
+    #expect(!Self.dispatch { $0.handle.layout.layout = .byExpert }.isPlainCopy)
   }
 
   @Test(arguments: [RowTransform.quantizeFloatScales, .quantizeUE8M0Scales, .quantizePowerOfTwoScales])
@@ -72,6 +78,12 @@ import Testing
     #expect(!Self.dispatch(transform) { $0.isCached = true }.isPlainQuantizing)
     #expect(!Self.dispatch(transform) { $0.view.masks = Self.somewhere }.isPlainQuantizing)
     #expect(!Self.dispatch().isPlainQuantizing && !Self.dispatch(.quantizeNVFP4).isPlainQuantizing)
+    // In groups: those that have a capacity.
+    let group = { (capacity: Int32) in
+      Self.dispatch(transform) { ($0.handle.layout.layout, $0.handle.layout.groupCapacity) = (.byExpert, capacity) }
+    }
+    #expect(group(16).isPlainGrouped && !group(0).isPlainGrouped && !Self.dispatch(transform).isPlainGrouped)
+    #expect(!group(16).isPlainQuantizing && !group(0).isPlainQuantizing)
   }
 
   @Test func combinesInPlace() {

@@ -70,6 +70,7 @@ private final class Words: @unchecked Sendable {
     let tokens = Range<Int32>(7...60)
     let goes = (0..<61).map { _ in (0..<Int(destinationCount)).map { _ in random.next() % 3 == 0 } }
     let counters = Words(byteCount: 4 * Int(destinationCount))
+    for destination in 0..<destinationCount { Address(counters.base).store(Int32(7), at: destination) }
     var visits: [[Int32]] = []
     machine().numberTokens(tokens, destinationCount: destinationCount, counters: Address(counters.base)) { token in
       (0..<Int(destinationCount)).reduce(UInt64(0)) { goes[Int(token)][$1] ? $0 | 1 << UInt64($1) : $0 }
@@ -80,6 +81,7 @@ private final class Words: @unchecked Sendable {
     for destination in 0..<destinationCount {
       let going = tokens.filter { goes[Int($0)][Int(destination)] }
       for (index, token) in going.enumerated() { expected.append([token, destination, Int32(index)]) }
+      expected += tokens.filter { !going.contains($0) }.map { [$0, destination, -1] }
       #expect(Address(counters.base).load(Int32.self, at: destination) == Int32(going.count))
     }
     #expect(Set(visits) == Set(expected) && visits.count == expected.count)
@@ -91,6 +93,7 @@ private final class Words: @unchecked Sendable {
     let cells = Range<Int32>(16...327)
     let keys = (0...327).map { _ in random.next() % 4 == 0 ? -1 : Int32(random.next() % 100) }
     let (counters, counted) = (Words(byteCount: 400), Words(byteCount: 400))
+    for words in [counters, counted] { (0..<100).forEach { Address(words.base).store(Int32(7), at: $0) } }
     machine().countCells(cells, keyCount: 100, counters: Address(counted.base)) { keys[Int($0)] }
     var visits: [[Int32]] = []
     machine().numberCells(cells, keyCount: 100, counters: Address(counters.base)) { cell in
@@ -98,7 +101,7 @@ private final class Words: @unchecked Sendable {
     } visit: { cell, index in
       visits.append([cell, index])
     }
-    var expected: [[Int32]] = []
+    var expected = cells.filter { keys[Int($0)] < 0 }.map { [$0, -1] }
     for key in Int32(0)..<100 {
       let naming = cells.filter { keys[Int($0)] == key }
       for (index, cell) in naming.enumerated() { expected.append([cell, Int32(index)]) }

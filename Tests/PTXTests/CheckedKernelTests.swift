@@ -23,7 +23,8 @@ import Testing
   func thoseOfAFolderCheck(architecture: Int) throws {
     let text = PTXText(try KernelText(architecture: architecture, folder: Self.folder).text)
     for (kernel, count) in [
-      ("layout", 8), ("dispatch_rows", 10), ("dispatch", 18), ("dispatch_copying", 18), ("dispatch_quantizing", 18),
+      ("layout", 6), ("dispatch_rows", 10), ("dispatch", 18), ("dispatch_copying", 14), ("dispatch_quantizing", 14),
+      ("dispatch_grouped", 16),
       ("combine", 10), ("combine_in_place", 8), ("ranks", 46),
     ] {
       #expect(text.count(Self.finding, in: kernel) >= count, "\(kernel)")

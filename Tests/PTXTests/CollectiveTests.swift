@@ -11,10 +11,11 @@ import Testing
   ]
 
   @Test(arguments: [
-    ("layout", [92, 4, 21, 2, 15, 0, 2, 8]), ("dispatch_rows", [40, 7, 9, 9, 0, 4, 0, 0]),
-    ("dispatch", [119, 11, 22, 11, 15, 4, 2, 8]), ("dispatch_copying", [74, 7, 10, 6, 15, 0, 2, 8]),
-    ("dispatch_quantizing", [74, 11, 10, 11, 15, 4, 2, 8]), ("combine", [83, 17, 32, 34, 20, 32, 0, 0]),
-    ("combine_in_place", [44, 3, 8, 3, 0, 0, 0, 0]), ("combine_step", [90, 14, 32, 16, 10, 0, 0, 0]),
+    ("layout", [91, 5, 27, 2, 15, 0, 2, 8]), ("dispatch_rows", [39, 8, 12, 9, 0, 4, 0, 0]),
+    ("dispatch", [117, 13, 31, 11, 15, 4, 2, 8]), ("dispatch_copying", [56, 4, 19, 4, 5, 0, 0, 4]),
+    ("dispatch_quantizing", [55, 8, 19, 9, 5, 4, 0, 4]), ("dispatch_grouped", [59, 12, 19, 9, 5, 4, 2, 4]),
+    ("combine", [79, 18, 41, 34, 20, 32, 0, 0]),
+    ("combine_in_place", [40, 4, 17, 3, 0, 0, 0, 0]), ("combine_step", [86, 15, 41, 16, 10, 0, 0, 0]),
   ])
   func sm90(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_90()))
@@ -22,10 +23,11 @@ import Testing
   }
 
   @Test(arguments: [
-    ("layout", [92, 4, 21, 2, 15, 0, 2, 8]), ("dispatch_rows", [40, 0, 12, 25, 0, 7, 0, 0]),
-    ("dispatch", [119, 4, 25, 27, 15, 7, 2, 8]), ("dispatch_copying", [74, 4, 10, 12, 15, 0, 2, 8]),
-    ("dispatch_quantizing", [74, 4, 13, 23, 15, 7, 2, 8]), ("combine", [83, 0, 32, 45, 20, 32, 0, 0]),
-    ("combine_in_place", [44, 0, 8, 5, 0, 0, 0, 0]), ("combine_step", [90, 0, 32, 28, 10, 0, 0, 0]),
+    ("layout", [91, 5, 27, 2, 15, 0, 2, 8]), ("dispatch_rows", [39, 1, 15, 25, 0, 7, 0, 0]),
+    ("dispatch", [117, 6, 34, 27, 15, 7, 2, 8]), ("dispatch_copying", [56, 1, 19, 10, 5, 0, 0, 4]),
+    ("dispatch_quantizing", [55, 1, 22, 21, 5, 7, 0, 4]), ("dispatch_grouped", [59, 5, 22, 21, 5, 7, 2, 4]),
+    ("combine", [79, 1, 41, 45, 20, 32, 0, 0]),
+    ("combine_in_place", [40, 1, 17, 5, 0, 0, 0, 0]), ("combine_step", [86, 1, 41, 28, 10, 0, 0, 0]),
   ])
   func sm80(_ kernel: String, _ expected: [Int]) {
     let text = PTXText(String(cString: swiftep_kernels_sm_80()))

@@ -4,8 +4,8 @@ import Testing
 private let sm80 = PTXText(String(cString: swiftep_kernels_sm_80()))
 private let sm90 = PTXText(String(cString: swiftep_kernels_sm_90()))
 private let kernels = [
-  "layout", "dispatch_rows", "dispatch", "dispatch_copying", "dispatch_quantizing", "combine", "combine_in_place",
-  "combine_step", "tell_time",
+  "layout", "dispatch_rows", "dispatch", "dispatch_copying", "dispatch_quantizing", "dispatch_grouped", "combine",
+  "combine_in_place", "combine_step", "tell_time",
 ]
 
 @Suite struct PTXTests {
@@ -39,7 +39,7 @@ private let kernels = [
     ("atom.acq_rel.gpu", "atom.relaxed.gpu", "a countdown without order"),
     ("fence.acq_rel.sys;", "", "rows without a countdown for the system"),
     ("fence.acq_rel.sys;", "fence.acq_rel.gpu;", "rows without a countdown for the system"),
-    ("fence.proxy.async;", "", "a bulk load before fence.proxy.async"),
+    ("fence.proxy.async.global;", "", "a bulk load before the fence of global memory"),
     ("fence.proxy.async.shared::cta;", "", "a bulk load before the fence of shared memory"),
     ("cp.async.bulk.wait_group 0;", "", "bulk stores not waited for before the countdown"),
     ("bar.sync 0;", "", "a countdown without a barrier"),
@@ -78,7 +78,9 @@ private let kernels = [
 
   /// Rows move sixteen bytes a lane, or in bulk.
   @Test func rowsMoveInWideSteps() {
-    for kernel in ["dispatch_rows", "dispatch", "dispatch_copying", "dispatch_quantizing", "combine"] {
+    for kernel in [
+      "dispatch_rows", "dispatch", "dispatch_copying", "dispatch_quantizing", "dispatch_grouped", "combine",
+    ] {
       #expect(sm90.count("cp.async.bulk.shared", in: kernel) > 0)
       #expect(sm90.count("cp.async.bulk.global", in: kernel) > 0)
       #expect(sm80.count("ld.v4.b32", in: kernel) >= 4)
@@ -97,7 +99,8 @@ private let kernels = [
   /// What is compiled for plain calls has none of what they do not need.
   @Test func plainKernelsAreSmaller() throws {
     for (plain, general) in [
-      ("dispatch_copying", "dispatch"), ("dispatch_quantizing", "dispatch"), ("combine_in_place", "combine"),
+      ("dispatch_copying", "dispatch"), ("dispatch_quantizing", "dispatch"), ("dispatch_grouped", "dispatch"),
+      ("combine_in_place", "combine"),
     ] {
       for text in [sm80, sm90] {
         let (few, all) = (try #require(text.kernels[plain]).count, try #require(text.kernels[general]).count)
@@ -109,7 +112,7 @@ private let kernels = [
   }
 
   @Test func quantizedInHardwareWhereThereIsSome() {
-    for kernel in ["dispatch_rows", "dispatch_quantizing"] {
+    for kernel in ["dispatch_rows", "dispatch_quantizing", "dispatch_grouped"] {
       #expect(sm90.count("cvt.rn.satfinite.e4m3x2.f32", in: kernel) > 0)
       #expect(sm80.count("cvt.rn.satfinite.e4m3x2.f32", in: kernel) == 0)
     }

@@ -72,7 +72,8 @@ enum Rules {
         }
         require(
           sinceLastLoad.contains { $0.hasPrefix("mbarrier.arrive.expect_tx") }, "a bulk load that no barrier expects")
-        require(earlier.contains { $0 == "fence.proxy.async" }, "a bulk load before fence.proxy.async")
+        require(
+          earlier.contains { $0 == "fence.proxy.async.global" }, "a bulk load before the fence of global memory")
         require(
           earlier.contains { $0 == "fence.proxy.async.shared::cta" }, "a bulk load before the fence of shared memory")
       }

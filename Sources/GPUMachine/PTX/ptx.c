@@ -132,12 +132,6 @@ PTX void ptx_add_only(uint64_t address, uint32_t value) {
   __asm__ volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-PTX uint32_t ptx_shared_min(uint32_t offset, uint32_t value) {
-  uint32_t before;
-  __asm__ volatile("atom.shared.min.u32 %0, [%1], %2;" : "=r"(before) : "r"(at(offset)), "r"(value) : "memory");
-  return before;
-}
-
 PTX uint32_t ptx_shared_add(uint32_t offset, uint32_t value) {
   uint32_t before;
   __asm__ volatile("atom.shared.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(at(offset)), "r"(value) : "memory");
@@ -160,7 +154,7 @@ PTX uint32_t ptx_bf16x2(float low, float high) {
 PTX void ptx_await_previous(void) { __asm__ volatile("griddepcontrol.wait;" ::: "memory"); }
 PTX void ptx_start_next(void) { __asm__ volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
-PTX void ptx_fence_proxy(void) { __asm__ volatile("fence.proxy.async;" ::: "memory"); }
+PTX void ptx_fence_proxy(void) { __asm__ volatile("fence.proxy.async.global;" ::: "memory"); }
 PTX void ptx_fence_proxy_shared(void) { __asm__ volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 PTX void ptx_phase_init(uint32_t barrier) {

@@ -60,7 +60,6 @@ uint32_t ptx_add(uint64_t address, uint32_t value);
 /// As `ptx_add` of 1, where it is a number that is wanted, and no order.
 uint32_t ptx_take(uint64_t address);
 void ptx_add_only(uint64_t address, uint32_t value);
-uint32_t ptx_shared_min(uint32_t offset, uint32_t value);
 uint32_t ptx_shared_add(uint32_t offset, uint32_t value);
 uint64_t ptx_nanoseconds(void);
 

@@ -218,7 +218,8 @@ package final class CUDADevice: Device {
 
   private func kernel(_ arguments: DispatchArguments) -> KernelModule.Kernel {
     if arguments.isPlainCopy { return .dispatchCopying }
-    return arguments.isPlainQuantizing ? .dispatchQuantizing : .dispatch
+    if arguments.isPlainQuantizing { return .dispatchQuantizing }
+    return arguments.isPlainGrouped ? .dispatchGrouped : .dispatch
   }
 
   private func kernel(_ arguments: CombineArguments) -> KernelModule.Kernel {
