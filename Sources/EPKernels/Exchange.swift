@@ -364,7 +364,7 @@ extension RankView {
   } else if !operation.does(.end) {
     return
   }
-  // Looked up while signals are on their way.
+  // Looked up before the signal, which takes longer, since it is needed behind it.
   let view = view.recording
   let begin: UInt64
   if operation.does(.middle) {

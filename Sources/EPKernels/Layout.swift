@@ -1,7 +1,7 @@
 /// Which token goes where, as the caller says it.
 @frozen public struct RoutingView {
   public var tokenCount: Int32
-  /// 0: routing is by `table`.
+  /// 0: routing is by `table`. Of a cached call, the handle's, though it names no experts.
   public var topK: Int32
   /// Int32 or Int64 `[tokenCount, topK]`: experts, -1 for none.
   public var indices: Address
@@ -202,7 +202,7 @@
       },
       visit: { token, destination, index in
         #if CHECKED
-          guard index < 0 || view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else {
+          guard index == -1 || view.check(.slotIndex, index, below: tokens.upperBound &- tokens.lowerBound) else {
             return
           }
         #endif
@@ -226,7 +226,7 @@
     key: { routing.expert(cell: $0, below: view.expertCount) },
     visit: { cell, index in
       #if CHECKED
-        guard index < 0 || view.check(.slotIndex, index, below: cells.upperBound &- cells.lowerBound) else { return }
+        guard index == -1 || view.check(.slotIndex, index, below: cells.upperBound &- cells.lowerBound) else { return }
       #endif
       slotIndices.store(index, at: cell)
       slotKeys.store(routing.expert(cell: cell), at: cell)
@@ -234,8 +234,8 @@
 }
 
 extension RankView {
-  /// What a chunk's counter of faults is where this operation has found one. It need not be cleared: that something else looks like
-  /// it, which lay there before, is as good as impossible, and does no harm (`reportFault`).
+  /// What a chunk's counter of faults is where this operation has found one. It need not be cleared: what lay there before rarely
+  /// looks like it, and then costs a look at the tokens (`reportFault`).
   @inlinable var faultMark: UInt32 { UInt32(truncatingIfNeeded: epoch) &* 0x9e37_79b1 }
 }
 

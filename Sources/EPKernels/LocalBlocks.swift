@@ -245,7 +245,8 @@
   @inlinable var epoch: Int64 { 80 }
   /// UInt64 `[rankCount, Columns.count]`: the address of each column at each rank.
   @inlinable public var columns: Int64 { 128 }
-  /// Int32 `[chunkCount, counterCount]`: tokens per rank and per expert, and whether one has a fault.
+  /// Int32 `[chunkCount, counterCount]`: tokens per rank and per expert, and `faultMark` where one has a fault, or anything
+  /// else.
   @inlinable public var chunkCounters: Int64 { columns &+ 8 &* Int64(rankCount) &* Int64(Columns.count) }
   @inlinable public var counterCount: Int32 { faultIndex &+ 1 }
   @inlinable var faultIndex: Int32 { rankCount &+ expertCount }

@@ -386,7 +386,8 @@ private struct DispatchCall {
     return DispatchArguments(
       view: core.view(after: options.after), header: header, handle: handle.view, operation: pending.view,
       routing: RoutingView(
-        tokenCount: Int32(tokenCount), topK: Int32(topKCount), indices: topK?.indices.address ?? .null,
+        tokenCount: Int32(tokenCount), topK: cachedHandle?.layout.topK ?? Int32(topKCount),
+        indices: topK?.indices.address ?? .null,
         indexByteCount: Int32(topK?.indices.dtype.byteCount ?? 0), weights: topK?.weights?.address ?? .null,
         table: table),
       columns: columns, transform: options.transform,

@@ -33,7 +33,9 @@ import Testing
 
   /// With keys that each warp counts apart, and with more than that, also more than fit into shared memory; and with so few
   /// cells that one warp has them all.
-  @Test(arguments: [0..<8, 3..<131, 3..<132, 24..<1600, 9..<606] as [Range<Int32>], [256, 7, 4000, 50_000] as [Int32])
+  @Test(
+    arguments: [0..<8, 5..<5, 3..<131, 3..<132, 24..<1600, 9..<606] as [Range<Int32>],
+    [256, 7, 4000, 50_000] as [Int32])
   func numberCells(_ cells: Range<Int32>, keyCount: Int32) {
     var random = Random(UInt64(cells.upperBound + keyCount))
     let keys = (0..<cells.upperBound).map { _ in max(-1, Int32(random.next() >> 33) % (keyCount + 1) - 1) }

@@ -41,6 +41,10 @@ private let kernels = [
     ("fence.acq_rel.sys;", "fence.acq_rel.gpu;", "rows without a countdown for the system"),
     ("fence.proxy.async.global;", "", "a bulk load before the fence of global memory"),
     ("fence.proxy.async.shared::cta;", "", "a bulk load before the fence of shared memory"),
+    (
+      "fence.proxy.async.global;\n\t// end inline asm\n\t// begin inline asm\n\tfence.proxy.async.shared::cta;",
+      "fence.proxy.async.global;", "stages whose last use bulk loads may overtake"
+    ),
     ("cp.async.bulk.wait_group 0;", "", "bulk stores not waited for before the countdown"),
     ("bar.sync 0;", "", "a countdown without a barrier"),
     ("mbarrier.arrive.expect_tx", "mov", "a bulk load that no barrier expects"),

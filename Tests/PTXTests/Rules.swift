@@ -77,6 +77,10 @@ enum Rules {
         require(
           earlier.contains { $0 == "fence.proxy.async.shared::cta" }, "a bulk load before the fence of shared memory")
       }
+      if instruction == "fence.proxy.async.global" {
+        let next = instructions[index...].dropFirst().first
+        require(next == "fence.proxy.async.shared::cta", "stages whose last use bulk loads may overtake")
+      }
     }
     for (index, instruction) in instructions.enumerated() where instruction.hasPrefix("cp.async.bulk.global") {
       let isWait = { (instruction: String) in instruction == "cp.async.bulk.wait_group 0" }

@@ -45,9 +45,9 @@ void ptx_fence_system(uint32_t system);
 /// What ends with `_peers` is ordered for the whole system, or, if that is 0, for the GPU's own threads.
 uint64_t ptx_load_acquire_peers(uint64_t address, uint32_t system);
 void ptx_store_release_peers(uint64_t address, uint64_t value, uint32_t system);
-/// Orders bulk copies after ordinary accesses that came before.
+/// Orders bulk copies of global memory after ordinary accesses to it that came before.
 void ptx_fence_proxy(void);
-/// As `ptx_fence_proxy`, for shared memory.
+/// The same of shared memory.
 void ptx_fence_proxy_shared(void);
 uint64_t ptx_load_acquire(uint64_t address);
 /// What ends with `_gpu` is ordered for the GPU's own threads only.
