@@ -148,8 +148,8 @@
   }
 }
 
-/// Counts what this rank receives for an expert, where that is its own. By expert, returns
-/// how many rows it sends there and receives for it.
+/// Counts what this rank receives for an expert, where that is its own. By expert, returns how many rows it sends there and
+/// receives for it.
 @inlinable func countRows<M: Machine>(
   _ machine: M, _ view: RankView, _ arguments: DispatchArguments, ofExpert expert: Int32, isFitting: Bool
 ) -> SIMD2<Int32> {

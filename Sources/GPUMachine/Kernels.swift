@@ -24,27 +24,21 @@ public func kernelDispatch(_ address: UnsafeRawPointer, _ counter: UInt64, _ wor
 
 @_cdecl("_ZN7swiftep16dispatch_copyingEv")
 public func kernelDispatchCopying(_ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64) {
-  let arguments = dispatchArguments(address)
-  if !arguments.isPlainCopy { return }
-  run(address, counter, word, ticket) { dispatch($0, arguments) }
+  runPlainDispatch(address, counter, word, ticket) { $0.isPlainCopy }
 }
 
 @_cdecl("_ZN7swiftep19dispatch_quantizingEv")
 public func kernelDispatchQuantizing(
   _ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64
 ) {
-  let arguments = dispatchArguments(address)
-  if !arguments.isPlainQuantizing { return }
-  run(address, counter, word, ticket) { dispatch($0, arguments) }
+  runPlainDispatch(address, counter, word, ticket) { $0.isPlainQuantizing }
 }
 
 @_cdecl("_ZN7swiftep16dispatch_groupedEv")
 public func kernelDispatchGrouped(
   _ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64
 ) {
-  let arguments = dispatchArguments(address)
-  if !arguments.isPlainGrouped { return }
-  run(address, counter, word, ticket) { dispatch($0, arguments) }
+  runPlainDispatch(address, counter, word, ticket) { $0.isPlainGrouped }
 }
 
 @_cdecl("_ZN7swiftep7combineEv")
@@ -76,6 +70,15 @@ public func kernelCombineStep(_ address: UnsafeRawPointer, _ counter: UInt64, _ 
   #endif
   kernel(machine)
   machine.leave(Address(bits: counter), word: Address(bits: word), ticket: ticket)
+}
+
+@inline(__always) private func runPlainDispatch(
+  _ address: UnsafeRawPointer, _ counter: UInt64, _ word: UInt64, _ ticket: UInt64,
+  _ isPlain: (DispatchArguments) -> Bool
+) {
+  let arguments = dispatchArguments(address)
+  if !isPlain(arguments) { return }
+  run(address, counter, word, ticket) { dispatch($0, arguments) }
 }
 
 @inline(__always) private func dispatchArguments(_ address: UnsafeRawPointer) -> DispatchArguments {

@@ -83,6 +83,14 @@ import Testing
     #expect(wait?.result == .alarmed && wait?.missing == -1)
   }
 
+  @Test(arguments: [0, 1, 19, 32, 40] as [Int32])
+  func zerosThatAreNoted(count: Int32) {
+    let memory = Memory([UInt64](repeating: 7, count: 48))
+    let fault = emulate(blockCount: 1) { $0.noteZeros(count, at: memory.address) }
+    #expect(fault == nil)
+    #expect(memory.elements(UInt64.self) == (0..<48).map { $0 < count ? 0 : 7 })
+  }
+
   @Test(arguments: 0...9 as ClosedRange<Int32>)
   func places(count: Int32) {
     let memory = Memory([Int32](repeating: 0, count: 10))

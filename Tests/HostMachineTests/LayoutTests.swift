@@ -15,13 +15,18 @@ import Testing
     /// - Parameters:
     ///   - changes: cells of `experts` that name something else.
     ///   - before: what lies in the operation's memory, where not the mark of a fault.
-    init(_ layout: EPKernels.RowLayout, _ changes: [Int: Int32] = [:], before: UInt32? = nil) throws {
+    ///   - table: for each token and rank whether it goes there, instead of `experts`.
+    init(_ layout: EPKernels.RowLayout, _ changes: [Int: Int32] = [:], before: UInt32? = nil, table: [UInt8] = [])
+      throws
+    {
       memory = try HostMemory(byteCount: 1 << 20)
       let base = memory.base
       let at = { (offset: Int64) in base.advanced(byBytes: offset) }
       for rank in 0..<Int32(2) { base.store(at(1 << 19).bits, at: rank) }
       let (owners, indices) = (at(256), at(512))
       for expert in 0..<Int32(8) { owners.store(expert / 4, at: expert) }
+      let topK: Int32 = table.isEmpty ? 2 : 0
+      for (cell, goes) in table.enumerated() { at(768).store(goes, at: Int32(cell)) }
       for (cell, expert) in Self.experts.enumerated() { indices.store(changes[cell] ?? expert, at: Int32(cell)) }
       var view = RankView(
         rank: 1, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: base, ownArena: at(1 << 19),
@@ -29,7 +34,7 @@ import Testing
         hostFailure: .null, departures: .null, alarm: .null, arrivals: .null, pause: .null, timeoutNanoseconds: 1)
       view.epoch = 3
       let handle = HandleLayout(
-        chunks: Chunks(tokenCount: 6, chunkCount: 3), rankCount: 2, expertCount: 8, localExpertCount: 4, topK: 2,
+        chunks: Chunks(tokenCount: 6, chunkCount: 3), rankCount: 2, expertCount: 8, localExpertCount: 4, topK: topK,
         layout: layout)
       let operation = OperationLayout(rankCount: 2, expertCount: 8, chunkCount: 3)
       HostMachine.host.fill(at(4096), byteCount: operation.byteCount, pattern: before ?? view.faultMark)
@@ -38,7 +43,7 @@ import Testing
         view: view, header: ExchangeHeader(), handle: HandleView(block: at(65536), layout: handle),
         operation: OperationView(block: at(4096), report: .null, layout: operation, part: .whole),
         routing: RoutingView(
-          tokenCount: 6, topK: 2, indices: indices, indexByteCount: 4, weights: .null, table: .null),
+          tokenCount: 6, topK: topK, indices: indices, indexByteCount: 4, weights: .null, table: at(768)),
         columns: Columns(), transform: .copy, scaleStride: 4, globalScale: 1, sourceRowByteCount: 48,
         sources: (.null, .null, .null, .null, .null), expertAlignment: 1, zeroesPadding: 0, expertStatistics: .null,
         isCached: false)
@@ -72,6 +77,13 @@ import Testing
     let byExpert = try Rank(.byExpert)
     #expect(byExpert.fault == [0, 0, 0, 0] && byExpert.counts == bySource.counts)
     #expect(byExpert.slots == [0, 0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0])
+  }
+
+  @Test func byTable() throws {
+    let rank = try Rank(.bySource, table: [1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 1])
+    // No expert is named.
+    #expect(rank.fault == [0, 0, 0, 0] && rank.counts == [3, 4] + [0, 0, 0, 0, 0, 0, 0, 0])
+    #expect(rank.slots == [0, 0, -1, 1, -1, -1, 0, -1, 0, 0, -1, 1])
   }
 
   /// The first token's that has one, whether other chunks look as if they had one or not.
