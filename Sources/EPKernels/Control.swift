@@ -101,6 +101,10 @@
     ControlLayout(rankCount: rankCount, expertCount: expertCount)
   }
 
+  /// Whether that is one, not -1 or a number that a caller should not have given.
+  @inlinable func hasExpert(_ expert: Int32) -> Bool {
+    UInt32(bitPattern: expert) < UInt32(bitPattern: expertCount)
+  }
   @inlinable public func owner(ofExpert expert: Int32) -> Int32 { expertOwner.load(Int32.self, at: expert) }
   @inlinable public func localIndex(ofExpert expert: Int32) -> Int32 { expertLocal.load(Int32.self, at: expert) }
 }

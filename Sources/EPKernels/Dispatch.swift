@@ -372,7 +372,7 @@
     expert = routing.expert(cell: cell)
     weight = arguments.columns[Columns.weights] == 0 ? 0 : routing.weights.load(Float.self, at: cell)
     // Looked up whether there is one or not: a branch would wait for it.
-    let isExpert = UInt32(bitPattern: expert) < UInt32(bitPattern: view.expertCount)
+    let isExpert = view.hasExpert(expert)
     let owner = view.owner(ofExpert: isExpert ? expert : 0)
     rank = isExpert ? owner : -1
     local = view.localIndex(ofExpert: isExpert ? expert : 0)

@@ -118,7 +118,7 @@
   }
 
   @inlinable func member(_ expert: Int32, firstRank: Int32, _ view: RankView) -> UInt64 {
-    let isExpert = UInt32(bitPattern: expert) < UInt32(bitPattern: view.expertCount)
+    let isExpert = view.hasExpert(expert)
     let rank = view.owner(ofExpert: isExpert ? expert : 0) &- firstRank
     return isExpert && UInt32(bitPattern: rank) < 64 ? 1 &<< UInt64(truncatingIfNeeded: rank) : 0
   }
