@@ -61,20 +61,24 @@
   var arguments = arguments
   arguments.view = arguments.operation.begun(arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
-  var isPrepared = true
+  var (turn, start) = (Turn.follows, machine.noReduce)
   if operation.does(.begin) || operation.does(.middle) {
-    isPrepared = inTurn(machine, view: view, operation: operation) {
-      prepareCombine(machine, arguments)
+    turn = inTurn(machine, view: view, operation: operation) {
+      prepareCombine(machine, arguments) { start = arguments.startEarly(machine) }
+    } meanwhile: {
+      start = arguments.startEarly(machine)
     } then: {
       noteExchange(machine, arguments)
     }
   }
-  if isPrepared { deliverCombine(machine, arguments) }
+  if turn != .missed { deliverCombine(machine, arguments, from: start, leads: turn == .leads) }
 }
 
 /// First half of a combine: rows outside the arena are staged into it; then the exchange, which says that this rank's
 /// rows are ready. Returns true on the worker that has ended it, for `noteExchange`.
-@inlinable func prepareCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
+@inlinable func prepareCombine<M: Machine>(
+  _ machine: M, _ arguments: CombineArguments, meanwhile: () -> Void
+) -> Bool {
   let (view, operation) = (arguments.view, arguments.operation)
   let handleEpoch = arguments.handle.epoch(isUsed: arguments.header.fault == 0)
   if (operation.does(.begin) || operation.part.isHalf) && machine.workerIndex == 0 { begin(machine, arguments) }
@@ -83,8 +87,7 @@
     stageWeights(machine, arguments)
   }
   guard machine.arriveLocal(view.arrivals, for: arguments.stages ? view.peers : .rank) else { return false }
-  findRows(machine, arguments, handleEpoch: handleEpoch) { _ in
-  } rows: { rank, peer in
+  findRows(machine, arguments, handleEpoch: handleEpoch, fill: { _ in }, meanwhile: meanwhile) { rank, peer in
     arguments.readsOwnRows && rank == view.rank
       ? arguments.stagedRows : view.arena(of: rank).advanced(byBytes: peer.outputOffset)
   }
@@ -93,15 +96,19 @@
 
 /// As that of a dispatch, the other way round.
 @inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  let (view, operation) = (arguments.view, arguments.operation)
   if operation.does(.middle) && operation.isOK {
-    let recorder = FlightRecorder(view.recording)
-    recorder.enter(machine, .deliver, now: machine.now)
-    recorder.count(
-      machine, rowsSent: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0),
-      rowsReceived: handle.at(handle.layout.sentRows).load(Int64.self, at: 0))
+    FlightRecorder(view.recording).enter(machine, .deliver, now: machine.now)
   }
   if !operation.isAgreed { operation.tell(machine, view) }
+}
+
+/// Of a combine that goes well: how many rows there are, as a dispatch has counted them. By one worker.
+@inlinable func noteRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let handle = arguments.handle
+  FlightRecorder(arguments.view).countBehind(
+    machine, rowsSent: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0),
+    rowsReceived: handle.at(handle.layout.sentRows).load(Int64.self, at: 0))
 }
 
 /// The flight record begins.
@@ -115,20 +122,18 @@
 /// The part of one worker alone: where every rank's rows lie.
 ///
 /// - Parameters:
-///   - fill: as that of `exchange`.
+///   - fill: as that of `exchange`, like `meanwhile`.
 ///   - rows: where a rank's row 0 lies, by its header.
 @inlinable @inline(__always) func findRows<M: Machine>(
   _ machine: M, _ arguments: CombineArguments, handleEpoch: Int64, fill: (_ pages: ExchangePages) -> Void,
-  rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
+  meanwhile: () -> Void, rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
   operation.resetCounter()
   let goesOn = exchange(
-    machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation
-  ) { pages in
-    if arguments.header.fault == 0 { fill(pages) }
-  }
+    machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation,
+    fill: { pages in if arguments.header.fault == 0 { fill(pages) } }, meanwhile: meanwhile)
   if !goesOn { return }
   let view = agreeing.behindExchange
   let (status, _) = compareHeaders(machine, view, with: view.rankCount) { rank in
@@ -205,31 +210,77 @@
 }
 
 /// Second half: each token's owner reads the rows where they lie, sums them, and then tells their owners that it has.
-@inlinable func deliverCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+///
+/// - Parameters:
+///   - start: of all tokens, where rows lie at places that are known early.
+///   - leads: whether this worker notes how many rows there are.
+@inlinable func deliverCombine<M: Machine>(
+  _ machine: M, _ arguments: CombineArguments, from start: M.ReduceStart, leads: Bool
+) {
   let (view, operation) = (arguments.view, arguments.operation)
   guard operation.isAgreed else { return }
   if operation.isOK && operation.does(.middle) {
-    let tokenCount = arguments.handle.layout.chunks.tokenCount
-    sumRows(machine, arguments, of: Range(uncheckedBounds: (0, tokenCount)), rowWeights: arguments.rowWeights)
+    let (tokens, weights) = (arguments.allTokens, arguments.rowWeights)
+    let start =
+      arguments.startsEarly ? start : arguments.startSums(machine, of: tokens, rowWeights: weights)
+    sumRows(machine, arguments, of: tokens, rowWeights: weights, from: start)
     if !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
   }
-  complete(machine, view: view, operation: operation)
+  let notesRows: Int32 = leads && operation.isOK && operation.does(.middle) ? 1 : 0
+  complete(machine, view: view, operation: operation, meanwhile: { if notesRows != 0 { noteRows(machine, arguments) } })
 }
 
-/// - Parameter rowWeights: as those of the arguments.
+extension CombineArguments {
+  @inlinable var allTokens: Range<Int32> { Range(uncheckedBounds: (0, handle.layout.chunks.tokenCount)) }
+
+  /// Which rows of which ranks is known before it is known where those have them, unless ranks may be masked in between. Checked
+  /// kernels look later, where places that are led astray belong to the step that uses them.
+  @inlinable var startsEarly: Bool {
+    #if CHECKED
+      false
+    #else
+      operation.does(.middle) && !view.masksRanks
+    #endif
+  }
+
+  /// A handle of a dispatch that has failed says nothing.
+  @inlinable func startEarly<M: Machine>(_ machine: M) -> M.ReduceStart {
+    guard startsEarly, header.fault == 0, handle.epoch != 0 else { return machine.noReduce }
+    return startSums(machine, of: allTokens, rowWeights: rowWeights)
+  }
+
+  @inlinable func startSums<M: Machine>(_ machine: M, of tokens: Range<Int32>, rowWeights: Address) -> M.ReduceStart {
+    machine.startReduce(reduceJob(of: tokens, rowWeights: rowWeights)) {
+      weightedPlace(token: $0, slot: $1, rowWeights: rowWeights)
+    }
+  }
+
+  @inlinable func reduceJob(of tokens: Range<Int32>, rowWeights: Address) -> ReduceJob {
+    ReduceJob(
+      output: output, firstRow: tokens.lowerBound, rowCount: tokens.upperBound &- tokens.lowerBound,
+      elementCount: elementsPerRow, slotCount: handle.layout.slotCount, format: format,
+      isWeighted: !rowWeights.isNull, biases: biases, counter: operation.counter)
+  }
+
+  @inlinable func weightedPlace(token: Int32, slot: Int32, rowWeights: Address) -> WeightedPlace {
+    let weight = rowWeights.isNull ? 1 : rowWeights.load(Float.self, at: token &* handle.layout.slotCount &+ slot)
+    return WeightedPlace(handle.place(token: token, slot: slot, view), weight: weight)
+  }
+}
+
+/// - Parameters:
+///   - rowWeights: as those of the arguments.
+///   - start: of these tokens.
 @inlinable func sumRows<M: Machine>(
-  _ machine: M, _ arguments: CombineArguments, of tokens: Range<Int32>, rowWeights: Address
+  _ machine: M, _ arguments: CombineArguments, of tokens: Range<Int32>, rowWeights: Address, from start: M.ReduceStart
 ) {
-  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
+  let operation = arguments.operation
   let rowByteCount = Int64(arguments.rowByteCount)
   let recordsByteCount = Int64(LogFMT.byteCount(channelCount: arguments.elementsPerRow))
-  let job = ReduceJob(
-    output: arguments.output, firstRow: tokens.lowerBound, rowCount: tokens.upperBound &- tokens.lowerBound,
-    elementCount: arguments.elementsPerRow, slotCount: handle.layout.slotCount, format: arguments.format,
-    isWeighted: !rowWeights.isNull, biases: arguments.biases, counter: operation.counter)
-  machine.reduceRows(job) { token, slot in
-    let weight = rowWeights.isNull ? 1 : rowWeights.load(Float.self, at: token &* handle.layout.slotCount &+ slot)
-    let place = handle.place(token: token, slot: slot, view)
+  machine.reduceRows(arguments.reduceJob(of: tokens, rowWeights: rowWeights), from: start) { token, slot in
+    arguments.weightedPlace(token: token, slot: slot, rowWeights: rowWeights)
+  } source: { found in
+    let (place, weight) = (found.place, found.weight)
     let column = operation.column(Columns.rows, atRank: place.rank)
     if place.isNone || weight == 0 { return .none }
     let row = column.advanced(byBytes: Int64(place.row) &* rowByteCount)
@@ -248,13 +299,14 @@
     let job = ReduceJob(
       output: arguments.weightsOutput, rowCount: handle.layout.chunks.tokenCount, elementCount: topK,
       slotCount: handle.layout.slotCount, format: .fp32, isWeighted: false, biases: (.null, .null))
-    machine.reduceRows(job) { token, slot in
-      let place = handle.place(token: token, slot: slot, view)
+    return machine.reduceRows(job) {
+      arguments.weightedPlace(token: $0, slot: $1, rowWeights: .null)
+    } source: { found in
+      let place = found.place
       if place.isNone { return .none }
       let weights = operation.column(Columns.weights, atRank: place.rank)
       return RowSource(row: weights.advanced(byBytes: 4 &* Int64(place.row) &* Int64(topK)), weight: 1)
     }
-    return
   }
   machine.shareOut(handle.layout.chunks.tokenCount &* topK) { cell in
     let place = handle.place(token: cell / topK, slot: cell % topK, view)

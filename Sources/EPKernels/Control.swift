@@ -122,8 +122,8 @@
 ///     doorbell, identity | own epoch, own turn | signal words [slot][source][cycle]
 ///     | exchange pages [cycle][source] | recorder
 ///
-/// So many exchanges can be under way at a time as a *cycle* is long: what one of them has written is written again when
-/// so many others have begun, and who begins an exchange has finished the one that lies so far behind it.
+/// What an exchange has written is written again by the one that lies a *cycle* behind it. Who begins that has finished the one behind
+/// the first, which no rank has completed before its launch of the first was over.
 @frozen public struct ControlLayout {
   public var rankCount: Int32
   public var expertCount: Int32
@@ -143,7 +143,7 @@
   /// own kernels touch it.
   @inlinable static var turnOffset: Int64 { 192 }
   @inlinable public static var signalsOffset: Int64 { 256 }
-  /// Exchanges that can be under way at a time; a power of two.
+  /// A power of two; one more than exchanges can be under way at a time.
   @inlinable public static var cycleLength: Int32 { 8 }
   @inlinable static func cycle(_ epoch: UInt64) -> Int32 {
     Int32(truncatingIfNeeded: epoch) & (cycleLength &- 1)

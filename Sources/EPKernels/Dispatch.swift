@@ -82,6 +82,24 @@
     } ?? Columns.rows
   }
 
+  /// Workers that wait for their turn, or for the peers, read their first rows meanwhile, unless those have scales that are still to
+  /// be brought into rows.
+  @inlinable var startsEarly: Bool { operation.does(.middle) && scaleColumns.isNull }
+
+  /// Of a rank that was called wrongly, whose rows do not move, nothing need be where its arguments say.
+  @inlinable func startEarly<M: Machine>(_ machine: M) -> M.ScatterStart {
+    startsEarly && header.fault == 0 ? machine.startScatter(scatterJob) : machine.noScatter
+  }
+
+  /// But for `writtenByteCount`.
+  @inlinable var scatterJob: ScatterJob {
+    ScatterJob(
+      source: source(ofColumn: Columns.rows), rowCount: handle.layout.chunks.tokenCount,
+      rowByteCount: sourceRowByteCount, slotCount: handle.layout.slotCount, transform: transform,
+      scaleStride: scaleStride, globalScale: globalScale, beside: beside, besideByteCount: besideByteCount,
+      writtenByteCount: 0, counter: operation.counter)
+  }
+
   @inlinable func source(ofColumn column: Int32) -> Address {
     switch column {
     case 0: sources.0
@@ -98,15 +116,26 @@
   var arguments = arguments
   arguments.view = arguments.operation.begun(arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
-  var isPrepared = true
+  var (turn, start) = (Turn.follows, machine.noScatter)
   if operation.does(.begin) || operation.does(.middle) {
-    isPrepared = inTurn(machine, view: view, operation: operation) {
-      prepareDispatch(machine, arguments)
+    turn = inTurn(machine, view: view, operation: operation) {
+      prepareDispatch(machine, arguments) { start = arguments.startEarly(machine) }
+    } meanwhile: {
+      start = arguments.startEarly(machine)
     } then: {
       noteExchange(machine, arguments)
+      if !operation.countsRowsLast(view) { noteRows(machine, arguments, arguments.knownRows) }
     }
   }
-  if isPrepared { deliverDispatch(machine, arguments, isCounted: arguments.isCached) }
+  if turn == .missed || !operation.isOK || !operation.does(.middle) {
+    machine.abandon(start)
+  } else {
+    if !arguments.startsEarly { start = machine.startScatter(arguments.scatterJob) }
+    moveRows(machine, arguments, from: start, isCounted: arguments.isCached)
+  }
+  if turn == .missed { return }
+  let isLeft = turn == .leads && operation.countsRowsLast(view)
+  endDispatch(machine, arguments, rowsToNote: isLeft ? arguments.knownRows : .none)
 }
 
 /// The first half of a dispatch with exact sizing: the host waits for its status.
@@ -114,16 +143,21 @@
   var arguments = arguments
   arguments.view = arguments.operation.begun(arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
-  if !prepareDispatch(machine, arguments) { return }
+  if !prepareDispatch(machine, arguments, meanwhile: {}) { return }
   noteExchange(machine, arguments)
   guard operation.does(.middle), operation.isAgreed else { return }
+  noteRows(machine, arguments, arguments.knownRows)
   if !operation.isOK { endInVain(machine, view: view, operation: operation) }
   operation.tell(machine, view)
 }
 
 /// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
 /// has moved. Returns true on the worker that has ended it, for `noteExchange`.
-@inlinable public func prepareDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) -> Bool {
+///
+/// - Parameter meanwhile: as that of `exchange`.
+@inlinable func prepareDispatch<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, meanwhile: () -> Void
+) -> Bool {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let handleEpoch = handle.epoch(isUsed: arguments.isCached && arguments.header.fault == 0)
   // The first worker has the most to do.
@@ -139,7 +173,7 @@
     }
   }
   guard machine.arriveLocal(view.arrivals, for: .rank) else { return false }
-  agree(machine, arguments, handleEpoch: handleEpoch, isLaidOut: isLaidOut)
+  agree(machine, arguments, handleEpoch: handleEpoch, isLaidOut: isLaidOut, meanwhile: meanwhile)
   return true
 }
 
@@ -181,7 +215,7 @@
 
 /// The part of one worker alone: what all ranks tell each other, and what follows from it.
 @inlinable func agree<M: Machine>(
-  _ machine: M, _ arguments: DispatchArguments, handleEpoch: Int64, isLaidOut: Bool
+  _ machine: M, _ arguments: DispatchArguments, handleEpoch: Int64, isLaidOut: Bool, meanwhile: () -> Void
 ) {
   let (handle, operation) = (arguments.handle, arguments.operation)
   let agreeing = arguments.view.recording
@@ -189,10 +223,8 @@
   // What a later call finds in the handle must not be what lay there before.
   let empty = { if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) } }
   let goesOn = exchange(
-    machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation
-  ) { pages in
-    if isLaidOut { sumChunks(machine, arguments, into: pages) }
-  }
+    machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation,
+    fill: { pages in if isLaidOut { sumChunks(machine, arguments, into: pages) } }, meanwhile: meanwhile)
   if !goesOn { return empty() }
   let view = agreeing.behindExchange
   let status = place(machine, view: view, arguments)
@@ -212,23 +244,45 @@
   if !fits { empty() }
 }
 
-/// What follows from an exchange, and this rank's other workers need not wait for: rows are counted and noted, or the host is
-/// told what this rank alone has failed with.
+/// What follows from an exchange, and this rank's other workers need not wait for: that rows move is noted, or the host is told
+/// what this rank alone has failed with.
 @inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
-  let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  let code = operation.status.code
-  let isOK = code == StatusCode.ok.rawValue
-  if operation.does(.middle) && (isOK || code == StatusCode.overflow.rawValue) {
-    let recorder = FlightRecorder(view.recording)
-    if isOK { recorder.enter(machine, .deliver, now: machine.now) }
-    if !arguments.isCached && !(arguments.countsFirst && isOK) {
-      countReceived(machine, arguments, isFitting: isOK)
-    }
-    recorder.count(
-      machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
-      rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
+  let (view, operation) = (arguments.view, arguments.operation)
+  if operation.does(.middle) && operation.isOK {
+    FlightRecorder(view.recording).enter(machine, .deliver, now: machine.now)
   }
   if !operation.isAgreed { operation.tell(machine, view) }
+}
+
+/// What an exchange says of a rank's rows. A number, since kernels keep those in registers.
+@frozen @usableFromInline struct KnownRows: Equatable {
+  @usableFromInline let code: Int32
+  @inlinable init(code: Int32) { self.code = code }
+
+  @inlinable static var none: Self { Self(code: 0) }
+  /// How many there are, but they do not fit.
+  @inlinable static var counts: Self { Self(code: 1) }
+  @inlinable static var all: Self { Self(code: 2) }
+}
+
+extension DispatchArguments {
+  @inlinable var knownRows: KnownRows {
+    let code = operation.status.code
+    guard operation.does(.middle) else { return .none }
+    return code == StatusCode.ok.rawValue ? .all : code == StatusCode.overflow.rawValue ? .counts : .none
+  }
+}
+
+/// Counts this rank's rows and notes how many they are, if that is known. By one worker, which no other waits for.
+@inlinable func noteRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments, _ known: KnownRows) {
+  if known == .none { return }
+  let handle = arguments.handle
+  if !arguments.isCached && !(arguments.countsFirst && known == .all) {
+    countReceived(machine, arguments, isFitting: known == .all)
+  }
+  FlightRecorder(arguments.view).countBehind(
+    machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
+    rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
 }
 
 /// This rank's tokens per rank and per expert: its chunks' counters, summed. What each sum is before a chunk is the
@@ -266,21 +320,27 @@
   var arguments = arguments
   let operation = arguments.operation
   arguments.view.epoch = operation.at(operation.layout.epoch).load(UInt64.self, at: 0)
-  deliverDispatch(machine, arguments, isCounted: true)
+  if operation.isOK && operation.does(.middle) {
+    moveRows(machine, arguments, from: machine.startScatter(arguments.scatterJob), isCounted: true)
+  }
+  endDispatch(machine, arguments, rowsToNote: .none)
 }
 
-/// Second half: every row is written straight to its final place, with its metadata; then the signals.
+/// What comes when this worker has sent its rows: the signals.
 ///
-/// - Parameter isCounted: whether rows by expert have been counted, too, not only will be.
-@inlinable func deliverDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isCounted: Bool) {
+/// - Parameter rowsToNote: that this worker has still to count: behind the signals, since no peer waits for it.
+@inlinable func endDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments, rowsToNote: KnownRows) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   guard operation.isAgreed else { return }
   if operation.part == .receiveDispatch {
     if endsAsEarlier(machine, view: view, operation: operation) { return operation.tell(machine, view) }
     begin(machine, arguments, .receiveDispatch)
   }
-  if operation.isOK && operation.does(.middle) { moveRows(machine, arguments, isCounted: isCounted) }
+  let rowsMoved = arguments.knownRows
   complete(machine, view: view, operation: operation) {
+    if rowsMoved == .all { markPadding(machine, arguments) }
+    noteRows(machine, arguments, rowsToNote)
+  } behind: {
     leaveOutSources(machine, view, handle, expertAlignment: arguments.expertAlignment)
   }
   #if CHECKED
@@ -288,7 +348,12 @@
   #endif
 }
 
-@inlinable func moveRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isCounted: Bool) {
+/// Every row is written straight to its final place, with its metadata.
+///
+/// - Parameter isCounted: whether rows by expert have been counted, too, not only will be.
+@inlinable func moveRows<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, from start: M.ScatterStart, isCounted: Bool
+) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let rowWidth = Int64(arguments.columns[Columns.rows])
   let scaleWidth = Int64(arguments.besideByteCount)
@@ -296,15 +361,11 @@
   let rowCount =
     isCounted || handle.layout.layout == .bySource
     ? handle.at(handle.layout.sentRows).load(Int64.self, at: 0) : Int64(tokenCount &* handle.layout.slotCount)
-  let job = ScatterJob(
-    source: arguments.source(ofColumn: Columns.rows), rowCount: tokenCount,
-    rowByteCount: arguments.sourceRowByteCount, slotCount: handle.layout.slotCount, transform: arguments.transform,
-    scaleStride: arguments.scaleStride, globalScale: arguments.globalScale,
-    beside: arguments.beside, besideByteCount: arguments.besideByteCount,
-    writtenByteCount: rowCount &* rowWidth, counter: operation.counter)
+  var job = arguments.scatterJob
+  job.writtenByteCount = rowCount &* rowWidth
   let expertCount = arguments.columns[Columns.indices] / max(1, arguments.routing.indexByteCount)
   machine.scatterRows(
-    job,
+    job, from: start,
     route: { token, slot in
       let place = handle.place(token: token, slot: slot, view)
       let column = operation.column(Columns.rows, atRank: place.rank)
@@ -330,7 +391,6 @@
       if part < expertCount { label.write(expert, arguments, part) }
     })
   copyColumns(machine, arguments)
-  markPadding(machine, arguments)
 }
 
 /// Scales and sidecars, as the caller gave them, but for what is copied with the rows.
@@ -441,18 +501,11 @@
       expert = expert &+ 1
     }
   }
+  // The tail, in equal shares.
   let rowCapacity = Int32(truncatingIfNeeded: arguments.header.outputRowCapacity)
-  if rowCapacity > total {
-    let rowsPerPiece: Int32 = 256
-    let pieceCount = (rowCapacity &- total &+ rowsPerPiece &- 1) / rowsPerPiece
-    var piece = machine.workerIndex
-    while piece < pieceCount {
-      let first = total &+ piece &* rowsPerPiece
-      markRows(
-        machine, arguments, first: first, end: min(rowCapacity, first &+ rowsPerPiece), zeroing: false)
-      piece = piece &+ machine.workerCount
-    }
-  }
+  let share = (max(0, rowCapacity &- total) &+ machine.workerCount &- 1).over(machine.workerCount)
+  let first = min(rowCapacity, total &+ share &* machine.workerIndex)
+  markRows(machine, arguments, first: first, end: min(rowCapacity, first &+ share), zeroing: false)
 }
 
 @inlinable func markRows<M: Machine>(

@@ -5,10 +5,12 @@
 /// (`compareHeaders`). Whatever that is, a completion follows. Returns false when the operation has failed, as its status says,
 /// or goes on in another launch.
 ///
-/// - Parameter handleEpoch: of the dispatch that the operation goes by, 0 where that has failed; -1 where there is none.
+/// - Parameters:
+///   - handleEpoch: of the dispatch that the operation goes by, 0 where that has failed; -1 where there is none.
+///   - meanwhile: run when the peers have been told, before they are waited for.
 @inlinable func exchange<M: Machine>(
   _ machine: M, view: RankView, header: ExchangeHeader, handleEpoch: Int64, operation: OperationView,
-  fill: (_ pages: ExchangePages) -> Void
+  fill: (_ pages: ExchangePages) -> Void, meanwhile: () -> Void
 ) -> Bool {
   let begin: UInt64
   if operation.does(.begin) {
@@ -26,6 +28,7 @@
     if operation.part.isHalf && endsAsEarlier(machine, view: view, operation: operation) { return false }
     begin = resume(machine, view: view, operation: operation)
   }
+  meanwhile()
   let seen = awaitAll(machine, view: view, slot: .exchange, since: begin, operation: operation)
   guard let seen else { return false }
   agreeOnMask(machine, view)
@@ -144,12 +147,20 @@
   return codeBefore != StatusCode.ok.rawValue ? before : .null
 }
 
+/// What a worker is behind the part of its operation that one goes through alone.
+@frozen @usableFromInline enum Turn {
+  /// That one.
+  case leads
+  case follows
+  /// That one did not come: not all of this rank's workers run.
+  case missed
+}
+
 /// Runs `first` on all workers; one of them ends it alone, to which it returns true. The others wait for that one, and
-/// see all that it saw; it runs `then` when it has let them go on. Returns false where it does not come: not all of this
-/// rank's workers run.
+/// see all that it saw; before they wait, they run `meanwhile`. It runs `then` when it has let them go on.
 @inlinable func inTurn<M: Machine>(
-  _ machine: M, view: RankView, operation: OperationView, _ first: () -> Bool, then: () -> Void = {}
-) -> Bool {
+  _ machine: M, view: RankView, operation: OperationView, _ first: () -> Bool, meanwhile: () -> Void, then: () -> Void
+) -> Turn {
   let arena = view.ownArena
   // Nobody lets anybody go on before all have come this far.
   let turn = arena.advanced(byBytes: ControlLayout.turnOffset).load(UInt64.self, at: 0) &+ 1
@@ -161,8 +172,9 @@
       }
     }
     then()
-    return true
+    return .leads
   }
+  meanwhile()
   // Later than the peers' deadline, whenever the one begins to wait for them: who is missing should be told by it.
   let timeoutCount = view.masksRanks ? UInt64(truncatingIfNeeded: view.rankCount &+ 1) : 2
   let deadline = begin &+ timeoutCount &* view.timeoutNanoseconds &+ 10_000_000_000
@@ -172,12 +184,12 @@
       arena, count: 1, epoch: turn, as: .rank, deadline: deadline, alarm: view.alarm, heard: heard,
       offset: { _ in ControlLayout.turnOffset }, awaited: { _ in }, seen: { _ in })
     switch wait.result {
-    case .signalled: return true
+    case .signalled: return .follows
     case .alarmed: heard = machine.hear(view.alarm)
     case .timedOut:
       let missing = Missing(rank: view.rank, slot: .exchange, epoch: turn)
       fail(machine, .timeout, missing, view: view, since: begin, operation: operation)
-      return false
+      return .missed
     }
   }
 }
@@ -355,29 +367,36 @@ extension RankView {
 /// The end of every operation, also where nothing has moved because all ranks have found a fault: the last worker of
 /// this rank tells all peers, then waits for all of them.
 ///
-/// - Parameter behind: run by that worker when all peers have come.
+/// - Parameters:
+///   - meanwhile: what no peer waits for. Run by every worker when it has been counted in, by the last when it has told the peers:
+///     what the operation's status says may change by then.
+///   - behind: run by that one when all peers have come.
 @inlinable @inline(__always) func complete<M: Machine>(
-  _ machine: M, view: RankView, operation: OperationView, behind: () -> Void = {}
+  _ machine: M, view: RankView, operation: OperationView, meanwhile: () -> Void = {}, behind: () -> Void = {}
 ) {
-  if operation.does(.middle) {
-    guard machine.arriveLocal(view.arrivals, for: view.peers) else { return }
-  } else if !operation.does(.end) {
-    return
-  }
-  // Looked up before the signal, which takes longer, since it is needed behind it.
-  let view = view.recording
+  var view = view
   let begin: UInt64
   if operation.does(.middle) {
-    #if CHECKED
-      if endsInFailedCheck(machine, view: view, operation: operation) { return }
-    #endif
-    signalPeers(machine, view: view, slot: .completion)
+    let isLast = machine.arriveLocal(view.arrivals, for: view.peers)
+    if isLast {
+      // Before the signal, which takes longer, since it is needed behind it.
+      view = view.recording
+      #if CHECKED
+        if endsInFailedCheck(machine, view: view, operation: operation) { return }
+      #endif
+      signalPeers(machine, view: view, slot: .completion)
+    }
+    meanwhile()
+    if !isLast { return }
     begin = machine.now
     if !operation.does(.end) {
       return pause(machine, .completion, now: begin, view: view, operation: operation)
     }
-  } else {
+  } else if operation.does(.end) {
+    view = view.recording
     begin = resume(machine, view: view, operation: operation)
+  } else {
+    return
   }
   let seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
   guard let seen else { return }

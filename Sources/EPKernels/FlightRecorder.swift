@@ -1,7 +1,8 @@
 /// Notes what a rank's operations do, in its arena, where anybody who maps it can read at any time: see `FlightLayout`.
 ///
-/// One worker at a time writes: one of them until the workers are counted in, then the last to arrive. Nothing is noted
-/// of operations that end at once because an earlier one has missed a rank: they would push out what explains it.
+/// One worker at a time writes: one of them until the workers are counted in, then the last to arrive; but how many rows there are is
+/// noted by the one that counts them, be it beside the last. Nothing is noted of operations that end at once because an earlier one
+/// has missed a rank: they would push out what explains it.
 @frozen public struct FlightRecorder {
   public var base: Address
   public var layout: FlightLayout
@@ -91,6 +92,13 @@
     let record = record
     note(machine, .rowsSent, in: record, UInt64(bitPattern: rowsSent))
     note(machine, .rowsReceived, in: record, UInt64(bitPattern: rowsReceived))
+  }
+
+  /// The same by a worker beside which another one may go on with the record.
+  @inlinable func countBehind<M: Machine>(_ machine: M, rowsSent: Int64, rowsReceived: Int64) {
+    var known = self
+    known.knownIndex = FlightProgress(word: machine.read(at(FlightLayout.progressOffset))).index
+    known.count(machine, rowsSent: rowsSent, rowsReceived: rowsReceived)
   }
 
   /// The operation has ended, well or not.

@@ -137,7 +137,7 @@
     self.row = row
   }
 
-  @inlinable static var none: Place { Place(rank: 0, row: -1) }
+  @inlinable public static var none: Place { Place(rank: 0, row: -1) }
   @inlinable public var isNone: Bool { row < 0 }
 }
 
@@ -356,6 +356,9 @@
   @inlinable func noteWait(for peer: Int32, nanoseconds: UInt64) {
     if !waits.isNull { waits.store(waits.load(UInt64.self, at: peer) &+ nanoseconds, at: peer) }
   }
+  /// Whether rows may be counted when the operation has been completed. Not where ranks can be masked, since what those have sent is
+  /// left out then; nor in halves, the first of which ends there.
+  @inlinable func countsRowsLast(_ view: RankView) -> Bool { !part.isHalf && !view.masksRanks }
   @inlinable var counter: Address { at(layout.counter) }
   @inlinable public var scaleRows: Address { at(layout.scaleRows) }
   @inlinable var groupStarts: Address { at(layout.groupStarts) }

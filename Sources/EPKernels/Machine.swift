@@ -62,6 +62,21 @@ public protocol Machine {
 
   // MARK: Rows
 
+  /// What a worker has begun of a `scatterRows` before it is known where rows go, and of a `reduceRows` before it is known where
+  /// they lie: while it waits for that. A job's `counter` need be zero only when that is called.
+  associatedtype ScatterStart = NothingStarted
+  associatedtype ReduceStart = NothingStarted
+  /// Of no rows.
+  var noScatter: ScatterStart { get }
+  var noReduce: ReduceStart { get }
+  /// Ended once, by `scatterRows` or `abandon`; until then, nothing else of rows or of numbers is called.
+  ///
+  /// - Parameter job: as it will be, but for `writtenByteCount`.
+  func startScatter(_ job: ScatterJob) -> ScatterStart
+  /// These rows do not move after all.
+  func abandon(_ start: ScatterStart)
+  func startReduce(_ job: ReduceJob, place: (_ row: Int32, _ slot: Int32) -> WeightedPlace) -> ReduceStart
+
   /// Copies every row of `job` to each of its destinations, and labels it there; shared out over all workers.
   ///
   /// When this worker's part of it returns, its stores are ordered before its next `arriveLocal` or `signal`.
@@ -73,13 +88,15 @@ public protocol Machine {
   ///     written there.
   ///   - write: called once for each row, slot and part that has a label.
   func scatterRows<Content, Label>(
-    _ job: ScatterJob, route: (_ row: Int32, _ slot: Int32) -> RowTarget, labelCount: Int32,
+    _ job: ScatterJob, from start: ScatterStart, route: (_ row: Int32, _ slot: Int32) -> RowTarget, labelCount: Int32,
     content: (_ row: Int32, _ slot: Int32, _ part: Int32) -> Content, label: (_ row: Int32, _ slot: Int32) -> Label?,
     write: (Label, Content, _ part: Int32) -> Void)
 
   /// Sums, for each of `job`'s output rows, the source rows of its slots in slot order, then the biases: accumulated in
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
-  func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource)
+  func reduceRows(
+    _ job: ReduceJob, from start: ReduceStart, place: (_ row: Int32, _ slot: Int32) -> WeightedPlace,
+    source: (WeightedPlace) -> RowSource)
 
   /// Copies rows that lie in runs, be they many and short; shared out over all workers, ordered as `scatterRows` is.
   func copyRows(_ job: CopyJob, runCount: Int32, run: (_ index: Int32) -> RowRun)
@@ -228,6 +245,33 @@ public protocol Machine {
   case signalled, timedOut, alarmed
 }
 
+extension Machine {
+  /// Begun and ended at once.
+  @inlinable @inline(__always) public func reduceRows(
+    _ job: ReduceJob, place: (_ row: Int32, _ slot: Int32) -> WeightedPlace, source: (WeightedPlace) -> RowSource
+  ) {
+    reduceRows(job, from: startReduce(job, place: place), place: place, source: source)
+  }
+}
+
+/// What a machine has begun that begins nothing early.
+@frozen public struct NothingStarted {
+  @inlinable public init() {}
+}
+
+extension Machine where ScatterStart == NothingStarted {
+  @inlinable public var noScatter: ScatterStart { NothingStarted() }
+  @inlinable public func startScatter(_ job: ScatterJob) -> ScatterStart { NothingStarted() }
+  @inlinable public func abandon(_ start: ScatterStart) {}
+}
+
+extension Machine where ReduceStart == NothingStarted {
+  @inlinable public var noReduce: ReduceStart { NothingStarted() }
+  @inlinable public func startReduce(
+    _ job: ReduceJob, place: (_ row: Int32, _ slot: Int32) -> WeightedPlace
+  ) -> ReduceStart { NothingStarted() }
+}
+
 /// Rows to send: what `Machine.scatterRows` reads.
 @frozen public struct ScatterJob {
   /// Row 0; the rows are contiguous.
@@ -374,6 +418,19 @@ public protocol Machine {
     self.records = records
     self.exact = exact
   }
+}
+
+/// Where one source of an output row lies, as the handle has it, and its weight.
+@frozen public struct WeightedPlace {
+  public var place: Place
+  public var weight: Float
+
+  @inlinable public init(_ place: Place, weight: Float) {
+    self.place = place
+    self.weight = weight
+  }
+
+  @inlinable public static var none: WeightedPlace { WeightedPlace(.none, weight: 0) }
 }
 
 /// One source of an output row.

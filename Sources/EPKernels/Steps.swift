@@ -56,25 +56,28 @@
     if !operation.does(.middle) && machine.workerIndex == 0 { openGates(machine, view) }
     return
   }
-  var isPrepared = true
+  var turn = Turn.follows
   if operation.does(.begin) || operation.does(.middle) {
-    isPrepared = inTurn(machine, view: view, operation: operation) {
+    turn = inTurn(machine, view: view, operation: operation) {
       prepareStep(machine, arguments)
+    } meanwhile: {
     } then: {
       noteExchange(machine, arguments)
     }
   }
-  guard isPrepared && operation.isAgreed else { return }
+  guard turn != .missed, operation.isAgreed else { return }
   if operation.isOK && operation.does(.middle) {
     copyStep(machine, arguments)
     if steps.launch > 0 {
-      let tokenCount = arguments.handle.layout.chunks.tokenCount
+      let tokens = steps.tokens(ofStep: steps.launch &- 1, of: arguments.handle.layout.chunks.tokenCount)
       // By source, rows are added as they are.
-      sumRows(machine, arguments, of: steps.tokens(ofStep: steps.launch &- 1, of: tokenCount), rowWeights: .null)
+      let start = arguments.startSums(machine, of: tokens, rowWeights: .null)
+      sumRows(machine, arguments, of: tokens, rowWeights: .null, from: start)
     }
     if steps.launch == steps.stepCount && !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
   }
-  complete(machine, view: view, operation: operation)
+  let notesRows: Int32 = turn == .leads && operation.isOK && operation.does(.middle) ? 1 : 0
+  complete(machine, view: view, operation: operation, meanwhile: { if notesRows != 0 { noteRows(machine, arguments) } })
 }
 
 @inlinable func prepareStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
@@ -91,6 +94,7 @@
     machine.forEach(view.rankCount) { rank in
       pages.store(machine, operation.stepRows(steps.launch, atRank: rank), at: rank, behind: ExchangeHeader.byteCount)
     }
+  } meanwhile: {
   } rows: { rank, peer in
     if rank == view.rank { return arguments.stagedRows }
     let step = steps.launch &- 1

@@ -171,15 +171,18 @@ extension GPUMachine {
     var index: Int32 = 0
     let last = count &- 1
     while index <= last {
-      // Four at a time, so that no load waits for another, or for a store.
-      let (a, b) = (value(index), value(min(last, index &+ 1)))
-      let (c, d) = (value(min(last, index &+ 2)), value(min(last, index &+ 3)))
-      var other: Int32 = 0
-      while other < 4 && index &+ other <= last {
-        before(index &+ other, sum)
-        sum = sum &+ (other < 2 ? (other == 0 ? a : b) : (other == 2 ? c : d))
-        other = other &+ 1
-      }
+      ptx_no_unroll()
+      // Four at a time, so that no load waits for another, or for a store. All are added, there or not: what is needed in a branch
+      // only, a compiler looks up there.
+      let (a, x) = (value(index), value(min(last, index &+ 1)))
+      let (y, z) = (value(min(last, index &+ 2)), value(min(last, index &+ 3)))
+      let (b, c) = (index < last ? x : 0, index &+ 1 < last ? y : 0)
+      let d = index &+ 2 < last ? z : 0
+      before(index, sum)
+      if index < last { before(index &+ 1, sum &+ a) }
+      if index &+ 1 < last { before(index &+ 2, sum &+ a &+ b) }
+      if index &+ 2 < last { before(index &+ 3, sum &+ a &+ b &+ c) }
+      sum = sum &+ a &+ b &+ c &+ d
       index = index &+ 4
     }
     return sum
@@ -283,8 +286,7 @@ extension GPUMachine {
     let counts = Shared.word(Shared.stagesOffset)
     let isShared = keyCount <= Shared.stageByteCountOfWarp / 4 &* Self.warpCount
     forEach(keyCount) { if isShared { counts[Int($0)] = 0 } else { counters.store(Int32(0), at: $0) } }
-    forEach(cells.upperBound &- cells.lowerBound) { index in
-      let key = key(cells.lowerBound &+ index)
+    @inline(__always) func count(_ key: Int32) {
       if key < 0 { return }
       if isShared {
         _ = ptx_shared_add(UInt32(bitPattern: Shared.stagesOffset &+ 4 &* key), 1)
@@ -292,6 +294,21 @@ extension GPUMachine {
         ptx_add_only(counters.advanced(byBytes: 4 &* Int64(key)).bits, 1)
       }
     }
+    var cell = cells.lowerBound &+ thread
+    @inline(__always) func keyBehind(_ rounds: Int32) -> Int32 {
+      let other = cell &+ rounds &* Self.threadCount
+      return other < cells.upperBound ? key(other) : -1
+    }
+    while cell < cells.upperBound {
+      // Four at a time, so that no look-up waits for another.
+      let (a, b, c, d) = (keyBehind(0), keyBehind(1), keyBehind(2), keyBehind(3))
+      count(a)
+      count(b)
+      count(c)
+      count(d)
+      cell = cell &+ 4 &* Self.threadCount
+    }
+    ptx_block_barrier()
     if isShared { forEach(keyCount) { counters.store(counts[Int($0)], at: $0) } }
   }
 

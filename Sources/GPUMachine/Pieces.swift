@@ -2,11 +2,24 @@ import PTX
 
 /// Rows cut into equal pieces, all but the last of a row.
 struct Pieces {
+  @inline(__always) static var none: Pieces {
+    Pieces(firstRow: 0, rowByteCount: 0, pieceByteCount: 0, piecesPerRow: 0, rowCount: 0)
+  }
+
   let firstRow: Int32
   let rowByteCount: Int32
   let pieceByteCount: Int32
   let piecesPerRow: Int32
   let rowCount: Int32
+
+  @inline(__always)
+  private init(firstRow: Int32, rowByteCount: Int32, pieceByteCount: Int32, piecesPerRow: Int32, rowCount: Int32) {
+    self.firstRow = firstRow
+    self.rowByteCount = rowByteCount
+    self.pieceByteCount = pieceByteCount
+    self.piecesPerRow = piecesPerRow
+    self.rowCount = rowCount
+  }
 
   /// - Parameters:
   ///   - pieceByteCountMax: a multiple of `granule`.
@@ -76,18 +89,34 @@ struct Walk {
         row: pieces.firstRow &+ row, offset: (index &- row &* pieces.piecesPerRow) &* pieces.pieceByteCount)
     } else {
       (index, end) = (0, 0)
-      takeRun(machine, pieces)
+      setRun(machine, pieces)
     }
+  }
+
+  /// Asks for the run behind this one: before the first step, since a warp's first run is its own, and then whenever one is begun.
+  @inline(__always)
+  mutating func ask(_ machine: GPUMachine) {
+    // Needed a run later: nothing is done with it before, which would wait for it.
+    if !counter.isNull && machine.lane == 0 { taken = Int32(bitPattern: ptx_take(counter.bits)) }
+  }
+
+  /// Over no pieces.
+  @inline(__always) init() {
+    (counter, index, end, hasHalves, runLength, taken) = (.null, 0, 0, 0, 0, 0)
   }
 
   /// Behind the last piece.
   @inline(__always) var isOver: Bool { index >= end }
 
+  /// Not behind the last piece.
   @inline(__always)
   mutating func step(_ machine: GPUMachine, _ pieces: Pieces) {
     index = index &+ 1
     if index == end {
-      if !counter.isNull { takeRun(machine, pieces) }
+      if !counter.isNull {
+        setRun(machine, pieces)
+        ask(machine)
+      }
       return
     }
     piece.offset = piece.offset &+ pieces.pieceByteCount
@@ -98,14 +127,12 @@ struct Walk {
   }
 
   @inline(__always)
-  private mutating func takeRun(_ machine: GPUMachine, _ pieces: Pieces) {
+  private mutating func setRun(_ machine: GPUMachine, _ pieces: Pieces) {
     let run = machine.shuffle(taken, from: 0) &+ machine.workerCount &* GPUMachine.warpCount
     let (row, first) = (run &>> hasHalves, (run & hasHalves) &* runLength)
     index = 0
     end = row < pieces.rowCount ? min(runLength, pieces.piecesPerRow &- first) : 0
     piece = Piece(row: pieces.firstRow &+ row, offset: first &* pieces.pieceByteCount)
-    // Asked for now, needed a run later: nothing is done with it before, which would wait for it.
-    if machine.lane == 0 { taken = Int32(bitPattern: ptx_take(counter.bits)) }
   }
 }
 

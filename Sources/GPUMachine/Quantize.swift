@@ -14,20 +14,40 @@ struct BlockScale {
   init(largest: UInt32, laneCount: UInt32, isPowerOfTwo: Bool) {
     let top = Self.top(largest, laneCount: laneCount)
     let isSpecial = top >= 0x7f80
-    let isNaN = top > 0x7f80
-    let found = Float(bitPattern: top &<< 16)
-    let amax = isNaN ? found : max(found, 1e-4)
-    let quotient = amax / 448
+    let found = top &<< 16
+    let amax = max(Float(bitPattern: isSpecial ? 0 : found), 1e-4)
+    let quotient = Self.divided(by448: amax).bitPattern
     if isPowerOfTwo {
-      let bits = quotient.bitPattern
-      let exponent = isSpecial ? 255 : (bits &>> 23) &+ (bits & 0x7f_ffff != 0 ? 1 : 0)
+      let exponent = isSpecial ? 255 : (quotient &>> 23) &+ (quotient & 0x7f_ffff != 0 ? 1 : 0)
       factor = Float(bitPattern: isSpecial ? 0x7fc0_0000 : (254 &- exponent) &<< 23)
       scale = exponent
     } else {
-      factor = 448 / amax
       // A NaN keeps its payload, as on a CPU.
-      scale = isNaN ? top &<< 16 | 0x40_0000 : quotient.bitPattern
+      let nan: UInt32 = top > 0x7f80 ? 0x40_0000 : 0
+      let special = Float(bitPattern: nan == 0 ? 0 : 0x7fc0_0000)
+      factor = isSpecial ? special : Self.divided448(by: amax)
+      scale = isSpecial ? found | nan : quotient
     }
+  }
+
+  /// The quotient, rounded: what the first one lacks is found without rounding, and so small that what is added for it is off by
+  /// far less than any quotient is away from the middle between two Floats. For magnitudes of BF16, and the least one allowed.
+  @inline(__always)
+  private static func divided(by448 value: Float) -> Float {
+    let reciprocal: Float = 1 / 448
+    let first = value * reciprocal
+    return first.addingProduct(value.addingProduct(first, -448), reciprocal)
+  }
+
+  /// 448 / `value`, in the same way; powers of two are divided by apart, since the reciprocals of great numbers are not normal.
+  @inline(__always)
+  private static func divided448(by value: Float) -> Float {
+    let one: UInt32 = 0x3f80_0000
+    let digits = Float(bitPattern: value.bitPattern & 0x7f_ffff | one)
+    let reciprocal = ptx_reciprocal(digits)
+    let first = reciprocal * 448
+    let quotient = first.addingProduct(Float(448).addingProduct(first, -digits), reciprocal)
+    return Float(bitPattern: quotient.bitPattern &+ one &- (value.bitPattern & 0x7f80_0000))
   }
 
   /// The largest magnitude of a block as BF16 bits: NaN above infinity above all else.
@@ -42,11 +62,14 @@ struct BlockScale {
     return max(pair & 0xffff, pair &>> 16)
   }
 
-  /// The greater of each two magnitudes, of the channels at even places and of those at odd ones.
+  /// The greatest magnitude of the channels at even places, and of those at odd ones.
   @inline(__always)
-  static func largest(_ vector: Vector) -> UInt32 {
-    let magnitudes = vector & Vector(repeating: 0x7fff_7fff)
-    return ptx_max_pair(ptx_max_pair(magnitudes.x, magnitudes.y), ptx_max_pair(magnitudes.z, magnitudes.w))
+  static func largest(_ vector: Vector) -> UInt32 { Largest(vector).magnitudes }
+  @inline(__always)
+  static func largest(_ a: Vector, _ b: Vector) -> UInt32 { Largest(a).and(Largest(b)).magnitudes }
+  @inline(__always)
+  static func largest(_ a: Vector, _ b: Vector, _ c: Vector, _ d: Vector) -> UInt32 {
+    Largest(a).and(Largest(b)).and(Largest(c)).and(Largest(d)).magnitudes
   }
 
   /// The codes of eight channels.
@@ -56,6 +79,34 @@ struct BlockScale {
     let factor = SIMD4<Float>(repeating: factor)
     return (encode(low * factor), encode(high * factor))
   }
+}
+
+/// The greatest of BF16 bits, of channels at even and at odd places. As unsigned numbers that is the greatest magnitude of negative
+/// values, if there is one, and as signed ones that of positive values.
+private struct Largest {
+  private let unsigned: UInt32
+  private let signed: UInt32
+
+  @inline(__always)
+  init(_ vector: Vector) {
+    unsigned = ptx_max_pair(ptx_max_pair(vector.x, vector.y), ptx_max_pair(vector.z, vector.w))
+    signed = ptx_max_signed_pair(ptx_max_signed_pair(vector.x, vector.y), ptx_max_signed_pair(vector.z, vector.w))
+  }
+
+  @inline(__always)
+  private init(unsigned: UInt32, signed: UInt32) {
+    self.unsigned = unsigned
+    self.signed = signed
+  }
+
+  @inline(__always)
+  func and(_ other: Largest) -> Largest {
+    Largest(
+      unsigned: ptx_max_pair(unsigned, other.unsigned), signed: ptx_max_signed_pair(signed, other.signed))
+  }
+
+  @inline(__always)
+  var magnitudes: UInt32 { ptx_max_pair(unsigned & 0x7fff_7fff, signed & 0x7fff_7fff) }
 }
 
 /// Quotients of a global scale, made once, since a division takes many instructions and registers: of 8 to 15, which are the
@@ -139,7 +190,7 @@ private func encode(_ value: Float) -> UInt32 {
 @inline(__always)
 private func encode(_ values: SIMD4<Float>) -> UInt32 {
   #if BULK_COPIES
-    ptx_e4m3x2(values.x, values.y) | ptx_e4m3x2(values.z, values.w) &<< 16
+    ptx_e4m3x4(values.x, values.y, values.z, values.w)
   #else
     code(values.x) | code(values.y) &<< 8 | code(values.z) &<< 16 | code(values.w) &<< 24
   #endif

@@ -1,24 +1,50 @@
 import PTX
 
+/// A warp's pieces, and where the first one's terms lie: each lane knows one.
+public struct ReduceStart {
+  fileprivate let pieces: Pieces
+  fileprivate let walk: Walk
+  fileprivate let own: WeightedPlace
+}
+
 extension GPUMachine {
   @inline(__always)
-  public func reduceRows(_ job: ReduceJob, source: (Int32, Int32) -> RowSource) {
+  public var noReduce: ReduceStart { ReduceStart(pieces: .none, walk: Walk(), own: .none) }
+
+  @inline(__always)
+  public func startReduce(_ job: ReduceJob, place: (Int32, Int32) -> WeightedPlace) -> ReduceStart {
+    let isCoded = job.format == .logFMT
+    let pieces = Pieces(
+      firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: job.elementCount &* (job.format == .fp32 ? 4 : 2),
+      // Terms that are coded take more registers.
+      pieceByteCountMax: isCoded ? 1024 : TermCursor.termByteCountMax, granule: isCoded ? 512 : 16)
+    let walk = Walk(self, pieces, inHalves: false, counter: job.counter)
+    let isTerm = lane < job.slotCount && !walk.isOver
+    return ReduceStart(pieces: pieces, walk: walk, own: isTerm ? place(walk.piece.row, lane) : .none)
+  }
+
+  @inline(__always)
+  public func reduceRows(
+    _ job: ReduceJob, from start: ReduceStart, place: (Int32, Int32) -> WeightedPlace,
+    source: (WeightedPlace) -> RowSource
+  ) {
     switch job.format {
-    case .bf16: reduce(job, BF16.self, source)
-    case .fp16: reduce(job, FP16.self, source)
-    case .logFMT: reduceVectors(job, BF16.self, isCoded: true, 2 &* job.elementCount, source)
-    default: reduce(job, FP32.self, source)
+    case .bf16: reduce(job, start, BF16.self, place, source)
+    case .fp16: reduce(job, start, FP16.self, place, source)
+    case .logFMT: reduceVectors(job, start, BF16.self, isCoded: true, place, source)
+    default: reduce(job, start, FP32.self, place, source)
     }
   }
 
   @inline(__always)
-  private func reduce<Format: SumFormat>(_ job: ReduceJob, _ format: Format.Type, _ source: (Int32, Int32) -> RowSource)
-  {
-    let rowByteCount = job.elementCount &* Format.elementByteCount
-    if rowByteCount % 16 != 0 {
-      reduceElements(job, format, source)
+  private func reduce<Format: SumFormat>(
+    _ job: ReduceJob, _ start: ReduceStart, _ format: Format.Type, _ place: (Int32, Int32) -> WeightedPlace,
+    _ source: (WeightedPlace) -> RowSource
+  ) {
+    if start.pieces.rowByteCount % 16 != 0 {
+      reduceElements(job, format) { source(place($0, $1)) }
     } else {
-      reduceVectors(job, format, isCoded: false, rowByteCount, source)
+      reduceVectors(job, start, format, isCoded: false, place, source)
     }
   }
 
@@ -45,15 +71,12 @@ extension GPUMachine {
 
   @inline(__always)
   private func reduceVectors<Format: SumFormat>(
-    _ job: ReduceJob, _ format: Format.Type, isCoded: Bool, _ rowByteCount: Int32, _ source: (Int32, Int32) -> RowSource
+    _ job: ReduceJob, _ start: ReduceStart, _ format: Format.Type, isCoded: Bool,
+    _ place: (Int32, Int32) -> WeightedPlace, _ source: (WeightedPlace) -> RowSource
   ) {
-    let pieces = Pieces(
-      firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: rowByteCount,
-      // Terms that are coded take more registers.
-      pieceByteCountMax: isCoded ? 1024 : TermCursor.termByteCountMax, granule: isCoded ? 512 : 16)
-    let walk = Walk(self, pieces, inHalves: false, counter: job.counter)
-    var terms = TermCursor(self, walk, isCoded: isCoded, slotCount: job.slotCount, source)
-    if terms.isOver { return }
+    let (pieces, rowByteCount) = (start.pieces, start.pieces.rowByteCount)
+    if start.walk.isOver { return }
+    var terms = TermCursor(self, start, isCoded: isCoded, slotCount: job.slotCount, source)
     var sums = PieceSums()
     #if BULK_COPIES
       let stages = Stages(self, count: 2)
@@ -64,7 +87,7 @@ extension GPUMachine {
         // While these are on their way or added, the next ones are, too: into the stage that was read last.
         let (lanes, weight, piece, isLast) = (terms.lanes, terms.weight, terms.walk.piece, terms.isLast)
         let exact = terms.exact
-        terms.advance(self, pieces, source)
+        terms.advance(self, pieces, place, source)
         isOver = terms.isOver
         if !isOver && terms.lanes != 0 { terms.load(&issued, stages, pieces) }
         let byteCount = pieces.byteCount(of: piece)
@@ -110,7 +133,7 @@ extension GPUMachine {
           }
         }
         if terms.isLast { finish(&sums, job, format, piece, rowByteCount, byteCount) }
-        terms.advance(self, pieces, source)
+        terms.advance(self, pieces, place, source)
       }
     #endif
   }
@@ -196,12 +219,13 @@ private struct TermCursor {
 
   @inline(__always)
   init(
-    _ machine: GPUMachine, _ walk: Walk, isCoded: Bool, slotCount: Int32, _ source: (Int32, Int32) -> RowSource
+    _ machine: GPUMachine, _ start: ReduceStart, isCoded: Bool, slotCount: Int32, _ source: (WeightedPlace) -> RowSource
   ) {
     self.isCoded = isCoded
     self.slotCount = slotCount
-    self.walk = walk
-    findSources(machine, source)
+    walk = start.walk
+    walk.ask(machine)
+    setSources(source(start.own))
   }
 
   @inline(__always) var isOver: Bool { walk.isOver }
@@ -213,7 +237,8 @@ private struct TermCursor {
 
   @inline(__always)
   mutating func advance(
-    _ machine: GPUMachine, _ pieces: Pieces, _ source: (Int32, Int32) -> RowSource
+    _ machine: GPUMachine, _ pieces: Pieces, _ place: (Int32, Int32) -> WeightedPlace,
+    _ source: (WeightedPlace) -> RowSource
   ) {
     if left != 0 { return takeLanes() }
     let row = walk.piece.row
@@ -227,13 +252,13 @@ private struct TermCursor {
         return takeLanes()
       }
     }
-    findSources(machine, source)
+    let slot = firstSlot &+ machine.lane
+    setSources(slot < slotCount && !walk.isOver ? source(place(walk.piece.row, slot)) : .none)
   }
 
   @inline(__always)
-  private mutating func findSources(_ machine: GPUMachine, _ source: (Int32, Int32) -> RowSource) {
-    let slot = firstSlot &+ machine.lane
-    own = slot < slotCount && !walk.isOver ? source(walk.piece.row, slot) : .none
+  private mutating func setSources(_ source: RowSource) {
+    own = source
     present = ptx_ballot(own.row.isNull ? 0 : 1)
     left = present
     takeLanes()

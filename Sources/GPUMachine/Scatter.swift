@@ -1,33 +1,66 @@
 import PTX
 
+/// A warp's pieces. The first one may be on its way into the first stage.
+public struct ScatterStart {
+  let pieces: Pieces
+  fileprivate let walk: Walk
+  /// None where the warp has no piece.
+  fileprivate let piece: Piece
+}
+
 extension GPUMachine {
   @inline(__always)
-  public func scatterRows<Content, Label>(
-    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32,
-    content contentOfPart: (Int32, Int32, Int32) -> Content, label: (Int32, Int32) -> Label?,
-    write: (Label, Content, Int32) -> Void
-  ) {
+  public var noScatter: ScatterStart { ScatterStart(pieces: .none, walk: Walk(), piece: .none) }
+
+  @inline(__always)
+  public func startScatter(_ job: ScatterJob) -> ScatterStart {
     let quantizes = job.transform != .copy
-    let globalScale = GlobalScale(job.globalScale, lane: lane)
     let pieces = Pieces(
       rowCount: job.rowCount, rowByteCount: job.rowByteCount,
       pieceByteCountMax: job.beside.isNull ? 4096 : 4096 &- ScatterJob.besideByteCountMax,
       granule: quantizes ? Self.quantizedGranule(job.rowByteCount) : 16)
-    var walk = Walk(self, pieces, inHalves: !quantizes, counter: job.counter)
-    if walk.isOver { return }
+    let walk = Walk(self, pieces, inHalves: !quantizes, counter: job.counter)
+    if walk.isOver { return ScatterStart(pieces: pieces, walk: walk, piece: .none) }
+    #if BULK_COPIES
+      load(0, Stages(self, count: Self.scatterStageCount), job, pieces, walk.piece)
+    #endif
+    return ScatterStart(pieces: pieces, walk: walk, piece: walk.piece)
+  }
+
+  @inline(__always)
+  public func abandon(_ start: ScatterStart) {
+    #if BULK_COPIES
+      if start.piece.isNone { return }
+      let stages = Stages(self, count: Self.scatterStageCount)
+      stages.wait(for: 0)
+      stages.close(after: 1)
+    #endif
+  }
+
+  @inline(__always) private static var scatterStageCount: Int32 { 3 }
+
+  @inline(__always)
+  public func scatterRows<Content, Label>(
+    _ job: ScatterJob, from start: ScatterStart, route: (Int32, Int32) -> RowTarget, labelCount: Int32,
+    content contentOfPart: (Int32, Int32, Int32) -> Content, label: (Int32, Int32) -> Label?,
+    write: (Label, Content, Int32) -> Void
+  ) {
+    let quantizes = job.transform != .copy
+    let (pieces, globalScale) = (start.pieces, GlobalScale(job.globalScale, lane: lane))
+    var (piece, walk) = (start.piece, start.walk)
+    if piece.isNone { return }
+    walk.ask(self)
     var targets = Targets(slotCount: job.slotCount)
     // A lane for each part of each label, 32 at a time.
     let partCount = max(1, labelCount)
     let (firstSlot, slotStep) = (lane.over(partCount), Int32(32).over(partCount))
     let (firstPart, partStep) = (lane &- firstSlot &* partCount, 32 &- slotStep &* partCount)
     #if BULK_COPIES
-      let stages = Stages(self, count: 3)
+      let stages = Stages(self, count: Self.scatterStageCount)
       var use: Int32 = 0
       // Two are on their way while one is sent on.
-      var piece = load(0, stages, job, pieces, &walk)
-      var following = load(1, stages, job, pieces, &walk)
-    #else
-      var piece = walk.piece
+      walk.step(self, pieces)
+      var following = loadNext(1, stages, job, pieces, walk)
     #endif
     while !piece.isNone {
       #if BULK_COPIES
@@ -49,9 +82,10 @@ extension GPUMachine {
         }
         ptx_bulk_commit()
         // The next one's stage is that of the piece before this one, whose stores must have read it.
+        if !walk.isOver { walk.step(self, pieces) }
         if !walk.isOver { ptx_bulk_wait_read_but_one() }
         ptx_warp_barrier()
-        let third = load(use &+ 2, stages, job, pieces, &walk)
+        let third = loadNext(use &+ 2, stages, job, pieces, walk)
         use = use &+ 1
       #else
         let content = PieceContent(source: source(of: job, piece))
@@ -104,20 +138,24 @@ extension GPUMachine {
   }
 
   #if BULK_COPIES
-    /// Starts to fill a stage with the next piece and, if it is the first of its row, with what is copied beside that, at the
-    /// stage's end.
+    /// Starts to fill a stage with a piece and, if it is the first of its row, with what is copied beside that, at the stage's
+    /// end.
     @inline(__always)
-    private func load(
-      _ use: Int32, _ stages: Stages, _ job: ScatterJob, _ pieces: Pieces, _ walk: inout Walk
-    ) -> Piece {
-      if walk.isOver { return .none }
-      let piece = walk.piece
+    private func load(_ use: Int32, _ stages: Stages, _ job: ScatterJob, _ pieces: Pieces, _ piece: Piece) {
       let isFirst = piece.offset == 0 && !job.beside.isNull
       let record = job.beside.advanced(byBytes: Int64(piece.row) &* Int64(job.besideByteCount))
       stages.load(
         use, from: source(of: job, piece), pieces.byteCount(of: piece), isFirst ? record : .null, job.besideByteCount)
-      walk.step(self, pieces)
-      return piece
+    }
+
+    /// The same with the piece that a walk has come to, if there is one. Returns that.
+    @inline(__always)
+    private func loadNext(
+      _ use: Int32, _ stages: Stages, _ job: ScatterJob, _ pieces: Pieces, _ walk: Walk
+    ) -> Piece {
+      if walk.isOver { return .none }
+      load(use, stages, job, pieces, walk.piece)
+      return walk.piece
     }
   #else
     /// A vector a lane, to the destinations that the row has just been sent to.
@@ -207,10 +245,8 @@ extension GPUMachine {
         // Behind the piece's blocks, too, where nobody looks at what becomes of it.
         let (a, b) = (Shared.vector(content.stage &+ place(0)), Shared.vector(content.stage &+ place(1)))
         let (c, d) = (Shared.vector(content.stage &+ place(2)), Shared.vector(content.stage &+ place(3)))
-        let largest = ptx_max_pair(
-          ptx_max_pair(BlockScale.largest(a), BlockScale.largest(b)),
-          ptx_max_pair(BlockScale.largest(c), BlockScale.largest(d)))
-        let block = BlockScale(largest: largest, laneCount: 4, isPowerOfTwo: isPowerOfTwo)
+        let block = BlockScale(
+          largest: BlockScale.largest(a, b, c, d), laneCount: 4, isPowerOfTwo: isPowerOfTwo)
         let found = ptx_shuffle(block.scale, UInt32(bitPattern: (lane & 7) &<< 2))
         if lane &>> 3 == round { scale = found }
         // All have read before any writes: codes lie where channels lay that have been read.
@@ -269,8 +305,7 @@ extension GPUMachine {
         let place = (round &* 1024 &+ lane &* 32) ^ ((lane & 4) &<< 2)
         let a = content.vector(at: place, below: byteCount)
         let b = content.vector(at: place ^ 16, below: byteCount)
-        let block = NVFP4Block(
-          largest: ptx_max_pair(BlockScale.largest(a), BlockScale.largest(b)), laneCount: 1, globalScale)
+        let block = NVFP4Block(largest: BlockScale.largest(a, b), laneCount: 1, globalScale)
         let two = block.scale | ptx_shuffle_xor(block.scale, 1) &<< 8
         let four = two | ptx_shuffle_xor(two, 2) &<< 16
         let found = ptx_shuffle(four, UInt32(bitPattern: (lane & 7) &<< 2))

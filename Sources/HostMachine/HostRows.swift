@@ -6,7 +6,7 @@ import EPKernels
 extension HostMachine {
   @inline(__always)
   package func scatterRows<Content, Label>(
-    _ job: ScatterJob, route: (Int32, Int32) -> RowTarget, labelCount: Int32,
+    _ job: ScatterJob, from start: NothingStarted, route: (Int32, Int32) -> RowTarget, labelCount: Int32,
     content: (Int32, Int32, Int32) -> Content, label: (Int32, Int32) -> Label?, write: (Label, Content, Int32) -> Void
   ) {
     moveRows(job, route: route)
@@ -186,7 +186,10 @@ extension HostMachine {
     }
   }
 
-  package func reduceRows(_ job: ReduceJob, source: (Int32, Int32) -> RowSource) {
+  package func reduceRows(
+    _ job: ReduceJob, from start: NothingStarted, place: (Int32, Int32) -> WeightedPlace,
+    source: (WeightedPlace) -> RowSource
+  ) {
     let elementSize: Int32 = job.format == .fp32 ? 4 : 2
     let pieces = Pieces(
       rowCount: job.rowCount, rowSize: job.elementCount, granule: 64, workerCount: workerCount)
@@ -201,7 +204,7 @@ extension HostMachine {
           let row = job.firstRow &+ index
           var count = 0
           forEach(job.slotCount) { slot in
-            let term = source(row, slot)
+            let term = source(place(row, slot))
             if term.row.isNull { return }
             rows[count] = UnsafeRawPointer(term.row.hostPointer)
             if job.format == .logFMT { exact[count] = UnsafeRawPointer(term.exact.hostPointer) }

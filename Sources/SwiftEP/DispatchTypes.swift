@@ -69,7 +69,7 @@ public struct DispatchOptions: Sendable {
   public var waitStatistics: Tensor?
   /// The call only sends: it is over when this rank's rows are on their way, and `DispatchResult.receive` does the rest.
   /// Between the two, nothing of this library occupies a multiprocessor or a core. Of worst-case size only, and with
-  /// workers that wait; further calls may lie in between, up to seven (each step of a combine in steps counts), and other results may be received in any order. In a
+  /// workers that wait; further calls may lie in between, up to six (each step of a combine in steps counts), and other results may be received in any order. In a
   /// graph, both halves; a graph that a stream of the caller's has captured must not be launched in between.
   public var receivesLater = false
   /// Return while rows still travel; the result's event says when they have arrived.

@@ -56,10 +56,11 @@ struct Receives {
 
   var count: Int { expected.count }
 
-  /// Whether so many exchanges more can be under way.
+  /// Whether so many exchanges more can be under way: fewer than a cycle is long, since who has completed one may still read what it has
+  /// brought, until its launch is over. Behind the completion of the next one, it is.
   fileprivate func hasRoom(for more: Int) -> Bool {
     guard let oldest = expected.first else { return true }
-    return exchangeCount + more - oldest.number <= Int(ControlLayout.cycleLength)
+    return exchangeCount + more - oldest.number < Int(ControlLayout.cycleLength)
   }
 
   fileprivate mutating func begin(_ more: Int) { exchangeCount += more }
@@ -101,7 +102,7 @@ extension BufferCore {
       }
       if !receives.hasRoom(for: exchangeCount ?? 1) {
         throw fail(
-          "receive", expected: "a call for each result, before \(ControlLayout.cycleLength) others are begun",
+          "receive", expected: "a call for each result, before \(ControlLayout.cycleLength - 1) others are begun",
           found: "none")
       }
       receives.begin(exchangeCount ?? 1)

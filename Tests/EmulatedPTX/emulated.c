@@ -183,6 +183,8 @@ void ptx_add_only(uint64_t address, uint32_t value) { ptx_add(address, value); }
 static _Atomic uint32_t *shared(uint32_t offset) { return (_Atomic uint32_t *)(self->block->shared + offset); }
 uint32_t ptx_shared_add(uint32_t offset, uint32_t value) { return atomic_fetch_add(shared(offset), value); }
 
+void ptx_no_unroll(void) {}
+
 uint64_t ptx_nanoseconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -298,9 +300,19 @@ uint32_t ptx_max_pair(uint32_t a, uint32_t b) {
   return low | high << 16;
 }
 
+uint32_t ptx_max_signed_pair(uint32_t a, uint32_t b) { return ptx_max_pair(a ^ 0x80008000, b ^ 0x80008000) ^ 0x80008000; }
+
 static uint32_t bits(float value) {
   uint32_t result;
   memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+float ptx_reciprocal(float value) {
+  // As far off as it may be.
+  uint32_t reciprocal = bits(1 / value) + (bits(value) & 1 ? 1 : -1);
+  float result;
+  memcpy(&result, &reciprocal, sizeof result);
   return result;
 }
 
@@ -329,3 +341,4 @@ static uint32_t e4m3(float value) {
 }
 
 uint32_t ptx_e4m3x2(float low, float high) { return e4m3(low) | e4m3(high) << 8; }
+uint32_t ptx_e4m3x4(float a, float b, float c, float d) { return ptx_e4m3x2(a, b) | ptx_e4m3x2(c, d) << 16; }

@@ -33,3 +33,14 @@ final class Memory: @unchecked Sendable {
 extension Int32 {
   var bytes: [UInt8] { withUnsafeBytes(of: self) { Array($0) } }
 }
+
+extension GPUMachine {
+  /// - Parameter source: of each row and slot.
+  func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource) {
+    reduceRows(job) {
+      WeightedPlace(Place(rank: $1, row: $0), weight: 1)
+    } source: {
+      $0.place.isNone ? .none : source($0.place.row, $0.place.rank)
+    }
+  }
+}

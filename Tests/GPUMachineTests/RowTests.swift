@@ -44,6 +44,46 @@ import Testing
     }
   }
 
+  /// Of every eighth magnitude, NaN and infinity included, a block in which it is the largest: scales are divided, and divided by,
+  /// as a CPU does it.
+  @Test(arguments: [false, true])
+  func quantizesFP8(isPowerOfTwo: Bool) {
+    let patterns = (0..<0x1000 * 128).map { cell in
+      let (magnitude, channel) = (8 * (cell / 128) + cell / 128 % 8, cell % 128)
+      let isLargest = channel == magnitude / 8 % 128
+      let sign: UInt16 = channel % 3 == 1 ? 0x8000 : 0
+      return UInt16(isLargest ? magnitude : magnitude * channel / 128) | sign
+    }
+    let (rowByteCount, blockCount) = (2048, patterns.count / 128)
+    let source = Memory(patterns)
+    let (rows, scales) = (Memory(byteCount: patterns.count), Memory(byteCount: 4 * blockCount))
+    let job = ScatterJob(
+      source: source.address, rowCount: Int32(2 * patterns.count / rowByteCount), rowByteCount: Int32(rowByteCount),
+      slotCount: 1, transform: isPowerOfTwo ? .quantizePowerOfTwoScales : .quantizeFloatScales, writtenByteCount: 1)
+    let fault = emulate(blockCount: 3) { machine in
+      machine.scatterRows(
+        job, from: machine.startScatter(job),
+        route: { row, _ in
+          RowTarget(
+            row: rows.address.advanced(byBytes: Int64(row) * 1024),
+            scales: scales.address.advanced(byBytes: Int64(row) * 32))
+        },
+        labelCount: 0, content: { row, _, _ in row }, label: { row, _ in row }, write: { _, _, _ in })
+    }
+    let (codes, expected) = (Memory(byteCount: patterns.count), Memory(byteCount: 4 * blockCount))
+    swiftep_quantize_e4m3(
+      codes.base.assumingMemoryBound(to: UInt8.self), expected.base, source.base.assumingMemoryBound(to: UInt16.self),
+      patterns.count, isPowerOfTwo)
+    #expect(fault == nil)
+    #expect(rows.bytes == codes.bytes)
+    if isPowerOfTwo {
+      let exponents = expected.bytes.prefix(blockCount).map { $0 == 255 ? Float.nan.bitPattern : UInt32($0) << 23 }
+      #expect(scales.elements(UInt32.self) == exponents)
+    } else {
+      #expect(scales.bytes == expected.bytes)
+    }
+  }
+
   @Test(arguments: nvfp4GlobalScales)
   func quantizesNVFP4(globalScale: Float) {
     let channelCount = nvfp4Patterns.count / 64 * 64
@@ -55,7 +95,8 @@ import Testing
       transform: .quantizeNVFP4, globalScale: globalScale, writtenByteCount: 1)
     let fault = emulate(blockCount: 1) { machine in
       machine.scatterRows(
-        job, route: { _, _ in RowTarget(row: rows.address, scales: scales.address) }, labelCount: 0,
+        job, from: machine.startScatter(job),
+        route: { _, _ in RowTarget(row: rows.address, scales: scales.address) }, labelCount: 0,
         content: { row, _, _ in row }, label: { row, _ in row }, write: { _, _, _ in })
     }
     let expected = nvfp4(Array(nvfp4Patterns.suffix(channelCount)), globalScale: globalScale)
@@ -112,8 +153,8 @@ extension RowTests {
     }
   }
 
-  /// Rings of three stages and of two, used differently often by each warp, one after the other in one kernel: every ring
-  /// goes on where the last one has left a warp's barriers.
+  /// Rings of three stages, some of them abandoned, and of two, used differently often by each warp, one after the other in one
+  /// kernel: every ring goes on where the last one has left a warp's barriers.
   @Test func ringsFollowEachOther() {
     let (rowCounts, elementCount) = ([Int32(1), 35, 18, 129, 3, 64, 200], Int32(256))
     let source = Memory((0..<200 * elementCount).map { UInt16(truncatingIfNeeded: 0x3f80 + $0 % 97) })
@@ -121,6 +162,11 @@ extension RowTests {
     let sums = rowCounts.map { _ in Memory(byteCount: source.bytes.count) }
     let fault = emulate(blockCount: 1) { machine in
       for (index, rowCount) in rowCounts.enumerated() {
+        // Rows that are begun and do not move.
+        let abandoned = ScatterJob(
+          source: source.address, rowCount: rowCount, rowByteCount: 2 * elementCount, slotCount: 1, transform: .copy,
+          writtenByteCount: 1)
+        machine.abandon(machine.startScatter(abandoned))
         let copy = CopyJob(source: source.address, target: copies[index].address, rowByteCount: 2 * elementCount)
         machine.copyRows(copy, runCount: 1) { _ in RowRun(first: 0, count: rowCount) }
         let sum = ReduceJob(
@@ -261,7 +307,7 @@ private struct ScatterWork {
       counter: isCounted ? counter.address : .null)
     let fault = emulate(blockCount: blockCount) { machine in
       machine.scatterRows(
-        job,
+        job, from: machine.startScatter(job),
         route: { row, slot in
           let place = Int64(places[Int(row) * slotCount + Int(slot)])
           if place < 0 { return .none }

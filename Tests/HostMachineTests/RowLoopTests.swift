@@ -388,6 +388,16 @@ extension HostMachine {
   /// Rows without labels.
   fileprivate func scatterRows(_ job: ScatterJob, route: (Int32, Int32) -> RowTarget) {
     scatterRows(
-      job, route: route, labelCount: 0, content: { row, _, _ in row }, label: { row, _ in row }, write: { _, _, _ in })
+      job, from: noScatter, route: route, labelCount: 0, content: { row, _, _ in row }, label: { row, _ in row },
+      write: { _, _, _ in })
+  }
+
+  /// - Parameter source: of each row and slot.
+  fileprivate func reduceRows(_ job: ReduceJob, source: (_ row: Int32, _ slot: Int32) -> RowSource) {
+    reduceRows(job) {
+      WeightedPlace(Place(rank: $1, row: $0), weight: 1)
+    } source: {
+      $0.place.isNone ? .none : source($0.place.row, $0.place.rank)
+    }
   }
 }

@@ -54,6 +54,23 @@ PTX uint32_t ptx_max_pair(uint32_t a, uint32_t b) {
 #endif
 }
 
+PTX uint32_t ptx_max_signed_pair(uint32_t a, uint32_t b) {
+#if SM >= 90
+  uint32_t result;
+  __asm__("max.s16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  int16_t low_a = (int16_t)a, low_b = (int16_t)b, high_a = (int16_t)(a >> 16), high_b = (int16_t)(b >> 16);
+  return (uint16_t)(low_a > low_b ? low_a : low_b) | (uint32_t)(uint16_t)(high_a > high_b ? high_a : high_b) << 16;
+#endif
+}
+
+PTX float ptx_reciprocal(float value) {
+  float result;
+  __asm__("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+
 PTX int32_t ptx_sum(int32_t value) {
   int32_t sum;
   __asm__ volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(value));
@@ -138,6 +155,8 @@ PTX uint32_t ptx_shared_add(uint32_t offset, uint32_t value) {
   return before;
 }
 
+PTX void ptx_no_unroll(void) { __asm__ volatile(".pragma \"nounroll\";"); }
+
 PTX uint64_t ptx_nanoseconds(void) {
   uint64_t value;
   __asm__ volatile("mov.u64 %0, %%globaltimer;" : "=l"(value)::"memory");
@@ -199,5 +218,14 @@ PTX uint32_t ptx_e4m3x2(float low, float high) {
   uint16_t pair;
   __asm__("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
   return pair;
+}
+
+PTX uint32_t ptx_e4m3x4(float a, float b, float c, float d) {
+  uint32_t codes;
+  __asm__("{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; cvt.rn.satfinite.e4m3x2.f32 high, %4, %3; "
+          "mov.b32 %0, {low, high}; }"
+          : "=r"(codes)
+          : "f"(a), "f"(b), "f"(c), "f"(d));
+  return codes;
 }
 #endif

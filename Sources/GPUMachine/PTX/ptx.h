@@ -62,6 +62,8 @@ uint32_t ptx_take(uint64_t address);
 void ptx_add_only(uint64_t address, uint32_t value);
 uint32_t ptx_shared_add(uint32_t offset, uint32_t value);
 uint64_t ptx_nanoseconds(void);
+/// At the beginning of a loop's body: the driver's compiler leaves it one loop.
+void ptx_no_unroll(void);
 
 // MARK: Launches that overlap, from sm_90 on
 
@@ -91,9 +93,15 @@ void ptx_bulk_wait(void);
 
 /// The greater of two unsigned 16-bit numbers, for the low and the high halves.
 uint32_t ptx_max_pair(uint32_t a, uint32_t b);
+/// The same of signed ones.
+uint32_t ptx_max_signed_pair(uint32_t a, uint32_t b);
+/// The reciprocal of a number from 1 to 2, whose last digit may be off by one.
+float ptx_reciprocal(float value);
 /// Two BF16, rounded to nearest even; NaN becomes 0x7fff.
 uint32_t ptx_bf16x2(float low, float high);
 /// Two FP8 E4M3, rounded to nearest even, saturating; NaN becomes 0x7f. From sm_89 on.
 uint32_t ptx_e4m3x2(float low, float high);
+/// Four of them, the first in the lowest byte.
+uint32_t ptx_e4m3x4(float a, float b, float c, float d);
 
 #endif
