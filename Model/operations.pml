@@ -3,7 +3,7 @@
  *   Sources/EPKernels/Exchange.swift: exchange, announce, awaitAll, missedRank, fail, compareHeaders, complete, endInVain
  *   Sources/EPKernels/Control.swift: gateOffset
  *   Sources/EPKernels/Placement.swift: place, countBefore
- *   Sources/EPKernels/Dispatch.swift: prepareDispatch, agree, deliverDispatch
+ *   Sources/EPKernels/Dispatch.swift: prepareDispatch, agree, moveRows, endDispatch
  *   Sources/EPKernels/Combine.swift: prepareCombine, findRows, deliverCombine
  *   Sources/SwiftEP/ExpertBuffer+Dispatch.swift: run, offerBlock, launch
  *   Sources/SwiftEP/ExpertBuffer+Combine.swift: run
@@ -317,7 +317,7 @@ inline complete() {
   fi
 }
 
-/* deliverDispatch */
+/* moveRows */
 inline writeRows(counts) {
   do
   :: peer < N && sends(counts, me, peer) ->
