@@ -65,12 +65,12 @@ extension RankView {
   }
 
   /// The first check that has failed.
-  @inlinable var failedCheck: OperationStatus? {
+  @inlinable func failedCheck<M: Machine>(_ machine: M) -> OperationStatus? {
     var check: Int32 = 0
     while check <= Check.order.rawValue {
       let finding = findings.load(SIMD2<Int64>.self, at: check)
       if finding.y != 0 {
-        let step = FlightRecorder(self).progress.step
+        let step = FlightRecorder(self).progress(machine).step
         // What is looked at behind the end of an operation is how it was completed.
         let failedAt = step == .idle ? .completion : step
         let details = (Int64(check) | Int64(failedAt.rawValue) &<< 8, finding.x, finding.y &- 1, Int64(0))
@@ -86,7 +86,7 @@ extension RankView {
 /// ones; peers, which would wait for this rank in vain, are told by the host. To be asked by one worker when all have
 /// arrived.
 @inlinable func endsInFailedCheck<M: Machine>(_ machine: M, view: RankView, operation: OperationView) -> Bool {
-  guard let status = view.failedCheck else { return false }
+  guard let status = view.failedCheck(machine) else { return false }
   machine.forEach(1) { _ in
     operation.set(status)
     view.failure.store(status, at: 0)
@@ -139,7 +139,7 @@ extension RankView {
 @inlinable func checkArrivals<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   let (view, operation) = (arguments.view, arguments.operation)
   // Not all workers need have left the countdown before this one.
-  guard machine.arriveLocal(view.arrivals.advanced(byBytes: 4), for: .rank), operation.isOK else { return }
+  guard machine.arriveLocal(view.arrivals.advanced(byBytes: 4), for: .rank), operation.outcome.isOK else { return }
   checkOrigins(machine, arguments)
   _ = endsInFailedCheck(machine, view: view, operation: operation)
 }

@@ -59,26 +59,29 @@
 
 @inlinable public func combine<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   var arguments = arguments
-  arguments.view = arguments.operation.begun(arguments.view)
+  arguments.view = arguments.operation.begun(machine, arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
-  var (turn, start) = (Turn.follows, machine.noReduce)
+  var start = machine.noReduce
+  let turn: Turn
   if operation.does(.begin) || operation.does(.middle) {
     turn = inTurn(machine, view: view, operation: operation) {
       prepareCombine(machine, arguments) { start = arguments.startEarly(machine) }
     } meanwhile: {
       start = arguments.startEarly(machine)
     } then: {
-      noteExchange(machine, arguments)
+      noteExchange(machine, view, operation, $0)
     }
+  } else {
+    turn = Turn(leads: false, operation.outcome)
   }
-  if turn != .missed { deliverCombine(machine, arguments, from: start, leads: turn == .leads) }
+  deliverCombine(machine, arguments, turn, from: start)
 }
 
 /// First half of a combine: rows outside the arena are staged into it; then the exchange, which says that this rank's
-/// rows are ready. Returns true on the worker that has ended it, for `noteExchange`.
+/// rows are ready. Returns what has come of it to the worker that has ended it.
 @inlinable func prepareCombine<M: Machine>(
   _ machine: M, _ arguments: CombineArguments, meanwhile: () -> Void
-) -> Bool {
+) -> Outcome? {
   let (view, operation) = (arguments.view, arguments.operation)
   let handleEpoch = arguments.handle.epoch(isUsed: arguments.header.fault == 0)
   if (operation.does(.begin) || operation.part.isHalf) && machine.workerIndex == 0 { begin(machine, arguments) }
@@ -86,29 +89,19 @@
     stageRows(machine, arguments)
     stageWeights(machine, arguments)
   }
-  guard machine.arriveLocal(view.arrivals, for: arguments.stages ? view.peers : .rank) else { return false }
-  findRows(machine, arguments, handleEpoch: handleEpoch, fill: { _ in }, meanwhile: meanwhile) { rank, peer in
+  guard machine.arriveLocal(view.arrivals, for: arguments.stages ? view.peers : .rank) else { return nil }
+  return findRows(machine, arguments, handleEpoch: handleEpoch, fill: { _ in }, meanwhile: meanwhile) { rank, peer in
     arguments.readsOwnRows && rank == view.rank
       ? arguments.stagedRows : view.arena(of: rank).advanced(byBytes: peer.outputOffset)
   }
-  return true
-}
-
-/// As that of a dispatch, the other way round.
-@inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let (view, operation) = (arguments.view, arguments.operation)
-  if operation.does(.middle) && operation.isOK {
-    FlightRecorder(view.recording).enter(machine, .deliver, now: machine.now)
-  }
-  if !operation.isAgreed { operation.tell(machine, view) }
 }
 
 /// Of a combine that goes well: how many rows there are, as a dispatch has counted them. By one worker.
-@inlinable func noteRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
-  let handle = arguments.handle
-  FlightRecorder(arguments.view).countBehind(
-    machine, rowsSent: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0),
-    rowsReceived: handle.at(handle.layout.sentRows).load(Int64.self, at: 0))
+///
+/// - Parameter view: of the flight record.
+@inlinable func noteRows<M: Machine>(_ machine: M, _ arguments: CombineArguments, _ view: RankView) {
+  let rows = CountedRows(arguments.handle)
+  FlightRecorder(view).count(machine, CountedRows(sent: rows.received, received: rows.sent))
 }
 
 /// The flight record begins.
@@ -119,7 +112,7 @@
     tokenCount: arguments.handle.layout.chunks.tokenCount, bytesPerRow: arguments.byteCountPerRow)
 }
 
-/// The part of one worker alone: where every rank's rows lie.
+/// The part of one worker alone: where every rank's rows lie. Returns what the status says then.
 ///
 /// - Parameters:
 ///   - fill: as that of `exchange`, like `meanwhile`.
@@ -127,17 +120,17 @@
 @inlinable @inline(__always) func findRows<M: Machine>(
   _ machine: M, _ arguments: CombineArguments, handleEpoch: Int64, fill: (_ pages: ExchangePages) -> Void,
   meanwhile: () -> Void, rows: (_ rank: Int32, _ peer: ExchangeHeader) -> Address
-) {
+) -> Outcome {
   let (handle, operation) = (arguments.handle, arguments.operation)
-  let agreeing = arguments.view.recording
   operation.resetCounter()
   let goesOn = exchange(
-    machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation,
+    machine, view: arguments.view, header: arguments.header, handleEpoch: handleEpoch, operation: operation,
     fill: { pages in if arguments.header.fault == 0 { fill(pages) } }, meanwhile: meanwhile)
-  if !goesOn { return }
-  let view = agreeing.behindExchange
+  if !goesOn { return operation.outcome }
+  let view = arguments.view.behindExchange
   let (status, _) = compareHeaders(machine, view, with: view.rankCount) { rank in
     let peer = exchangeHeader(view, source: rank)
+    operation.note(peer)
     operation.setColumn(Columns.rows, atRank: rank, rows(rank, peer))
     if arguments.isEncoded {
       operation.setColumn(Columns.records, atRank: rank, view.arena(of: rank).advanced(byBytes: peer.recordsOffset))
@@ -147,12 +140,14 @@
     return false
   }
   machine.forEach(1) { _ in operation.set(status) }
-  if status.code != StatusCode.ok.rawValue { return }
+  let outcome = Outcome(code: Int32(truncatingIfNeeded: status.code))
+  if !outcome.isOK { return outcome }
   leaveOutDestinations(machine, view, handle)
   #if CHECKED
     checkRows(machine, arguments)
-    if endsInFailedCheck(machine, view: view, operation: operation) { return }
+    if endsInFailedCheck(machine, view: view, operation: operation) { return operation.outcome }
   #endif
+  return outcome
 }
 
 @inlinable func stageRows<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
@@ -211,23 +206,27 @@
 
 /// Second half: each token's owner reads the rows where they lie, sums them, and then tells their owners that it has.
 ///
-/// - Parameters:
-///   - start: of all tokens, where rows lie at places that are known early.
-///   - leads: whether this worker notes how many rows there are.
+/// - Parameter start: of all tokens, where rows lie at places that are known early.
 @inlinable func deliverCombine<M: Machine>(
-  _ machine: M, _ arguments: CombineArguments, from start: M.ReduceStart, leads: Bool
+  _ machine: M, _ arguments: CombineArguments, _ turn: Turn, from start: M.ReduceStart
 ) {
-  let (view, operation) = (arguments.view, arguments.operation)
-  guard operation.isAgreed else { return }
-  if operation.isOK && operation.does(.middle) {
+  guard turn.outcome.isAgreed else { return }
+  if turn.outcome.isOK && arguments.operation.does(.middle) {
     let (tokens, weights) = (arguments.allTokens, arguments.rowWeights)
     let start =
       arguments.startsEarly ? start : arguments.startSums(machine, of: tokens, rowWeights: weights)
     sumRows(machine, arguments, of: tokens, rowWeights: weights, from: start)
     if !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
   }
-  let notesRows: Int32 = leads && operation.isOK && operation.does(.middle) ? 1 : 0
-  complete(machine, view: view, operation: operation, meanwhile: { if notesRows != 0 { noteRows(machine, arguments) } })
+  endCombine(machine, arguments, turn)
+}
+
+/// What comes when this worker has read its rows: the signals.
+@inlinable @inline(__always) func endCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments, _ turn: Turn) {
+  let notesRows: Int32 = turn.outcome.isOK ? turn.leads : 0
+  complete(
+    machine, view: arguments.view, operation: arguments.operation, turn.outcome,
+    meanwhile: { view in if notesRows != 0 { noteRows(machine, arguments, view) } })
 }
 
 extension CombineArguments {

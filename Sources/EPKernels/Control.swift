@@ -45,8 +45,12 @@
   public var epoch: UInt64 = 0
   /// All ranks' blocks of the operation's exchange, as kernels read them behind it.
   public var blocks: Address = .null
-  /// Of the operation's flight record; 0: to be looked up.
+  /// Of the operation's flight record; kernels find it when they begin.
   public var flightIndex: Int64 = 0
+  /// Not zero: that record has been begun, by the host or by an earlier launch. An integer, since kernels keep those in registers.
+  public var isRecorded: Int32 = 0
+  /// Where the status lies of an operation that missed a rank before this one; kernels look when they begin. Null where none has.
+  public var earlierFailure: Address = .null
 
   @inlinable public init(
     rank: Int32, rankCount: Int32, expertCount: Int32, localExpertCount: Int32, arenas: Address, ownArena: Address,
@@ -217,7 +221,7 @@
   /// "SwiftEP" and a zero, as bytes.
   @inlinable public static var magicNumber: UInt64 { 0x0050_4574_6669_7753 }
   /// To be raised with every change to the place or the meaning of a control word.
-  @inlinable public static var layoutVersion: Int32 { 8 }
+  @inlinable public static var layoutVersion: Int32 { 9 }
   @inlinable public static var byteCount: Int64 { 64 }
 }
 
@@ -259,6 +263,8 @@
   public var masked: Int64 = 0
   /// Combine of LogFMT rows: where this rank's records lie in its arena.
   public var recordsOffset: Int64 = 0
+  /// Not zero: this rank's completion comes from a launch that follows. Of an operation in parts, kernels say so.
+  public var completesLater: Int64 = 0
 
   @inlinable public init() {}
 
@@ -272,6 +278,7 @@
   @inlinable static var handleIndex: Int32 { Int32(truncatingIfNeeded: HeaderField.handle.rawValue) }
   @inlinable static var capacityIndex: Int32 { faultIndex &+ 5 }
   @inlinable static var maskedIndex: Int32 { faultIndex &+ 8 }
+  @inlinable static var laterIndex: Int32 { faultIndex &+ 10 }
 }
 
 /// The fields of a header that all ranks must agree on, numbered as they lie in it.

@@ -114,50 +114,65 @@
 /// A whole dispatch, for outputs of the worst case: no host has to know the counts in between.
 @inlinable public func dispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   var arguments = arguments
-  arguments.view = arguments.operation.begun(arguments.view)
+  expectRouting(machine, arguments)
+  arguments.view = arguments.operation.begun(machine, arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
-  var (turn, start) = (Turn.follows, machine.noScatter)
+  var start = machine.noScatter
+  let turn: Turn
   if operation.does(.begin) || operation.does(.middle) {
     turn = inTurn(machine, view: view, operation: operation) {
       prepareDispatch(machine, arguments) { start = arguments.startEarly(machine) }
     } meanwhile: {
       start = arguments.startEarly(machine)
-    } then: {
-      noteExchange(machine, arguments)
-      if !operation.countsRowsLast(view) { noteRows(machine, arguments, arguments.knownRows) }
+    } then: { outcome in
+      noteExchange(machine, view, operation, outcome)
+      if !operation.countsRowsLast(view) { noteRows(machine, arguments, view, outcome) }
     }
+  } else {
+    turn = Turn(leads: false, operation.outcome)
   }
-  if turn == .missed || !operation.isOK || !operation.does(.middle) {
+  if !turn.outcome.isOK || !operation.does(.middle) {
     machine.abandon(start)
   } else {
     if !arguments.startsEarly { start = machine.startScatter(arguments.scatterJob) }
     moveRows(machine, arguments, from: start, isCounted: arguments.isCached)
   }
-  if turn == .missed { return }
-  let isLeft = turn == .leads && operation.countsRowsLast(view)
-  endDispatch(machine, arguments, rowsToNote: isLeft ? arguments.knownRows : .none)
+  endDispatch(machine, arguments, turn.outcome, countsRows: operation.countsRowsLast(view) ? turn.leads : 0)
+}
+
+/// What a worker numbers its first chunk by.
+@inlinable func expectRouting<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
+  let (view, routing) = (arguments.view, arguments.routing)
+  machine.expect(view.arenas, byteCount: 8 &* Int64(view.rankCount))
+  if arguments.isCached || routing.topK == 0 || arguments.header.fault != 0 { return }
+  machine.expect(view.expertOwner, byteCount: 4 &* Int64(view.expertCount))
+  let tokens = arguments.handle.layout.chunks.tokens(of: machine.workerIndex)
+  let tokenByteCount = Int64(routing.topK) &* Int64(routing.indexByteCount)
+  machine.expect(
+    routing.indices.advanced(byBytes: Int64(tokens.lowerBound) &* tokenByteCount),
+    byteCount: Int64(tokens.upperBound &- tokens.lowerBound) &* tokenByteCount)
 }
 
 /// The first half of a dispatch with exact sizing: the host waits for its status.
 @inlinable public func prepareExactDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   var arguments = arguments
-  arguments.view = arguments.operation.begun(arguments.view)
+  arguments.view = arguments.operation.begun(machine, arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
-  if !prepareDispatch(machine, arguments, meanwhile: {}) { return }
-  noteExchange(machine, arguments)
-  guard operation.does(.middle), operation.isAgreed else { return }
-  noteRows(machine, arguments, arguments.knownRows)
-  if !operation.isOK { endInVain(machine, view: view, operation: operation) }
+  guard let outcome = prepareDispatch(machine, arguments, meanwhile: {}) else { return }
+  noteExchange(machine, view, operation, outcome)
+  guard operation.does(.middle), outcome.isAgreed else { return }
+  noteRows(machine, arguments, view, outcome)
+  if !outcome.isOK { endInVain(machine, view: view, operation: operation) }
   operation.tell(machine, view)
 }
 
 /// First half of a dispatch: layout, exchange, placement. Afterwards every rank knows every row's place, and nothing
-/// has moved. Returns true on the worker that has ended it, for `noteExchange`.
+/// has moved. Returns what has come of it to the worker that has ended it.
 ///
 /// - Parameter meanwhile: as that of `exchange`.
 @inlinable func prepareDispatch<M: Machine>(
   _ machine: M, _ arguments: DispatchArguments, meanwhile: () -> Void
-) -> Bool {
+) -> Outcome? {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
   let handleEpoch = handle.epoch(isUsed: arguments.isCached && arguments.header.fault == 0)
   // The first worker has the most to do.
@@ -172,9 +187,8 @@
       chunk = chunk &+ machine.workerCount
     }
   }
-  guard machine.arriveLocal(view.arrivals, for: .rank) else { return false }
-  agree(machine, arguments, handleEpoch: handleEpoch, isLaidOut: isLaidOut, meanwhile: meanwhile)
-  return true
+  guard machine.arriveLocal(view.arrivals, for: .rank) else { return nil }
+  return agree(machine, arguments, handleEpoch: handleEpoch, isLaidOut: isLaidOut, meanwhile: meanwhile)
 }
 
 /// Rows of scales, which go with their tokens' rows later, from columns.
@@ -213,76 +227,64 @@
     tokenCount: arguments.handle.layout.chunks.tokenCount, bytesPerRow: arguments.columns.byteCountPerRow)
 }
 
-/// The part of one worker alone: what all ranks tell each other, and what follows from it.
+/// The part of one worker alone: what all ranks tell each other, and what follows from it. Returns what the status says then.
 @inlinable func agree<M: Machine>(
   _ machine: M, _ arguments: DispatchArguments, handleEpoch: Int64, isLaidOut: Bool, meanwhile: () -> Void
-) {
+) -> Outcome {
   let (handle, operation) = (arguments.handle, arguments.operation)
-  let agreeing = arguments.view.recording
   operation.resetCounter()
   // What a later call finds in the handle must not be what lay there before.
   let empty = { if !arguments.isCached { handle.at(handle.layout.epoch).store(UInt64(0), at: 0) } }
   let goesOn = exchange(
-    machine, view: agreeing, header: arguments.header, handleEpoch: handleEpoch, operation: operation,
+    machine, view: arguments.view, header: arguments.header, handleEpoch: handleEpoch, operation: operation,
     fill: { pages in if isLaidOut { sumChunks(machine, arguments, into: pages) } }, meanwhile: meanwhile)
-  if !goesOn { return empty() }
-  let view = agreeing.behindExchange
-  let status = place(machine, view: view, arguments)
-  let fits = status.code == StatusCode.ok.rawValue
+  if !goesOn {
+    empty()
+    return operation.outcome
+  }
+  let view = arguments.view.behindExchange
+  let outcome = Outcome(code: Int32(truncatingIfNeeded: place(machine, view: view, arguments).code))
   // The headers call for another end.
-  if !fits && status.code != StatusCode.overflow.rawValue { return empty() }
+  if !outcome.isOK && !outcome.overflows {
+    empty()
+    return outcome
+  }
   leaveOutDestinations(machine, view, handle)
-  if arguments.countsFirst && fits { countReceived(machine, arguments, isFitting: true) }
+  if arguments.countsFirst && outcome.isOK { _ = countReceived(machine, arguments, isFitting: true) }
   #if CHECKED
     if !arguments.isCached { checkCounts(machine, view: view, topK: arguments.routing.topK) }
     checkOffers(machine, view: view)
     if endsInFailedCheck(machine, view: view, operation: operation) {
-      return handle.at(handle.layout.epoch).store(UInt64(0), at: 0)
+      handle.at(handle.layout.epoch).store(UInt64(0), at: 0)
+      return operation.outcome
     }
   #endif
   // Its places would lie outside the outputs.
-  if !fits { empty() }
+  if !outcome.isOK { empty() }
+  return outcome
 }
 
 /// What follows from an exchange, and this rank's other workers need not wait for: that rows move is noted, or the host is told
 /// what this rank alone has failed with.
-@inlinable func noteExchange<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
-  let (view, operation) = (arguments.view, arguments.operation)
-  if operation.does(.middle) && operation.isOK {
-    FlightRecorder(view.recording).enter(machine, .deliver, now: machine.now)
-  }
-  if !operation.isAgreed { operation.tell(machine, view) }
+@inlinable func noteExchange<M: Machine>(
+  _ machine: M, _ view: RankView, _ operation: OperationView, _ outcome: Outcome
+) {
+  if outcome.isOK && operation.does(.middle) { FlightRecorder(view).enter(machine, .deliver, now: machine.now) }
+  if !outcome.isAgreed { operation.tell(machine, view) }
 }
 
-/// What an exchange says of a rank's rows. A number, since kernels keep those in registers.
-@frozen @usableFromInline struct KnownRows: Equatable {
-  @usableFromInline let code: Int32
-  @inlinable init(code: Int32) { self.code = code }
-
-  @inlinable static var none: Self { Self(code: 0) }
-  /// How many there are, but they do not fit.
-  @inlinable static var counts: Self { Self(code: 1) }
-  @inlinable static var all: Self { Self(code: 2) }
-}
-
-extension DispatchArguments {
-  @inlinable var knownRows: KnownRows {
-    let code = operation.status.code
-    guard operation.does(.middle) else { return .none }
-    return code == StatusCode.ok.rawValue ? .all : code == StatusCode.overflow.rawValue ? .counts : .none
+/// Counts this rank's rows and notes how many they are, where the exchange says so. By one worker, which no other waits for.
+///
+/// - Parameter view: of the flight record.
+@inlinable func noteRows<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, _ view: RankView, _ outcome: Outcome
+) {
+  guard arguments.operation.does(.middle), outcome.isOK || outcome.overflows else { return }
+  var rows = CountedRows(arguments.handle)
+  if !arguments.isCached && !(arguments.countsFirst && outcome.isOK) {
+    rows = countReceived(machine, arguments, isFitting: outcome.isOK)
   }
-}
-
-/// Counts this rank's rows and notes how many they are, if that is known. By one worker, which no other waits for.
-@inlinable func noteRows<M: Machine>(_ machine: M, _ arguments: DispatchArguments, _ known: KnownRows) {
-  if known == .none { return }
-  let handle = arguments.handle
-  if !arguments.isCached && !(arguments.countsFirst && known == .all) {
-    countReceived(machine, arguments, isFitting: known == .all)
-  }
-  FlightRecorder(arguments.view).countBehind(
-    machine, rowsSent: handle.at(handle.layout.sentRows).load(Int64.self, at: 0),
-    rowsReceived: handle.at(handle.layout.receivedRows).load(Int64.self, at: 0))
+  FlightRecorder(view).count(machine, rows)
 }
 
 /// This rank's tokens per rank and per expert: its chunks' counters, summed. What each sum is before a chunk is the
@@ -319,27 +321,30 @@ extension DispatchArguments {
 @inlinable public func deliverExactDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   var arguments = arguments
   let operation = arguments.operation
+  arguments.view = arguments.view.recorded(machine)
   arguments.view.epoch = operation.at(operation.layout.epoch).load(UInt64.self, at: 0)
-  if operation.isOK && operation.does(.middle) {
+  let outcome = operation.outcome
+  if outcome.isOK && operation.does(.middle) {
     moveRows(machine, arguments, from: machine.startScatter(arguments.scatterJob), isCounted: true)
   }
-  endDispatch(machine, arguments, rowsToNote: .none)
+  endDispatch(machine, arguments, outcome, countsRows: 0)
 }
 
 /// What comes when this worker has sent its rows: the signals.
 ///
-/// - Parameter rowsToNote: that this worker has still to count: behind the signals, since no peer waits for it.
-@inlinable func endDispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments, rowsToNote: KnownRows) {
+/// - Parameter countsRows: not zero: this worker has still to count this rank's rows: behind the signals, since no peer waits for it.
+@inlinable func endDispatch<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, _ outcome: Outcome, countsRows: Int32
+) {
   let (view, handle, operation) = (arguments.view, arguments.handle, arguments.operation)
-  guard operation.isAgreed else { return }
+  guard outcome.isAgreed else { return }
   if operation.part == .receiveDispatch {
     if endsAsEarlier(machine, view: view, operation: operation) { return operation.tell(machine, view) }
     begin(machine, arguments, .receiveDispatch)
   }
-  let rowsMoved = arguments.knownRows
-  complete(machine, view: view, operation: operation) {
-    if rowsMoved == .all { markPadding(machine, arguments) }
-    noteRows(machine, arguments, rowsToNote)
+  complete(machine, view: view, operation: operation, outcome) { view in
+    if outcome.isOK { markPadding(machine, arguments) }
+    if countsRows != 0 { noteRows(machine, arguments, view, outcome) }
   } behind: {
     leaveOutSources(machine, view, handle, expertAlignment: arguments.expertAlignment)
   }

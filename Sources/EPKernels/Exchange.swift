@@ -24,7 +24,7 @@
       return false
     }
   } else {
-    if !operation.isOK { return false }
+    if !operation.outcome.isOK { return false }
     if operation.part.isHalf && endsAsEarlier(machine, view: view, operation: operation) { return false }
     begin = resume(machine, view: view, operation: operation)
   }
@@ -57,6 +57,7 @@
     if view.isMasked(rank) { return }
     var word = word
     if index == ExchangeHeader.maskedIndex { word = masked }
+    if index == ExchangeHeader.laterIndex && !operation.does(.middle) { word = 1 }
     if index == ExchangeHeader.handleIndex && handleEpoch >= 0 { word = handleEpoch }
     // Of a dispatch that has failed since this operation was queued.
     if index == ExchangeHeader.faultIndex && handleEpoch == 0 { word = InputFault.emptyHandle.rawValue }
@@ -128,7 +129,7 @@
 
 /// Whether an earlier operation has missed a rank; this one has ended with that, then.
 @inlinable func endsAsEarlier<M: Machine>(_ machine: M, view: RankView, operation: OperationView) -> Bool {
-  let place = earlierFailure(view)
+  let place = view.earlierFailure
   if place.isNull { return false }
   machine.forEach(1) { _ in
     let earlier = OperationStatus(failureAt: place)
@@ -139,7 +140,7 @@
 }
 
 /// Where the status lies that an earlier operation failed with, or the call before this one; null where none has.
-@inlinable func earlierFailure(_ view: RankView) -> Address {
+@inlinable func findEarlierFailure(_ view: RankView) -> Address {
   let before = view.hostFailure.isNull ? view.failure : view.hostFailure
   // Both are looked up, so that neither waits for the other.
   let (ownCode, codeBefore) = (view.failure.load(Int64.self, at: 0), before.load(Int64.self, at: 0))
@@ -147,32 +148,37 @@
   return codeBefore != StatusCode.ok.rawValue ? before : .null
 }
 
-/// What a worker is behind the part of its operation that one goes through alone.
-@frozen @usableFromInline enum Turn {
-  /// That one.
-  case leads
-  case follows
-  /// That one did not come: not all of this rank's workers run.
-  case missed
+/// What a worker knows behind the part of its operation that one goes through alone.
+@frozen @usableFromInline struct Turn {
+  /// Not zero: it is that one. An integer, since kernels keep those in registers.
+  @usableFromInline let leads: Int32
+  /// What the operation's status said then.
+  @usableFromInline let outcome: Outcome
+
+  @inlinable init(leads: Bool, _ outcome: Outcome) {
+    self.leads = leads ? 1 : 0
+    self.outcome = outcome
+  }
 }
 
-/// Runs `first` on all workers; one of them ends it alone, to which it returns true. The others wait for that one, and
+/// Runs `first` on all workers; one of them ends it alone, to which it returns what has come of it. The others wait for that one, and
 /// see all that it saw; before they wait, they run `meanwhile`. It runs `then` when it has let them go on.
 @inlinable func inTurn<M: Machine>(
-  _ machine: M, view: RankView, operation: OperationView, _ first: () -> Bool, meanwhile: () -> Void, then: () -> Void
+  _ machine: M, view: RankView, operation: OperationView, _ first: () -> Outcome?, meanwhile: () -> Void,
+  then: (Outcome) -> Void
 ) -> Turn {
   let arena = view.ownArena
   // Nobody lets anybody go on before all have come this far.
   let turn = arena.advanced(byBytes: ControlLayout.turnOffset).load(UInt64.self, at: 0) &+ 1
   let begin = machine.now
-  if first() {
+  if let outcome = first() {
     if machine.workerCount > 1 {
       machine.signal(1, to: .rank) { _ in
         SignalWord(arena: arena, offset: ControlLayout.turnOffset, epoch: turn)
       }
     }
-    then()
-    return .leads
+    then(outcome)
+    return Turn(leads: true, outcome)
   }
   meanwhile()
   // Later than the peers' deadline, whenever the one begins to wait for them: who is missing should be told by it.
@@ -184,12 +190,13 @@
       arena, count: 1, epoch: turn, as: .rank, deadline: deadline, alarm: view.alarm, heard: heard,
       offset: { _ in ControlLayout.turnOffset }, awaited: { _ in }, seen: { _ in })
     switch wait.result {
-    case .signalled: return .follows
+    case .signalled: return Turn(leads: false, operation.outcome)
     case .alarmed: heard = machine.hear(view.alarm)
     case .timedOut:
       let missing = Missing(rank: view.rank, slot: .exchange, epoch: turn)
+      // That one did not come: not all of this rank's workers run.
       fail(machine, .timeout, missing, view: view, since: begin, operation: operation)
-      return .missed
+      return Turn(leads: false, Outcome(.timeout))
     }
   }
 }
@@ -368,44 +375,55 @@ extension RankView {
 /// this rank tells all peers, then waits for all of them.
 ///
 /// - Parameters:
-///   - meanwhile: what no peer waits for. Run by every worker when it has been counted in, by the last when it has told the peers:
-///     what the operation's status says may change by then.
+///   - outcome: what the operation's status says.
+///   - meanwhile: what no peer waits for. Run by every worker when it has been counted in, by the last when it has told the peers.
 ///   - behind: run by that one when all peers have come.
 @inlinable @inline(__always) func complete<M: Machine>(
-  _ machine: M, view: RankView, operation: OperationView, meanwhile: () -> Void = {}, behind: () -> Void = {}
+  _ machine: M, view: RankView, operation: OperationView, _ outcome: Outcome, meanwhile: (RankView) -> Void = { _ in },
+  behind: () -> Void = {}
 ) {
   var view = view
   let begin: UInt64
   if operation.does(.middle) {
+    // Again, rather than to keep it while rows move; and before this worker is counted in, since nobody ends the record until then.
+    view = view.recorded(machine)
+    let completesLater = operation.at(operation.layout.completesLater).load(UInt32.self, at: 0)
     let isLast = machine.arriveLocal(view.arrivals, for: view.peers)
     if isLast {
-      // Before the signal, which takes longer, since it is needed behind it.
-      view = view.recording
       #if CHECKED
         if endsInFailedCheck(machine, view: view, operation: operation) { return }
       #endif
       signalPeers(machine, view: view, slot: .completion)
+      // All peers' workers run, up to their completions: blocks that wait for this launch take none of their places.
+      if outcome.isOK && completesLater == 0 { machine.startNext() }
     }
-    meanwhile()
+    meanwhile(view)
     if !isLast { return }
     begin = machine.now
     if !operation.does(.end) {
       return pause(machine, .completion, now: begin, view: view, operation: operation)
     }
   } else if operation.does(.end) {
-    view = view.recording
     begin = resume(machine, view: view, operation: operation)
   } else {
     return
   }
   let seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
   guard let seen else { return }
-  // Not before: until then, blocks that wait for this launch could take the places of peers' that it waits for.
   machine.startNext()
   behind()
-  FlightRecorder(view).finish(machine, operation.status, now: seen)
-  operation.noteMask(machine, view)
+  finish(machine, view: view, operation: operation, outcome, now: seen)
+  if outcome.isOK { operation.noteMask(machine, view) }
   operation.tell(machine, view)
+}
+
+/// The flight record of an operation ends that all ranks have come to the end of.
+@inlinable func finish<M: Machine>(
+  _ machine: M, view: RankView, operation: OperationView, _ outcome: Outcome, now: UInt64
+) {
+  let recorder = FlightRecorder(view)
+  if outcome.isOK { return recorder.finish(machine, now: now) }
+  recorder.finish(machine, operation.status, now: now)
 }
 
 /// The same by one worker alone, of an operation in which nothing moves.

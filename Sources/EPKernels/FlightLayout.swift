@@ -4,8 +4,8 @@
 ///
 /// Everything hangs on one word, `progress`. A reader that finds operation *n* in it may read the records of the
 /// `recordCount` operations up to *n*; when it has, it looks again, and drops those that may have been overwritten
-/// meanwhile. The record of *n* itself is complete once its step is `idle`, but for how many rows there were, which may be
-/// noted a moment later; before that, a word of it is zero or final. Where *n* begins, the record of *n* + 1 is cleared, so
+/// meanwhile. The record of *n* itself is complete once its step is `idle` and its end is noted, which may be seen a moment later, as
+/// may what was noted last before that, where the operation went well; before that, a word of it is zero or final. Where *n* begins, the record of *n* + 1 is cleared, so
 /// that no order is needed: readers of *n* - 1 read none in its place.
 @frozen public struct FlightLayout {
   public var rankCount: Int32

@@ -7,27 +7,24 @@
   public var base: Address
   public var layout: FlightLayout
   /// `RankView.flightIndex`.
-  @usableFromInline var knownIndex: Int64 = 0
+  @usableFromInline let index: Int64
 
-  @inlinable public init(_ view: RankView) {
-    self.init(view, arena: view.ownArena)
-    knownIndex = view.flightIndex
-  }
+  /// Of the operation that the view is of.
+  @inlinable public init(_ view: RankView) { self.init(view, arena: view.ownArena) }
 
   /// That of the rank whose arena it is.
   @inlinable public init(_ view: RankView, arena: Address) {
     base = arena.advanced(byBytes: view.control.recorderOffset)
     layout = FlightLayout(rankCount: view.rankCount)
+    index = view.flightIndex
   }
 
   @inlinable func at(_ offset: Int64) -> Address { base.advanced(byBytes: offset) }
 
-  @inlinable var progress: FlightProgress {
-    FlightProgress(word: at(FlightLayout.progressOffset).load(UInt64.self, at: 0))
+  /// Of the operation that has begun last.
+  @inlinable func progress<M: Machine>(_ machine: M) -> FlightProgress {
+    FlightProgress(word: machine.peek(at(FlightLayout.progressOffset)))
   }
-
-  /// Of the operation that the view is of, where it knows, or else of the one that has begun last.
-  @inlinable var index: Int64 { knownIndex == 0 ? progress.index : knownIndex }
 
   @inlinable var record: Address { at(layout.offset(ofRecord: index)) }
 
@@ -39,42 +36,28 @@
 
   /// This rank waits for the events that its call is to wait for; the operation's record begins.
   @inlinable public func awaitInput<M: Machine>(_ machine: M, view: RankView, operation: Int64) {
-    let last = progress
-    if !hasFailed(view) && last.step != .input { _ = open(machine, behind: last.index, operation: operation, .input) }
+    if view.isRecorded == 0 && findEarlierFailure(view).isNull { open(machine, operation: operation, .input) }
   }
 
   /// The operation begins, and its record unless that has begun already.
   @inlinable func begin<M: Machine>(
     _ machine: M, view: RankView, operation: Int64, tokenCount: Int32, bytesPerRow: Int64
   ) {
-    let last = progress
-    if hasFailed(view) { return }
-    let record: Address
-    if last.step == .input {
+    if !view.earlierFailure.isNull { return }
+    if view.isRecorded != 0 {
       enter(machine, .prepare, now: machine.now)
-      record = self.record
     } else {
-      record = open(machine, behind: last.index, operation: operation, .prepare)
+      open(machine, operation: operation, .prepare)
     }
     note(machine, .tokenCount, in: record, UInt64(truncatingIfNeeded: tokenCount))
     note(machine, .bytesPerRow, in: record, UInt64(bitPattern: bytesPerRow))
   }
 
-  @inlinable func hasFailed(_ view: RankView) -> Bool {
-    !earlierFailure(view).isNull
-  }
-
-  /// Begins the record behind that of operation `last`.
-  @inlinable func open<M: Machine>(
-    _ machine: M, behind last: Int64, operation: Int64, _ step: FlightStep
-  ) -> Address {
-    let index = last &+ 1
-    let record = at(layout.offset(ofRecord: index))
+  /// The operation's record begins.
+  @inlinable func open<M: Machine>(_ machine: M, operation: Int64, _ step: FlightStep) {
     machine.noteZeros(FlightField.count, at: at(layout.offset(ofRecord: index &+ 1)))
     note(machine, .operation, in: record, UInt64(bitPattern: operation))
-    note(machine, step.beganField, in: record, machine.now)
-    machine.note(FlightProgress(index: index, step: step).word, at: at(FlightLayout.progressOffset))
-    return record
+    enter(machine, step, now: machine.now)
   }
 
   /// This rank's exchange of `epoch` begins.
@@ -88,27 +71,24 @@
   }
 
   /// Of this rank, as both follow from an exchange; its own rows included.
-  @inlinable func count<M: Machine>(_ machine: M, rowsSent: Int64, rowsReceived: Int64) {
-    let record = record
-    note(machine, .rowsSent, in: record, UInt64(bitPattern: rowsSent))
-    note(machine, .rowsReceived, in: record, UInt64(bitPattern: rowsReceived))
-  }
-
-  /// The same by a worker beside which another one may go on with the record.
-  @inlinable func countBehind<M: Machine>(_ machine: M, rowsSent: Int64, rowsReceived: Int64) {
-    var known = self
-    known.knownIndex = FlightProgress(word: machine.read(at(FlightLayout.progressOffset))).index
-    known.count(machine, rowsSent: rowsSent, rowsReceived: rowsReceived)
+  @inlinable func count<M: Machine>(_ machine: M, _ rows: CountedRows) {
+    note(machine, .rowsSent, in: record, UInt64(bitPattern: rows.sent))
+    note(machine, .rowsReceived, in: record, UInt64(bitPattern: rows.received))
   }
 
   /// The operation has ended, well or not.
   @inlinable public func finish<M: Machine>(_ machine: M, _ status: OperationStatus, now: UInt64) {
-    let record = record
     note(machine, .statusCode, in: record, UInt64(bitPattern: status.code))
     note(machine, .statusRank, in: record, UInt64(bitPattern: status.rank))
     note(machine, .ended, in: record, now)
     machine.publish(
       FlightProgress(index: index, step: .idle).word, at: at(FlightLayout.progressOffset))
+  }
+
+  /// It has ended well. Not published, since the rank's next operation would wait for that.
+  @inlinable func finish<M: Machine>(_ machine: M, now: UInt64) {
+    note(machine, .ended, in: record, now)
+    machine.note(FlightProgress(index: index, step: .idle).word, at: at(FlightLayout.progressOffset))
   }
 
   // MARK: Waits
@@ -130,7 +110,6 @@
     _ machine: M, peer: Int32, slot: SignalSlot, epoch: UInt64, nanoseconds: UInt64, longest: UInt64
   ) {
     let isExchange = slot == .exchange
-    let record = record
     note(machine, isExchange ? .exchangePeer : .completionPeer, in: record, UInt64(truncatingIfNeeded: peer))
     note(machine, isExchange ? .exchangeWait : .completionWait, in: record, nanoseconds)
     if nanoseconds <= longest { return }
@@ -160,10 +139,12 @@
 }
 
 extension RankView {
-  /// As the view is while one worker keeps the record of an operation that has begun.
-  @inlinable var recording: RankView {
+  /// The view of an operation that begins, or goes on: there is one at a time.
+  @inlinable public func recorded<M: Machine>(_ machine: M) -> RankView {
+    let last = FlightRecorder(self).progress(machine)
     var view = self
-    view.flightIndex = FlightRecorder(self).index
+    view.isRecorded = last.step == .idle ? 0 : 1
+    view.flightIndex = last.index &+ 1 &- Int64(view.isRecorded)
     return view
   }
 }

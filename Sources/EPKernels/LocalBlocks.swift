@@ -239,6 +239,8 @@
   @inlinable public var status: Int64 { 0 }
   /// UInt32: `ScatterJob.counter`, `ReduceJob.counter`.
   @inlinable var counter: Int64 { 64 }
+  /// UInt32: not zero: some rank's completion comes from a launch that follows.
+  @inlinable var completesLater: Int64 { 68 }
   /// UInt64: when the wait between two parts began.
   @inlinable var waitBegan: Int64 { 72 }
   /// UInt64: of its exchange.
@@ -311,10 +313,11 @@
   /// Whether this launch includes the part.
   @inlinable func does(_ part: OperationPart) -> Bool { self.part.includes(part) }
 
-  /// What kernels of this launch know of its rank.
-  @inlinable func begun(_ view: RankView) -> RankView {
-    var view = view
+  /// What kernels of this launch know of its rank when they begin: looked up side by side, so that nothing waits for it later.
+  @inlinable func begun<M: Machine>(_ machine: M, _ view: RankView) -> RankView {
+    var view = view.recorded(machine)
     view.epoch = does(.begin) ? view.nextEpoch : at(layout.epoch).load(UInt64.self, at: 0)
+    view.earlierFailure = findEarlierFailure(view)
     return view
   }
 
@@ -341,7 +344,7 @@
   }
   /// In the details of a status that is `ok`.
   @inlinable func noteMask<M: Machine>(_ machine: M, _ view: RankView) {
-    if !view.masksRanks || !isOK { return }
+    if !view.masksRanks { return }
     machine.forEach(1) { _ in
       at(layout.status).store(view.mask(.masked), at: 2)
       at(layout.status).store(view.mask(.missed), at: 3)
@@ -351,7 +354,7 @@
   @inlinable func tell<M: Machine>(_ machine: M, _ view: RankView) {
     machine.forEach(1) { _ in report.store(status, at: 0) }
     // The parts that are left have nothing to wait for; where all ranks have the same status, they all come to the end.
-    if !part.isWhole && !isAgreed { openGates(machine, view) }
+    if !part.isWhole && !outcome.isAgreed { openGates(machine, view) }
   }
   @inlinable func noteWait(for peer: Int32, nanoseconds: UInt64) {
     if !waits.isNull { waits.store(waits.load(UInt64.self, at: peer) &+ nanoseconds, at: peer) }
@@ -362,14 +365,13 @@
   @inlinable var counter: Address { at(layout.counter) }
   @inlinable public var scaleRows: Address { at(layout.scaleRows) }
   @inlinable var groupStarts: Address { at(layout.groupStarts) }
-  @inlinable func resetCounter() { counter.store(UInt32(0), at: 0) }
-  @inlinable var isOK: Bool { status.code == StatusCode.ok.rawValue }
-  /// Whether all ranks have the same status, good or bad.
-  @inlinable var isAgreed: Bool {
-    let code = status.code
-    return code == StatusCode.ok.rawValue || code == StatusCode.inputFault.rawValue
-      || code == StatusCode.disagreement.rawValue || code == StatusCode.overflow.rawValue
+  /// By the worker that begins the exchange.
+  @inlinable func resetCounter() { counter.store(SIMD2<UInt32>(0, 0), at: 0) }
+  /// - Parameter header: of any rank.
+  @inlinable func note(_ header: ExchangeHeader) {
+    if header.completesLater != 0 { at(layout.completesLater).store(UInt32(1), at: 0) }
   }
+  @inlinable var outcome: Outcome { Outcome(code: Int32(truncatingIfNeeded: status.code)) }
 
   @inlinable func column(_ column: Int32, atRank rank: Int32) -> Address {
     Address(bits: at(layout.columns).load(UInt64.self, at: rank &* Columns.count &+ column))
@@ -382,4 +384,20 @@
   @inlinable func counters(ofChunk chunk: Int32) -> Address {
     at(layout.chunkCounters &+ 4 &* Int64(chunk) &* Int64(layout.counterCount))
   }
+}
+
+/// What a status says, looked up once. A number, since kernels keep those in registers.
+@frozen @usableFromInline struct Outcome {
+  /// `StatusCode`.
+  @usableFromInline let code: Int32
+
+  @inlinable init(code: Int32) { self.code = code }
+  @inlinable init(_ code: StatusCode) { self.code = Int32(truncatingIfNeeded: code.rawValue) }
+
+  @inlinable var isOK: Bool { `is`(.ok) }
+  /// Whether all ranks have the same status, good or bad.
+  @inlinable var isAgreed: Bool { isOK || `is`(.inputFault) || `is`(.disagreement) || overflows }
+  @inlinable var overflows: Bool { `is`(.overflow) }
+
+  @inlinable func `is`(_ code: StatusCode) -> Bool { self.code == Int32(truncatingIfNeeded: code.rawValue) }
 }

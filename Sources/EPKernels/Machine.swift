@@ -111,6 +111,9 @@ public protocol Machine {
   /// Fills `byteCount` bytes, a multiple of 4, with a repeated 32-bit pattern, by this worker alone.
   func fill(_ destination: Address, byteCount: Int64, pattern: UInt32)
 
+  /// This worker reads of those bytes soon, and nobody changes them before: some may be brought closer meanwhile.
+  func expect(_ address: Address, byteCount: Int64)
+
   /// Calls `body` with every word of the header of this launch's arguments, so many times. By this worker alone.
   func forEachWord(
     of header: ExchangeHeader, copyCount: Int32, _ body: (_ copy: Int32, _ index: Int32, _ word: Int64) -> Void)
@@ -184,6 +187,9 @@ public protocol Machine {
 
   /// A word that some rank notes or publishes.
   func read(_ address: Address) -> UInt64
+
+  /// As `read`, where what else that rank has noted does not matter.
+  func peek(_ address: Address) -> UInt64
 }
 
 /// Whom stores are for.

@@ -21,6 +21,7 @@
     let rows = exchangedRows(machine, view, arguments, atRank: rank)
     if column == 0 && !arguments.isCached { placeRank(handle, rank, rows) }
     let fit = OutputFit(view, columns: columns, rowCount: rows.count, atRank: rank)
+    if column == 0 { operation.note(fit.header) }
     if column == 0 && rank == view.rank { operation.setOutput(fit, columns) }
     let block = view.arena(of: rank).advanced(byBytes: fit.header.outputOffset)
     operation.setColumn(
@@ -119,10 +120,28 @@
   handle.at(layout.firstRows).store(groupStart &+ before, at: key)
 }
 
-/// Fills the handle's counts of what this rank sends and receives. Run by the worker that has placed its rows.
+/// Rows of a dispatch that a rank sends and receives.
+@frozen @usableFromInline struct CountedRows {
+  @usableFromInline let sent: Int64
+  @usableFromInline let received: Int64
+
+  @inlinable init(sent: Int64, received: Int64) {
+    self.sent = sent
+    self.received = received
+  }
+
+  /// Of a handle that is complete.
+  @inlinable init(_ handle: HandleView) {
+    sent = handle.at(handle.layout.sentRows).load(Int64.self, at: 0)
+    received = handle.at(handle.layout.receivedRows).load(Int64.self, at: 0)
+  }
+}
+
+/// Fills the handle's counts of what this rank sends and receives, and returns them. Run by the worker that has placed its rows.
 ///
 /// - Parameter isFitting: whether rows move, and count in statistics.
-@inlinable func countReceived<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isFitting: Bool) {
+@inlinable func countReceived<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isFitting: Bool) -> CountedRows
+{
   let (view, handle) = (arguments.view.behindExchange, arguments.handle)
   let layout = handle.layout
   if isFitting { handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0) }
@@ -141,11 +160,13 @@
     if layout.layout == .byExpert { return SIMD2(0, 0) }
     return SIMD2(source == view.rank ? tokenCount : 0, rank == view.rank ? tokenCount : 0)
   }
+  let counted = CountedRows(sent: Int64(rows.x), received: Int64(rows.y))
   machine.forEach(1) { _ in
     // By source, other workers read it already, if rows move.
-    if layout.layout == .byExpert || !isFitting { handle.at(layout.sentRows).store(Int64(rows.x), at: 0) }
-    handle.at(layout.receivedRows).store(Int64(rows.y), at: 0)
+    if layout.layout == .byExpert || !isFitting { handle.at(layout.sentRows).store(counted.sent, at: 0) }
+    handle.at(layout.receivedRows).store(counted.received, at: 0)
   }
+  return counted
 }
 
 /// Counts what this rank receives for an expert, where that is its own. By expert, returns how many rows it sends there and

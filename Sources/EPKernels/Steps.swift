@@ -49,24 +49,26 @@
 
 @inlinable public func combineStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
   var arguments = arguments
-  arguments.view = arguments.operation.begun(arguments.view)
+  arguments.view = arguments.operation.begun(machine, arguments.view)
   let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
-  if steps.launch > 0 && !operation.isOK {
+  if steps.launch > 0 && !operation.outcome.isOK {
     // It has ended with an earlier launch.
     if !operation.does(.middle) && machine.workerIndex == 0 { openGates(machine, view) }
     return
   }
-  var turn = Turn.follows
+  let turn: Turn
   if operation.does(.begin) || operation.does(.middle) {
     turn = inTurn(machine, view: view, operation: operation) {
       prepareStep(machine, arguments)
     } meanwhile: {
     } then: {
-      noteExchange(machine, arguments)
+      noteExchange(machine, view, operation, $0)
     }
+  } else {
+    turn = Turn(leads: false, operation.outcome)
   }
-  guard turn != .missed, operation.isAgreed else { return }
-  if operation.isOK && operation.does(.middle) {
+  guard turn.outcome.isAgreed else { return }
+  if turn.outcome.isOK && operation.does(.middle) {
     copyStep(machine, arguments)
     if steps.launch > 0 {
       let tokens = steps.tokens(ofStep: steps.launch &- 1, of: arguments.handle.layout.chunks.tokenCount)
@@ -76,11 +78,10 @@
     }
     if steps.launch == steps.stepCount && !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
   }
-  let notesRows: Int32 = turn == .leads && operation.isOK && operation.does(.middle) ? 1 : 0
-  complete(machine, view: view, operation: operation, meanwhile: { if notesRows != 0 { noteRows(machine, arguments) } })
+  endCombine(machine, arguments, turn)
 }
 
-@inlinable func prepareStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Bool {
+@inlinable func prepareStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Outcome? {
   let (view, operation, steps) = (arguments.view, arguments.operation, arguments.steps)
   let handleEpoch = arguments.handle.epoch(isUsed: arguments.header.fault == 0)
   if operation.does(.begin) && machine.workerIndex == 0 { begin(machine, arguments) }
@@ -88,9 +89,9 @@
     findStepRows(machine, arguments)
     stageWeights(machine, arguments)
   }
-  guard machine.arriveLocal(view.arrivals, for: view.peers) else { return false }
+  guard machine.arriveLocal(view.arrivals, for: view.peers) else { return nil }
   let rowByteCount = Int64(arguments.rowByteCount)
-  findRows(machine, arguments, handleEpoch: handleEpoch) { pages in
+  let outcome = findRows(machine, arguments, handleEpoch: handleEpoch) { pages in
     machine.forEach(view.rankCount) { rank in
       pages.store(machine, operation.stepRows(steps.launch, atRank: rank), at: rank, behind: ExchangeHeader.byteCount)
     }
@@ -103,12 +104,12 @@
     return view.arena(of: rank).advanced(byBytes: peer.outputOffset &+ rowZero &* rowByteCount)
   }
   #if CHECKED
-    if operation.does(.middle) && operation.isOK {
+    if operation.does(.middle) && outcome.isOK {
       checkSteps(machine, arguments)
-      _ = endsInFailedCheck(machine, view: view, operation: operation)
+      if endsInFailedCheck(machine, view: view, operation: operation) { return operation.outcome }
     }
   #endif
-  return true
+  return outcome
 }
 
 /// This rank's rows of all steps at all peers; nothing of a dispatch that has failed.

@@ -398,6 +398,12 @@ extension UInt64 {
 // MARK: - Small copies
 
 extension GPUMachine {
+  /// A lane a line.
+  @inline(__always)
+  public func expect(_ address: Address, byteCount: Int64) {
+    if Int64(thread) &* 128 < byteCount { ptx_prefetch(address.bits &+ UInt64(truncatingIfNeeded: thread &* 128)) }
+  }
+
   /// A warp a copy, a lane a word, from where the launch has its arguments: one thread for all takes over a microsecond.
   @inline(__always)
   public func forEachWord(

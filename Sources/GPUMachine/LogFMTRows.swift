@@ -4,7 +4,9 @@ extension GPUMachine {
   /// Half a warp has a block, each lane eight channels.
   @inline(__always)
   public func encodeRows(_ job: EncodeJob, runCount: Int32, run: (Int32) -> RowRun) {
-    let pieces = Pieces(rowCount: 0, rowByteCount: 2 &* job.elementCount, pieceByteCountMax: 2048, granule: 512)
+    let rowByteCount = 2 &* job.elementCount
+    let cut = PieceCut(rowByteCount: rowByteCount, pieceByteCountMax: 2048, granule: 512)
+    let pieces = Pieces(rowCount: 0, rowByteCount: rowByteCount, cut)
     let recordsByteCount = Int64(LogFMT.byteCount(channelCount: job.elementCount))
     var walk = RunWalk(self, pieces, runCount, run)
     while !walk.isOver {

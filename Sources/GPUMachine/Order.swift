@@ -190,6 +190,9 @@ extension GPUMachine {
 
   @inline(__always)
   public func read(_ address: Address) -> UInt64 { ptx_load_acquire(address.bits) }
+
+  @inline(__always)
+  public func peek(_ address: Address) -> UInt64 { ptx_load_relaxed(address.bits) }
 }
 
 extension Audience {

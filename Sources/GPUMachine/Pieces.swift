@@ -1,38 +1,46 @@
 import PTX
 
-/// Rows cut into equal pieces, all but the last of a row.
-struct Pieces {
-  @inline(__always) static var none: Pieces {
-    Pieces(firstRow: 0, rowByteCount: 0, pieceByteCount: 0, piecesPerRow: 0, rowCount: 0)
-  }
-
-  let firstRow: Int32
-  let rowByteCount: Int32
+/// How rows are cut into equal pieces, all but the last of a row.
+struct PieceCut {
   let pieceByteCount: Int32
   let piecesPerRow: Int32
-  let rowCount: Int32
+
+  @inline(__always) static var none: PieceCut { PieceCut(pieceByteCount: 0, piecesPerRow: 0) }
 
   @inline(__always)
-  private init(firstRow: Int32, rowByteCount: Int32, pieceByteCount: Int32, piecesPerRow: Int32, rowCount: Int32) {
-    self.firstRow = firstRow
-    self.rowByteCount = rowByteCount
+  private init(pieceByteCount: Int32, piecesPerRow: Int32) {
     self.pieceByteCount = pieceByteCount
     self.piecesPerRow = piecesPerRow
-    self.rowCount = rowCount
   }
 
   /// - Parameters:
   ///   - pieceByteCountMax: a multiple of `granule`.
   ///   - granule: bytes that pieces are multiples of, except for the last of a row; a power of two.
   @inline(__always)
-  init(firstRow: Int32 = 0, rowCount: Int32, rowByteCount: Int32, pieceByteCountMax: Int32, granule: Int32) {
-    self.firstRow = firstRow
-    self.rowByteCount = rowByteCount
+  init(rowByteCount: Int32, pieceByteCountMax: Int32, granule: Int32) {
     piecesPerRow = max(1, (rowByteCount &+ pieceByteCountMax &- 1).over(pieceByteCountMax))
     let even = (rowByteCount &+ piecesPerRow &- 1).over(piecesPerRow)
     pieceByteCount = max(granule, (even &+ granule &- 1) & (0 &- granule))
-    self.rowCount = rowCount
   }
+}
+
+/// Rows that are cut so.
+struct Pieces {
+  let firstRow: Int32
+  let rowCount: Int32
+  let rowByteCount: Int32
+  private let cut: PieceCut
+
+  @inline(__always)
+  init(firstRow: Int32 = 0, rowCount: Int32, rowByteCount: Int32, _ cut: PieceCut) {
+    self.firstRow = firstRow
+    self.rowCount = rowCount
+    self.rowByteCount = rowByteCount
+    self.cut = cut
+  }
+
+  @inline(__always) var pieceByteCount: Int32 { cut.pieceByteCount }
+  @inline(__always) var piecesPerRow: Int32 { cut.piecesPerRow }
 
   /// Of all rows.
   @inline(__always) var count: Int32 { rowCount &* piecesPerRow }

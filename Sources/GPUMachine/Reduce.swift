@@ -2,25 +2,34 @@ import PTX
 
 /// A warp's pieces, and where the first one's terms lie: each lane knows one.
 public struct ReduceStart {
-  fileprivate let pieces: Pieces
+  fileprivate let cut: PieceCut
   fileprivate let walk: Walk
   fileprivate let own: WeightedPlace
 }
 
+extension ReduceJob {
+  @inline(__always) fileprivate var rowByteCount: Int32 { elementCount &* (format == .fp32 ? 4 : 2) }
+
+  @inline(__always) fileprivate func pieces(_ cut: PieceCut) -> Pieces {
+    Pieces(firstRow: firstRow, rowCount: rowCount, rowByteCount: rowByteCount, cut)
+  }
+}
+
 extension GPUMachine {
   @inline(__always)
-  public var noReduce: ReduceStart { ReduceStart(pieces: .none, walk: Walk(), own: .none) }
+  public var noReduce: ReduceStart { ReduceStart(cut: .none, walk: Walk(), own: .none) }
 
   @inline(__always)
   public func startReduce(_ job: ReduceJob, place: (Int32, Int32) -> WeightedPlace) -> ReduceStart {
     let isCoded = job.format == .logFMT
-    let pieces = Pieces(
-      firstRow: job.firstRow, rowCount: job.rowCount, rowByteCount: job.elementCount &* (job.format == .fp32 ? 4 : 2),
+    let cut = PieceCut(
+      rowByteCount: job.rowByteCount,
       // Terms that are coded take more registers.
       pieceByteCountMax: isCoded ? 1024 : TermCursor.termByteCountMax, granule: isCoded ? 512 : 16)
+    let pieces = job.pieces(cut)
     let walk = Walk(self, pieces, inHalves: false, counter: job.counter)
     let isTerm = lane < job.slotCount && !walk.isOver
-    return ReduceStart(pieces: pieces, walk: walk, own: isTerm ? place(walk.piece.row, lane) : .none)
+    return ReduceStart(cut: cut, walk: walk, own: isTerm ? place(walk.piece.row, lane) : .none)
   }
 
   @inline(__always)
@@ -41,7 +50,7 @@ extension GPUMachine {
     _ job: ReduceJob, _ start: ReduceStart, _ format: Format.Type, _ place: (Int32, Int32) -> WeightedPlace,
     _ source: (WeightedPlace) -> RowSource
   ) {
-    if start.pieces.rowByteCount % 16 != 0 {
+    if job.rowByteCount % 16 != 0 {
       reduceElements(job, format) { source(place($0, $1)) }
     } else {
       reduceVectors(job, start, format, isCoded: false, place, source)
@@ -74,10 +83,10 @@ extension GPUMachine {
     _ job: ReduceJob, _ start: ReduceStart, _ format: Format.Type, isCoded: Bool,
     _ place: (Int32, Int32) -> WeightedPlace, _ source: (WeightedPlace) -> RowSource
   ) {
-    let (pieces, rowByteCount) = (start.pieces, start.pieces.rowByteCount)
+    let (pieces, rowByteCount) = (job.pieces(start.cut), job.rowByteCount)
     if start.walk.isOver { return }
     var terms = TermCursor(self, start, isCoded: isCoded, slotCount: job.slotCount, source)
-    var sums = PieceSums()
+    var sums = PieceSums(isEmpty: 1)
     #if BULK_COPIES
       let stages = Stages(self, count: 2)
       var (issued, used) = (Int32(0), Int32(0))
@@ -95,19 +104,13 @@ extension GPUMachine {
           var stage = stages.offset(of: used)
           stages.wait(for: used)
           var slots = LaneSlots(present: lanes)
+          // A piece's first term apart: what it is added to takes no registers that would have to be cleared.
+          if sums.isEmpty != 0 {
+            sums = PieceSums(isEmpty: 0)
+            addNext(&slots, at: &stage, to: &sums, job, format, isCoded: isCoded, weight, exact, piece, byteCount)
+          }
           while slots.present != 0 {
-            let slot = slots.removeFirst()
-            if isCoded {
-              let factor = job.isWeighted ? shuffle(weight, from: slot) : 1
-              let row = shuffle(exact, from: slot).advanced(byBytes: Int64(piece.offset))
-              sums.add(recordsAt: StageOffset(offset: stage), exact: row, weight: factor, lane: lane, byteCount)
-            } else if job.isWeighted {
-              let factor = shuffle(weight, from: slot)
-              sums.add(format, weight: factor, lane: lane, byteCount) { Shared.vector(stage &+ $0) }
-            } else {
-              sums.add(format, weight: 1, lane: lane, byteCount) { Shared.vector(stage &+ $0) }
-            }
-            stage = stage &+ TermCursor.termByteCountMax
+            addNext(&slots, at: &stage, to: &sums, job, format, isCoded: isCoded, weight, exact, piece, byteCount)
           }
           used = used &+ 1
           // All lanes have read the stage.
@@ -121,6 +124,7 @@ extension GPUMachine {
         let piece = terms.walk.piece
         let byteCount = pieces.byteCount(of: piece)
         var slots = LaneSlots(present: terms.lanes)
+        sums.clearIfEmpty()
         while slots.present != 0 {
           let slot = slots.removeFirst()
           let weight = shuffle(terms.weight, from: slot)
@@ -129,7 +133,7 @@ extension GPUMachine {
             let exact = shuffle(terms.exact, from: slot).advanced(byBytes: Int64(piece.offset))
             sums.add(recordsAt: row, exact: exact, weight: weight, lane: lane, byteCount)
           } else {
-            sums.add(format, weight: weight, lane: lane, byteCount) { row.vector(at: $0) }
+            sums.add(format, weight: weight, lane: lane, row, byteCount)
           }
         }
         if terms.isLast { finish(&sums, job, format, piece, rowByteCount, byteCount) }
@@ -138,6 +142,27 @@ extension GPUMachine {
     #endif
   }
 
+  #if BULK_COPIES
+    /// Adds the next of the terms that lie one behind the other in a stage.
+    @inline(__always)
+    private func addNext<Format: SumFormat>(
+      _ slots: inout LaneSlots, at stage: inout Int32, to sums: inout PieceSums, _ job: ReduceJob,
+      _ format: Format.Type, isCoded: Bool, _ weight: Float, _ exact: Address, _ piece: Piece, _ byteCount: Int32
+    ) {
+      let (slot, place) = (slots.removeFirst(), stage)
+      let factor = job.isWeighted ? shuffle(weight, from: slot) : 1
+      if isCoded {
+        let row = shuffle(exact, from: slot).advanced(byBytes: Int64(piece.offset))
+        sums.add(recordsAt: StageOffset(offset: place), exact: row, weight: factor, lane: lane, byteCount)
+      } else if job.isWeighted {
+        sums.add(format, weight: factor, lane: lane) { Shared.vector(place &+ $0) }
+      } else {
+        sums.add(format, weight: 1, lane: lane) { Shared.vector(place &+ $0) }
+      }
+      stage = stage &+ TermCursor.termByteCountMax
+    }
+  #endif
+
   /// Adds the biases and stores a piece.
   @inline(__always)
   private func finish<Format: SumFormat>(
@@ -145,16 +170,15 @@ extension GPUMachine {
     _ byteCount: Int32
   ) {
     let offset = Int64(piece.row) &* Int64(rowByteCount) &+ Int64(piece.offset)
+    sums.clearIfEmpty()
     if !job.biases.0.isNull {
-      let row = job.biases.0.advanced(byBytes: offset)
-      sums.add(format, weight: 1, lane: lane, byteCount) { row.vector(at: $0) }
+      sums.add(format, weight: 1, lane: lane, job.biases.0.advanced(byBytes: offset), byteCount)
     }
     if !job.biases.1.isNull {
-      let row = job.biases.1.advanced(byBytes: offset)
-      sums.add(format, weight: 1, lane: lane, byteCount) { row.vector(at: $0) }
+      sums.add(format, weight: 1, lane: lane, job.biases.1.advanced(byBytes: offset), byteCount)
     }
     sums.store(format, job.output.advanced(byBytes: offset), lane: lane, byteCount)
-    sums = PieceSums()
+    sums.isEmpty = 1
   }
 }
 
@@ -164,20 +188,35 @@ private struct PieceSums {
   private var b = Sums()
   private var c = Sums()
   private var d = Sums()
+  /// Not zero: nothing has been added, and the others say nothing. An integer, since kernels keep those in registers.
+  var isEmpty: Int32
 
+  @inline(__always) init(isEmpty: Int32) { self.isEmpty = isEmpty }
+
+  /// Before something is added.
+  @inline(__always) mutating func clearIfEmpty() {
+    if isEmpty != 0 { self = PieceSums(isEmpty: 0) }
+  }
+
+  /// Adds what `load` finds, all of 2048 bytes: behind the end of a piece, sums are not stored.
   @inline(__always)
   mutating func add<Format: SumFormat>(
-    _ format: Format.Type, weight: Float, lane: Int32, _ byteCount: Int32, load: (_ byteOffset: Int32) -> Vector
+    _ format: Format.Type, weight: Float, lane: Int32, load: (_ byteOffset: Int32) -> Vector
   ) {
     let first = lane &* 16
-    let zero = Vector(repeating: 0)
-    let (w, x) = (first < byteCount ? load(first) : zero, first &+ 512 < byteCount ? load(first &+ 512) : zero)
-    let y = first &+ 1024 < byteCount ? load(first &+ 1024) : zero
-    let z = first &+ 1536 < byteCount ? load(first &+ 1536) : zero
+    let (w, x, y, z) = (load(first), load(first &+ 512), load(first &+ 1024), load(first &+ 1536))
     Format.add(w, weight: weight, to: &a)
     Format.add(x, weight: weight, to: &b)
     Format.add(y, weight: weight, to: &c)
     Format.add(z, weight: weight, to: &d)
+  }
+
+  /// Adds so many bytes of a row.
+  @inline(__always)
+  mutating func add<Format: SumFormat>(
+    _ format: Format.Type, weight: Float, lane: Int32, _ row: Address, _ byteCount: Int32
+  ) {
+    add(format, weight: weight, lane: lane) { $0 < byteCount ? row.vector(at: $0) : Vector(repeating: 0) }
   }
 
   /// Adds LogFMT records of at most 512 channels, from shared memory or an address.

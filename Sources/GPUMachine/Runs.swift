@@ -57,7 +57,8 @@ struct RunWalk {
 extension GPUMachine {
   @inline(__always)
   public func copyRows(_ job: CopyJob, runCount: Int32, run: (Int32) -> RowRun) {
-    let pieces = Pieces(rowCount: 0, rowByteCount: job.rowByteCount, pieceByteCountMax: 4096, granule: 16)
+    let cut = PieceCut(rowByteCount: job.rowByteCount, pieceByteCountMax: 4096, granule: 16)
+    let pieces = Pieces(rowCount: 0, rowByteCount: job.rowByteCount, cut)
     var walk = RunWalk(self, pieces, runCount, run)
     if walk.isOver { return }
     #if BULK_COPIES

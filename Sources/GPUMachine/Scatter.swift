@@ -2,29 +2,36 @@ import PTX
 
 /// A warp's pieces. The first one may be on its way into the first stage.
 public struct ScatterStart {
-  let pieces: Pieces
+  fileprivate let cut: PieceCut
   fileprivate let walk: Walk
   /// None where the warp has no piece.
   fileprivate let piece: Piece
 }
 
+extension ScatterJob {
+  @inline(__always) fileprivate func pieces(_ cut: PieceCut) -> Pieces {
+    Pieces(rowCount: rowCount, rowByteCount: rowByteCount, cut)
+  }
+}
+
 extension GPUMachine {
   @inline(__always)
-  public var noScatter: ScatterStart { ScatterStart(pieces: .none, walk: Walk(), piece: .none) }
+  public var noScatter: ScatterStart { ScatterStart(cut: .none, walk: Walk(), piece: .none) }
 
   @inline(__always)
   public func startScatter(_ job: ScatterJob) -> ScatterStart {
     let quantizes = job.transform != .copy
-    let pieces = Pieces(
-      rowCount: job.rowCount, rowByteCount: job.rowByteCount,
+    let cut = PieceCut(
+      rowByteCount: job.rowByteCount,
       pieceByteCountMax: job.beside.isNull ? 4096 : 4096 &- ScatterJob.besideByteCountMax,
       granule: quantizes ? Self.quantizedGranule(job.rowByteCount) : 16)
+    let pieces = job.pieces(cut)
     let walk = Walk(self, pieces, inHalves: !quantizes, counter: job.counter)
-    if walk.isOver { return ScatterStart(pieces: pieces, walk: walk, piece: .none) }
+    if walk.isOver { return ScatterStart(cut: cut, walk: walk, piece: .none) }
     #if BULK_COPIES
       load(0, Stages(self, count: Self.scatterStageCount), job, pieces, walk.piece)
     #endif
-    return ScatterStart(pieces: pieces, walk: walk, piece: walk.piece)
+    return ScatterStart(cut: cut, walk: walk, piece: walk.piece)
   }
 
   @inline(__always)
@@ -46,7 +53,7 @@ extension GPUMachine {
     write: (Label, Content, Int32) -> Void
   ) {
     let quantizes = job.transform != .copy
-    let (pieces, globalScale) = (start.pieces, GlobalScale(job.globalScale, lane: lane))
+    let (pieces, globalScale) = (job.pieces(start.cut), GlobalScale(job.globalScale, lane: lane))
     var (piece, walk) = (start.piece, start.walk)
     if piece.isNone { return }
     walk.ask(self)

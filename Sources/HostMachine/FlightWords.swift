@@ -21,6 +21,9 @@ extension HostMachine {
   @inline(__always)
   package func read(_ address: Address) -> UInt64 { address.noted() }
 
+  @inline(__always)
+  package func peek(_ address: Address) -> UInt64 { atomic(address, UInt64.self).pointee.load(ordering: .relaxed) }
+
   /// For what the host itself notes.
   package static var host: HostMachine {
     HostMachine(workerIndex: 0, workerCount: 1, tuning: HostTuning(threadCount: 1, coreCount: 1))

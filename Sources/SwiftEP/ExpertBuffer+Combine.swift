@@ -348,10 +348,12 @@ extension BufferCore {
       }
       let view = viewBehindWaits
       // A GPU's arena is not the host's to write to: there, records begin with the operation itself.
-      let recorder = arena.memory.copier == nil ? FlightRecorder(view) : nil
+      let keepsRecord = arena.memory.copier == nil
       let wait = event.makeWait()
       device.enqueueWait(isUrgent: isUrgent) {
-        recorder?.awaitInput(HostMachine.host, view: view, operation: operation.rawValue)
+        let recorded = keepsRecord ? view.recorded(HostMachine.host) : view
+        let recorder = keepsRecord ? FlightRecorder(recorded) : nil
+        recorder?.awaitInput(HostMachine.host, view: recorded, operation: operation.rawValue)
         if wait(view.timeoutNanoseconds) { return }
         // What this rank was to send never became ready: it is itself the missing one.
         let status = OperationStatus(.timeout, rank: Int64(view.rank), (StatusCode.inputSlot, 0, 0, 0))

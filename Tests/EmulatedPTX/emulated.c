@@ -173,6 +173,8 @@ uint64_t ptx_load_acquire_peers(uint64_t address, uint32_t system) { return ptx_
 void ptx_store_release(uint64_t address, uint64_t value) { atomic_store_explicit(word(address), value, memory_order_release); }
 void ptx_store_release_gpu(uint64_t address, uint64_t value) { ptx_store_release(address, value); }
 void ptx_store_release_peers(uint64_t address, uint64_t value, uint32_t system) { ptx_store_release(address, value); }
+void ptx_prefetch(uint64_t address) { (void)*(volatile uint8_t *)address; }
+uint64_t ptx_load_relaxed(uint64_t address) { return atomic_load_explicit(word(address), memory_order_relaxed); }
 void ptx_store_relaxed(uint64_t address, uint64_t value) { atomic_store_explicit(word(address), value, memory_order_relaxed); }
 
 static _Atomic uint32_t *number(uint64_t address) { return (_Atomic uint32_t *)address; }

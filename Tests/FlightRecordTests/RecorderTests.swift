@@ -34,9 +34,9 @@ import Testing
       #expect(last.spans.last!.endNanoseconds == nil)
       #expect(record.current.sinceNanoseconds == last.spans.last!.beginNanoseconds)
     }
-    recording.recorder.awaitInput(recording.machine, view: recording.view, operation: 3)
+    recording.recorder.awaitInput(recording.machine, view: recording.begun, operation: 3)
     // A second event to wait for is the same wait.
-    recording.recorder.awaitInput(recording.machine, view: recording.view, operation: 3)
+    recording.recorder.awaitInput(recording.machine, view: recording.begun, operation: 3)
     expect(.input, steps: [.input])
     recording.begin(71)
     expect(.prepare, steps: [.input, .prepare])
@@ -67,14 +67,32 @@ import Testing
     #expect(record.current.step == .prepare && record.current.operation == nil)
   }
 
+  /// An operation that went well may be seen as over before its end is.
+  @Test func anEndThatIsNotSeenYet() {
+    let recording = Recording()
+    recording.run(1)
+    recording.begin(2)
+    recording.deliver(2)
+    recording.wait(2, in: .completion, for: [0: 3])
+    recording.machine.note(
+      FlightProgress(index: 2, step: .idle).word,
+      at: Address(recording.arena).advanced(byBytes: recording.control.recorderOffset))
+    let record = recording.read()
+    #expect(record.operations.map(\.outcome) == [.ok, .underWay])
+    #expect(
+      record.operations[1].spans.last!.step == .completion && record.operations[1].spans.last!.endNanoseconds == nil)
+    #expect(record.current.step == .completion && record.current.operation == record.operations[1].kind)
+    #expect(record.current.peer == nil)
+  }
+
   /// After a failure, later operations end at once: they must not push out what explains it.
   @Test func nothingIsNotedAfterAFailure() {
     let recording = Recording()
     recording.run(1)
     recording.view.failure.store(OperationStatus(.timeout, rank: 2, (0, 0, 0, 0)), at: 0)
     let before = recording.read(at: 77)
-    recording.recorder.awaitInput(recording.machine, view: recording.view, operation: 1)
-    recording.recorder.begin(recording.machine, view: recording.view, operation: 1, tokenCount: 1, bytesPerRow: 1)
+    recording.recorder.awaitInput(recording.machine, view: recording.begun, operation: 1)
+    recording.recorder.begin(recording.machine, view: recording.begun, operation: 1, tokenCount: 1, bytesPerRow: 1)
     #expect(recording.read(at: 77) == before)
   }
 

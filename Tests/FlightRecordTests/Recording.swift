@@ -10,7 +10,6 @@ final class Recording: @unchecked Sendable {
   let arena: UnsafeMutableRawPointer
   private let tables: UnsafeMutableRawPointer
   let view: RankView
-  let recorder: FlightRecorder
   let machine = HostMachine.host
 
   init(rank: Int32 = 1, rankCount: Int32 = 4) {
@@ -28,7 +27,6 @@ final class Recording: @unchecked Sendable {
       expertOwner: .null, expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: base,
       hostFailure: .null, departures: .null, alarm: .null, arrivals: .null, pause: .null,
       timeoutNanoseconds: 1_000_000_000)
-    recorder = FlightRecorder(view)
     var identity = ArenaIdentity()
     identity.magic = ArenaIdentity.magicNumber
     identity.version = ArenaIdentity.layoutVersion
@@ -53,10 +51,18 @@ final class Recording: @unchecked Sendable {
 
   // MARK: What kernels do
 
+  /// As a kernel knows the rank that begins now.
+  var begun: RankView {
+    var view = view.recorded(machine)
+    view.earlierFailure = findEarlierFailure(view)
+    return view
+  }
+  var recorder: FlightRecorder { FlightRecorder(begun) }
+
   /// Everything in operation `index` follows from its index, but the times that its begin was noted at.
   func begin(_ index: Int) {
     recorder.begin(
-      machine, view: view, operation: Int64(1 + index % 3), tokenCount: Int32(index), bytesPerRow: Int64(3 * index))
+      machine, view: begun, operation: Int64(1 + index % 3), tokenCount: Int32(index), bytesPerRow: Int64(3 * index))
     recorder.exchange(machine, epoch: UInt64(index + 1000))
   }
 
@@ -74,11 +80,12 @@ final class Recording: @unchecked Sendable {
 
   func deliver(_ index: Int) {
     recorder.enter(machine, .place, now: machine.now)
-    recorder.count(machine, rowsSent: Int64(5 * index), rowsReceived: Int64(7 * index))
+    recorder.count(machine, CountedRows(sent: Int64(5 * index), received: Int64(7 * index)))
     recorder.enter(machine, .deliver, now: machine.now)
   }
 
   func finish(_ code: StatusCode = .ok, culprit: Int64 = 0) {
+    if code == .ok { return recorder.finish(machine, now: machine.now) }
     recorder.finish(machine, OperationStatus(code, rank: culprit, (0, 0, 0, 0)), now: machine.now)
   }
 

@@ -146,7 +146,7 @@ import Testing
     let (arguments, handle) = (exchange.arguments, exchange.arguments.handle)
     let fault = emulate(blockCount: 1) { machine in
       _ = place(machine, view: arguments.view.behindExchange, arguments)
-      countReceived(machine, arguments, isFitting: true)
+      _ = countReceived(machine, arguments, isFitting: true)
     }
     #expect(fault == nil)
     let status = arguments.operation.status
@@ -187,7 +187,7 @@ import Testing
       let arguments = exchange.arguments
       let fault = emulate(blockCount: 1) { machine in
         _ = place(machine, view: arguments.view.behindExchange, arguments)
-        countReceived(machine, arguments, isFitting: false)
+        _ = countReceived(machine, arguments, isFitting: false)
       }
       #expect(fault == nil)
       let (status, needed) = (arguments.operation.status, exchange.byteCount(atRank: tight))

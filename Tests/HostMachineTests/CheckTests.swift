@@ -107,7 +107,7 @@ import Testing
       sources: (.null, .null, .null, .null, .null),
       expertAlignment: 1, zeroesPadding: 0, expertStatistics: .null, isCached: false)
     checkOrigins(HostMachine.host, arguments, first: 0, count: 3)
-    let status = rank.view.failedCheck
+    let status = rank.view.failedCheck(HostMachine.host)
     #expect(status?.failedCheck.check == check && status?.details.1 ?? 0 == found)
   }
 }

@@ -29,8 +29,9 @@ import Testing
 
     /// `rank` waits for `peer`.
     func wait(_ rank: Int, for peer: Int32, in slot: SignalSlot, epoch: UInt64) {
-      let recorder = FlightRecorder(views[rank])
-      recorder.begin(HostMachine.host, view: views[rank], operation: 1, tokenCount: 1, bytesPerRow: 1)
+      let view = views[rank].recorded(HostMachine.host)
+      let recorder = FlightRecorder(view)
+      recorder.begin(HostMachine.host, view: view, operation: 1, tokenCount: 1, bytesPerRow: 1)
       recorder.note(HostMachine.host, .epoch, in: recorder.record, epoch)
       let step: FlightStep = slot == .exchange ? .exchange : .completion
       recorder.enter(HostMachine.host, step, now: 1)
@@ -85,7 +86,8 @@ import Testing
   func aWaitThatWasInVain(_ code: StatusCode) throws {
     let ranks = try Ranks(count: 4)
     ranks.wait(2, for: 3, in: .completion, epoch: 4)
-    FlightRecorder(ranks.views[2]).finish(HostMachine.host, OperationStatus(code, rank: 3, (0, 0, 0, 0)), now: 2)
+    FlightRecorder(ranks.views[2].recorded(HostMachine.host)).finish(
+      HostMachine.host, OperationStatus(code, rank: 3, (0, 0, 0, 0)), now: 2)
     #expect(ranks.missing(2, in: .exchange, epoch: 5).rank == 3)
   }
 
@@ -94,7 +96,8 @@ import Testing
   func nobodyElse(_ code: StatusCode) throws {
     let ranks = try Ranks(count: 4)
     ranks.wait(2, for: 3, in: .completion, epoch: 4)
-    FlightRecorder(ranks.views[2]).finish(HostMachine.host, OperationStatus(code, rank: 1, (0, 0, 0, 0)), now: 2)
+    FlightRecorder(ranks.views[2].recorded(HostMachine.host)).finish(
+      HostMachine.host, OperationStatus(code, rank: 1, (0, 0, 0, 0)), now: 2)
     #expect(ranks.missing(2, in: .exchange, epoch: 5).rank == 2)
   }
 

@@ -48,10 +48,9 @@ enum Rules {
     }
     let instructions = text.kernels[kernel]!
     for (index, instruction) in instructions.enumerated() where instruction == "griddepcontrol.launch_dependents" {
-      // Peers have come, so nothing is waited for any more.
-      for (prefix, what) in [("cp.async.bulk", "rows"), ("ld.acquire", "waits")]
-      where text.canCome(from: index, in: kernel, to: { $0.hasPrefix(prefix) }, past: { _ in false }) {
-        found.append("\(what) behind the start of the next launch")
+      // What is still waited for is others' completions.
+      if text.canCome(from: index, in: kernel, to: { $0.hasPrefix("cp.async.bulk") }, past: { _ in false }) {
+        found.append("rows behind the start of the next launch")
       }
     }
     return found

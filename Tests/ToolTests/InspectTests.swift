@@ -187,10 +187,10 @@ private struct StrangeArena {
     // A buffer that is only being made.
     StrangeArena(complaint: "expected one with an ExpertBuffer, found none in it"),
     StrangeArena(
-      complaint: "(control words of version 8), found one of version 88", words: [8: magic, 9: 88, 10: 2 | 2 << 32]),
+      complaint: "(control words of version 9), found one of version 88", words: [8: magic, 9: 88, 10: 2 | 2 << 32]),
     StrangeArena(
       complaint: "expected an arena of this library, found rank 0 of 60000, 2 experts, 65536 bytes",
-      words: [8: magic, 9: 8, 10: 60000 | 2 << 32]),
+      words: [8: magic, 9: 9, 10: 60000 | 2 << 32]),
   ]
 
   func makeFile() -> Int32 {

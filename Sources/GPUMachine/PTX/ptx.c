@@ -127,6 +127,14 @@ PTX void ptx_store_release(uint64_t address, uint64_t value) {
   __asm__ volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }
 
+PTX void ptx_prefetch(uint64_t address) { __asm__ volatile("prefetch.global.L1 [%0];" ::"l"(address)); }
+
+PTX uint64_t ptx_load_relaxed(uint64_t address) {
+  uint64_t value;
+  __asm__ volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(address));
+  return value;
+}
+
 PTX void ptx_store_relaxed(uint64_t address, uint64_t value) {
   __asm__ volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }

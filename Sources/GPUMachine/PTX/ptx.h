@@ -54,6 +54,9 @@ uint64_t ptx_load_acquire(uint64_t address);
 uint64_t ptx_load_acquire_gpu(uint64_t address);
 void ptx_store_release(uint64_t address, uint64_t value);
 void ptx_store_release_gpu(uint64_t address, uint64_t value);
+/// Of a line, into the multiprocessor's cache.
+void ptx_prefetch(uint64_t address);
+uint64_t ptx_load_relaxed(uint64_t address);
 void ptx_store_relaxed(uint64_t address, uint64_t value);
 /// Releases and acquires, for this GPU; returns the value before.
 uint32_t ptx_add(uint64_t address, uint32_t value);

@@ -49,8 +49,15 @@ private struct FlightReader {
   let layout: FlightLayout
   let clockOffset: UInt64
 
+  /// An operation whose end is not to be seen yet is still on its way there.
   private var progress: FlightProgress {
-    FlightProgress(word: base.advanced(byBytes: FlightLayout.progressOffset).noted())
+    let noted = FlightProgress(word: base.advanced(byBytes: FlightLayout.progressOffset).noted())
+    if noted.step != .idle || noted.index == 0 || word(.ended, ofRecord: noted.index) != 0 { return noted }
+    return FlightProgress(index: noted.index, step: .completion)
+  }
+
+  private func word(_ field: FlightField, ofRecord index: Int64) -> UInt64 {
+    base.advanced(byBytes: layout.offset(ofRecord: index) + field.offset).noted()
   }
 
   /// The operations that can be read whole, up to the one that is under way, and where that is.
@@ -74,8 +81,7 @@ private struct FlightReader {
 
   /// - Parameter end: the step that it is in; `idle`: it has ended.
   private func operation(_ index: Int64, until end: FlightStep) -> FlightRecord.Operation? {
-    let record = base.advanced(byBytes: layout.offset(ofRecord: index))
-    func word(_ field: FlightField) -> UInt64 { record.advanced(byBytes: field.offset).noted() }
+    func word(_ field: FlightField) -> UInt64 { self.word(field, ofRecord: index) }
     func count(_ field: FlightField) -> Int { Int(truncatingIfNeeded: word(field)) }
     func wait(_ peer: FlightField, _ nanoseconds: FlightField, in step: FlightStep) -> FlightRecord.Wait? {
       let waited = word(nanoseconds)
