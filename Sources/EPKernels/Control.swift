@@ -263,7 +263,8 @@
   public var masked: Int64 = 0
   /// Combine of LogFMT rows: where this rank's records lie in its arena.
   public var recordsOffset: Int64 = 0
-  /// Not zero: this rank's completion comes from a launch that follows. Of an operation in parts, kernels say so.
+  /// Not zero: this rank's completion comes from a launch that follows; kernels say so. Not that of exact sizing, which stands in
+  /// no graph: nothing overlaps there.
   public var completesLater: Int64 = 0
 
   @inlinable public init() {}

@@ -140,7 +140,7 @@
 }
 
 /// Where the status lies that an earlier operation failed with, or the call before this one; null where none has.
-@inlinable func findEarlierFailure(_ view: RankView) -> Address {
+@inlinable public func findEarlierFailure(_ view: RankView) -> Address {
   let before = view.hostFailure.isNull ? view.failure : view.hostFailure
   // Both are looked up, so that neither waits for the other.
   let (ownCode, codeBefore) = (view.failure.load(Int64.self, at: 0), before.load(Int64.self, at: 0))

@@ -34,9 +34,12 @@
 
   // MARK: Progress
 
-  /// This rank waits for the events that its call is to wait for; the operation's record begins.
-  @inlinable public func awaitInput<M: Machine>(_ machine: M, view: RankView, operation: Int64) {
-    if view.isRecorded == 0 && findEarlierFailure(view).isNull { open(machine, operation: operation, .input) }
+  /// This rank waits for the events that its call is to wait for; the operation's record begins, unless it has. Of a view that
+  /// knows its record and earlier failures, behind which nothing is noted. Returns whether there is a record.
+  @inlinable public func awaitInput<M: Machine>(_ machine: M, view: RankView, operation: Int64) -> Bool {
+    if !view.earlierFailure.isNull { return false }
+    if view.isRecorded == 0 { open(machine, operation: operation, .input) }
+    return true
   }
 
   /// The operation begins, and its record unless that has begun already.

@@ -239,8 +239,8 @@
   @inlinable public var status: Int64 { 0 }
   /// UInt32: `ScatterJob.counter`, `ReduceJob.counter`.
   @inlinable var counter: Int64 { 64 }
-  /// UInt32: not zero: some rank's completion comes from a launch that follows.
-  @inlinable var completesLater: Int64 { 68 }
+  /// UInt32: not zero: some rank's completion comes from a launch that follows. Cleared with the counter beside it.
+  @inlinable var completesLater: Int64 { counter &+ 4 }
   /// UInt64: when the wait between two parts began.
   @inlinable var waitBegan: Int64 { 72 }
   /// UInt64: of its exchange.

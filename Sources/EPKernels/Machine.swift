@@ -120,7 +120,8 @@ public protocol Machine {
 
   // MARK: Order
 
-  /// This launch waits for no rank any more: the queue may start the next one, which waits for the end of this one.
+  /// This launch waits for nothing any more but what kernels that run already will do: the queue may start the next one, which waits
+  /// for the end of this one.
   func startNext()
 
   /// Orders this worker's earlier loads before its later stores. To be called between reading a word and changing it,

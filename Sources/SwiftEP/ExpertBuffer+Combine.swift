@@ -351,9 +351,7 @@ extension BufferCore {
       let keepsRecord = arena.memory.copier == nil
       let wait = event.makeWait()
       device.enqueueWait(isUrgent: isUrgent) {
-        let recorded = keepsRecord ? view.recorded(HostMachine.host) : view
-        let recorder = keepsRecord ? FlightRecorder(recorded) : nil
-        recorder?.awaitInput(HostMachine.host, view: recorded, operation: operation.rawValue)
+        let recorder = keepsRecord ? Self.beginRecord(of: operation, view) : nil
         if wait(view.timeoutNanoseconds) { return }
         // What this rank was to send never became ready: it is itself the missing one.
         let status = OperationStatus(.timeout, rank: Int64(view.rank), (StatusCode.inputSlot, 0, 0, 0))
@@ -361,6 +359,14 @@ extension BufferCore {
         recorder?.finish(HostMachine.host, status, now: HostMachine.host.now)
       }
     }
+  }
+
+  /// A record of an operation that waits. Nil where an earlier one has missed a rank: nothing is noted behind that.
+  private static func beginRecord(of operation: Operation, _ view: RankView) -> FlightRecorder? {
+    var view = view.recorded(HostMachine.host)
+    view.earlierFailure = findEarlierFailure(view)
+    let recorder = FlightRecorder(view)
+    return recorder.awaitInput(HostMachine.host, view: view, operation: operation.rawValue) ? recorder : nil
   }
 
   /// This rank's view for an operation that waits for events.

@@ -376,7 +376,6 @@ private struct DispatchCall {
     header.isWeighted = topK?.weights == nil ? 0 : 1
     header.layout = layout.code
     header.sizing = sizing == .exact ? 0 : 1
-    header.completesLater = sizing == .exact ? 1 : 0
     header.expertAlignment = Int64(expertAlignment)
     header.scales = scaleRows?.rowCode ?? Int64(columns[Columns.scales])
     let codes = sidecars.map(\.rowCode) + [0, 0, 0]

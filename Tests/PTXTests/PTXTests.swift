@@ -50,6 +50,10 @@ private let kernels = [
     ("mbarrier.arrive.expect_tx", "mov", "a bulk load that no barrier expects"),
     ("griddepcontrol.wait;", "", "memory before the launch before is over"),
     (
+      "griddepcontrol.wait;", "prefetch.global.L1 [%rd1]; griddepcontrol.wait;",
+      "memory before the launch before is over"
+    ),
+    (
       "griddepcontrol.wait;", "griddepcontrol.launch_dependents; griddepcontrol.wait;",
       "rows behind the start of the next"
     ),

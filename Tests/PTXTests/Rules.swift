@@ -40,7 +40,7 @@ enum Rules {
   private static func overlap(_ text: PTXText, of kernel: String) -> [String] {
     var found: [String] = []
     let isAccess = { (instruction: String) in
-      ["ld.", "st.", "atom.", "red.", "cp."].contains { instruction.hasPrefix($0) }
+      ["ld.", "st.", "atom.", "red.", "cp.", "prefetch"].contains { instruction.hasPrefix($0) }
         && !["ld.param", "ld.shared", "st.shared"].contains { instruction.hasPrefix($0) }
     }
     if text.canCome(from: 0, in: kernel, to: isAccess, past: { $0 == "griddepcontrol.wait" }) {

@@ -90,6 +90,8 @@ private struct FlightReader {
     }
     let status = StatusCode(rawValue: Int64(bitPattern: word(.statusCode)))
     guard let kind = FlightRecord.Kind(Int64(bitPattern: word(.operation))),
+      // The end of one that went well need not be seen with the next one's beginning.
+      end != .idle || word(.ended) != 0,
       let outcome = end != .idle ? .underWay : status.flatMap({ FlightRecord.Outcome($0) })
     else { return nil }
     let bytesPerRow = Int64(bitPattern: word(.bytesPerRow))
