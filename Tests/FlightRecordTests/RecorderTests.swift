@@ -83,6 +83,9 @@ import Testing
       record.operations[1].spans.last!.step == .completion && record.operations[1].spans.last!.endNanoseconds == nil)
     #expect(record.current.step == .completion && record.current.operation == record.operations[1].kind)
     #expect(record.current.peer == nil)
+    // Nor need it be when the next one has begun.
+    recording.begin(3)
+    #expect(recording.read().operations.map(\.index) == [1, 3])
   }
 
   /// After a failure, later operations end at once: they must not push out what explains it.
