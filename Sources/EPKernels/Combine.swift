@@ -69,7 +69,7 @@
     } meanwhile: {
       start = arguments.startEarly(machine)
     } then: {
-      noteExchange(machine, view, operation, $0)
+      if !$0.isAgreed { operation.tell(machine, view) }
     }
   } else {
     turn = Turn(leads: false, operation.outcome)
@@ -96,12 +96,11 @@
   }
 }
 
-/// Of a combine that goes well: how many rows there are, as a dispatch has counted them. By one worker.
-///
-/// - Parameter view: of the flight record.
-@inlinable func noteRows<M: Machine>(_ machine: M, _ arguments: CombineArguments, _ view: RankView) {
-  let rows = CountedRows(arguments.handle)
-  FlightRecorder(view).count(machine, CountedRows(sent: rows.received, received: rows.sent))
+/// That rows are summed, and how many there are, as a dispatch has counted them. By one worker, on a single lane.
+@inlinable func noteSums<M: Machine>(_ machine: M, _ arguments: CombineArguments) {
+  let (recorder, rows) = (FlightRecorder(arguments.view), CountedRows(arguments.handle))
+  recorder.enter(machine, .deliver, now: machine.now)
+  recorder.count(machine, CountedRows(sent: rows.received, received: rows.sent))
 }
 
 /// The flight record begins.
@@ -140,7 +139,7 @@
     return false
   }
   machine.forEach(1) { _ in operation.set(status) }
-  let outcome = Outcome(code: Int32(truncatingIfNeeded: status.code))
+  let outcome = Outcome(status)
   if !outcome.isOK { return outcome }
   leaveOutDestinations(machine, view, handle)
   #if CHECKED
@@ -215,18 +214,12 @@
     let (tokens, weights) = (arguments.allTokens, arguments.rowWeights)
     let start =
       arguments.startsEarly ? start : arguments.startSums(machine, of: tokens, rowWeights: weights)
-    sumRows(machine, arguments, of: tokens, rowWeights: weights, from: start)
+    sumRows(machine, arguments, of: tokens, rowWeights: weights, from: start) {
+      if turn.leads != 0 { noteSums(machine, arguments) }
+    }
     if !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
   }
-  endCombine(machine, arguments, turn)
-}
-
-/// What comes when this worker has read its rows: the signals.
-@inlinable @inline(__always) func endCombine<M: Machine>(_ machine: M, _ arguments: CombineArguments, _ turn: Turn) {
-  let notesRows: Int32 = turn.outcome.isOK ? turn.leads : 0
-  complete(
-    machine, view: arguments.view, operation: arguments.operation, turn.outcome,
-    meanwhile: { view in if notesRows != 0 { noteRows(machine, arguments, view) } })
+  complete(machine, view: arguments.view, operation: arguments.operation, turn.outcome)
 }
 
 extension CombineArguments {
@@ -270,14 +263,16 @@ extension CombineArguments {
 /// - Parameters:
 ///   - rowWeights: as those of the arguments.
 ///   - start: of these tokens.
+///   - meanwhile: as that of `reduceRows`.
 @inlinable func sumRows<M: Machine>(
-  _ machine: M, _ arguments: CombineArguments, of tokens: Range<Int32>, rowWeights: Address, from start: M.ReduceStart
+  _ machine: M, _ arguments: CombineArguments, of tokens: Range<Int32>, rowWeights: Address, from start: M.ReduceStart,
+  meanwhile: () -> Void
 ) {
   let operation = arguments.operation
   let rowByteCount = Int64(arguments.rowByteCount)
   let recordsByteCount = Int64(LogFMT.byteCount(channelCount: arguments.elementsPerRow))
-  machine.reduceRows(arguments.reduceJob(of: tokens, rowWeights: rowWeights), from: start) { token, slot in
-    arguments.weightedPlace(token: token, slot: slot, rowWeights: rowWeights)
+  machine.reduceRows(arguments.reduceJob(of: tokens, rowWeights: rowWeights), from: start, meanwhile: meanwhile) {
+    arguments.weightedPlace(token: $0, slot: $1, rowWeights: rowWeights)
   } source: { found in
     let (place, weight) = (found.place, found.weight)
     let column = operation.column(Columns.rows, atRank: place.rank)

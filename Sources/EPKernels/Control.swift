@@ -47,6 +47,8 @@
   public var blocks: Address = .null
   /// Of the operation's flight record; kernels find it when they begin.
   public var flightIndex: Int64 = 0
+  /// Where that record lies.
+  public var flightRecord: Address = .null
   /// Not zero: that record has been begun, by the host or by an earlier launch. An integer, since kernels keep those in registers.
   public var isRecorded: Int32 = 0
   /// Where the status lies of an operation that missed a rank before this one; kernels look when they begin. Null where none has.

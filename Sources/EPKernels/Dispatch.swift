@@ -73,6 +73,9 @@
 
   /// Counts say where padding lies: workers wait for them.
   @inlinable var countsFirst: Bool { handle.layout.hasPadding && !isCached }
+  @inlinable func countsLater(_ outcome: Outcome) -> Bool {
+    !isCached && !(countsFirst && outcome.isOK) && (outcome.isOK || outcome.overflows)
+  }
 
   @usableFromInline var columnToCopy: Int32 {
     if handle.layout.slotCount > 32 { return Columns.rows }
@@ -97,7 +100,7 @@
       source: source(ofColumn: Columns.rows), rowCount: handle.layout.chunks.tokenCount,
       rowByteCount: sourceRowByteCount, slotCount: handle.layout.slotCount, transform: transform,
       scaleStride: scaleStride, globalScale: globalScale, beside: beside, besideByteCount: besideByteCount,
-      writtenByteCount: 0, counter: operation.counter)
+      writtenByteCount: 0, counter: operation.counter, sharerCount: view.sharesDevice == 0 ? 1 : view.rankCount)
   }
 
   @inlinable func source(ofColumn column: Int32) -> Address {
@@ -114,7 +117,7 @@
 /// A whole dispatch, for outputs of the worst case: no host has to know the counts in between.
 @inlinable public func dispatch<M: Machine>(_ machine: M, _ arguments: DispatchArguments) {
   var arguments = arguments
-  expectRouting(machine, arguments)
+  if arguments.operation.does(.begin) { expectRouting(machine, arguments) }
   arguments.view = arguments.operation.begun(machine, arguments.view)
   let (view, operation) = (arguments.view, arguments.operation)
   var start = machine.noScatter
@@ -126,7 +129,9 @@
       start = arguments.startEarly(machine)
     } then: { outcome in
       noteExchange(machine, view, operation, outcome)
-      if !operation.countsRowsLast(view) { noteRows(machine, arguments, view, outcome) }
+      if !operation.countsRowsLast(view) {
+        noteRows(machine, arguments, view, outcome, rowsToNote(machine, arguments, outcome))
+      }
     }
   } else {
     turn = Turn(leads: false, operation.outcome)
@@ -161,7 +166,7 @@
   guard let outcome = prepareDispatch(machine, arguments, meanwhile: {}) else { return }
   noteExchange(machine, view, operation, outcome)
   guard operation.does(.middle), outcome.isAgreed else { return }
-  noteRows(machine, arguments, view, outcome)
+  noteRows(machine, arguments, view, outcome, rowsToNote(machine, arguments, outcome))
   if !outcome.isOK { endInVain(machine, view: view, operation: operation) }
   operation.tell(machine, view)
 }
@@ -243,14 +248,17 @@
     return operation.outcome
   }
   let view = arguments.view.behindExchange
-  let outcome = Outcome(code: Int32(truncatingIfNeeded: place(machine, view: view, arguments).code))
+  let outcome = Outcome(place(machine, view: view, arguments))
   // The headers call for another end.
   if !outcome.isOK && !outcome.overflows {
     empty()
     return outcome
   }
   leaveOutDestinations(machine, view, handle)
-  if arguments.countsFirst && outcome.isOK { _ = countReceived(machine, arguments, isFitting: true) }
+  if arguments.countsFirst && outcome.isOK {
+    let part = countReceived(machine, arguments, isFitting: true)
+    _ = sumReceived(machine, handle, part, isFitting: true)
+  }
   #if CHECKED
     if !arguments.isCached { checkCounts(machine, view: view, topK: arguments.routing.topK) }
     checkOffers(machine, view: view)
@@ -273,17 +281,27 @@
   if !outcome.isAgreed { operation.tell(machine, view) }
 }
 
-/// Counts this rank's rows and notes how many they are, where the exchange says so. By one worker, which no other waits for.
+/// Counts this rank's rows, where the exchange says so and they have not been counted. By one worker, which no other waits for. What it
+/// returns is for `noteRows`.
+@inlinable func rowsToNote<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, _ outcome: Outcome
+) -> SIMD2<Int32> {
+  guard arguments.operation.does(.middle), arguments.countsLater(outcome) else { return SIMD2(0, 0) }
+  return countReceived(machine, arguments, isFitting: outcome.isOK)
+}
+
+/// Notes how many rows this rank has, where the exchange says so.
 ///
-/// - Parameter view: of the flight record.
+/// - Parameters:
+///   - view: of the flight record.
+///   - part: what `rowsToNote` returned.
 @inlinable func noteRows<M: Machine>(
-  _ machine: M, _ arguments: DispatchArguments, _ view: RankView, _ outcome: Outcome
+  _ machine: M, _ arguments: DispatchArguments, _ view: RankView, _ outcome: Outcome, _ part: SIMD2<Int32>
 ) {
   guard arguments.operation.does(.middle), outcome.isOK || outcome.overflows else { return }
-  var rows = CountedRows(arguments.handle)
-  if !arguments.isCached && !(arguments.countsFirst && outcome.isOK) {
-    rows = countReceived(machine, arguments, isFitting: outcome.isOK)
-  }
+  let handle = arguments.handle
+  var rows = CountedRows(handle)
+  if arguments.countsLater(outcome) { rows = sumReceived(machine, handle, part, isFitting: outcome.isOK) }
   FlightRecorder(view).count(machine, rows)
 }
 
@@ -342,9 +360,12 @@
     if endsAsEarlier(machine, view: view, operation: operation) { return operation.tell(machine, view) }
     begin(machine, arguments, .receiveDispatch)
   }
-  complete(machine, view: view, operation: operation, outcome) { view in
+  var part = SIMD2<Int32>(0, 0)
+  complete(machine, view: view, operation: operation, outcome) {
+    if countsRows != 0 { part = rowsToNote(machine, arguments, outcome) }
     if outcome.isOK { markPadding(machine, arguments) }
-    if countsRows != 0 { noteRows(machine, arguments, view, outcome) }
+  } then: { view in
+    if countsRows != 0 { noteRows(machine, arguments, view, outcome, part) }
   } behind: {
     leaveOutSources(machine, view, handle, expertAlignment: arguments.expertAlignment)
   }

@@ -377,18 +377,23 @@ extension RankView {
 /// - Parameters:
 ///   - outcome: what the operation's status says.
 ///   - meanwhile: what no peer waits for. Run by every worker when it has been counted in, by the last when it has told the peers.
+///   - then: run by every worker behind that, by the last when it has waited for the peers.
 ///   - behind: run by that one when all peers have come.
 @inlinable @inline(__always) func complete<M: Machine>(
-  _ machine: M, view: RankView, operation: OperationView, _ outcome: Outcome, meanwhile: (RankView) -> Void = { _ in },
-  behind: () -> Void = {}
+  _ machine: M, view: RankView, operation: OperationView, _ outcome: Outcome, meanwhile: () -> Void = {},
+  then: (RankView) -> Void = { _ in }, behind: () -> Void = {}
 ) {
   var view = view
   let begin: UInt64
+  var isLast = true
+  // Looked up early: it is told behind all else.
+  let output: SIMD2<Int64>
   if operation.does(.middle) {
     // Again, rather than to keep it while rows move; and before this worker is counted in, since nobody ends the record until then.
     view = view.recorded(machine)
     let completesLater = operation.at(operation.layout.completesLater).load(UInt32.self, at: 0)
-    let isLast = machine.arriveLocal(view.arrivals, for: view.peers)
+    output = operation.output
+    isLast = machine.arriveLocal(view.arrivals, for: view.peers)
     if isLast {
       #if CHECKED
         if endsInFailedCheck(machine, view: view, operation: operation) { return }
@@ -397,33 +402,32 @@ extension RankView {
       // All peers' workers run, up to their completions: blocks that wait for this launch take none of their places.
       if outcome.isOK && completesLater == 0 { machine.startNext() }
     }
-    meanwhile(view)
-    if !isLast { return }
+    meanwhile()
     begin = machine.now
-    if !operation.does(.end) {
-      return pause(machine, .completion, now: begin, view: view, operation: operation)
-    }
   } else if operation.does(.end) {
     begin = resume(machine, view: view, operation: operation)
+    output = operation.output
   } else {
     return
   }
-  let seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
+  var seen: UInt64?
+  if isLast && operation.does(.end) {
+    seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
+  }
+  if operation.does(.middle) { then(view) }
+  if isLast && !operation.does(.end) {
+    return pause(machine, .completion, now: begin, view: view, operation: operation)
+  }
   guard let seen else { return }
   machine.startNext()
   behind()
-  finish(machine, view: view, operation: operation, outcome, now: seen)
-  if outcome.isOK { operation.noteMask(machine, view) }
-  operation.tell(machine, view)
-}
-
-/// The flight record of an operation ends that all ranks have come to the end of.
-@inlinable func finish<M: Machine>(
-  _ machine: M, view: RankView, operation: OperationView, _ outcome: Outcome, now: UInt64
-) {
-  let recorder = FlightRecorder(view)
-  if outcome.isOK { return recorder.finish(machine, now: now) }
-  recorder.finish(machine, operation.status, now: now)
+  if outcome.isOK {
+    FlightRecorder(view).finish(machine, now: seen)
+    operation.tellEnd(machine, view, output: output)
+  } else {
+    FlightRecorder(view).finish(machine, operation.status, now: seen)
+    operation.tell(machine, view)
+  }
 }
 
 /// The same by one worker alone, of an operation in which nothing moves.

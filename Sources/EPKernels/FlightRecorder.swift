@@ -6,17 +6,18 @@
 @frozen public struct FlightRecorder {
   public var base: Address
   public var layout: FlightLayout
-  /// `RankView.flightIndex`.
+  /// `RankView.flightIndex`, and where that record lies.
   @usableFromInline let index: Int64
+  @usableFromInline let record: Address
 
   /// Of the operation that the view is of.
   @inlinable public init(_ view: RankView) { self.init(view, arena: view.ownArena) }
 
-  /// That of the rank whose arena it is.
+  /// That of the rank whose arena it is; of an operation only where it is the view's own.
   @inlinable public init(_ view: RankView, arena: Address) {
     base = arena.advanced(byBytes: view.control.recorderOffset)
     layout = FlightLayout(rankCount: view.rankCount)
-    index = view.flightIndex
+    (index, record) = (view.flightIndex, view.flightRecord)
   }
 
   @inlinable func at(_ offset: Int64) -> Address { base.advanced(byBytes: offset) }
@@ -25,8 +26,6 @@
   @inlinable func progress<M: Machine>(_ machine: M) -> FlightProgress {
     FlightProgress(word: machine.peek(at(FlightLayout.progressOffset)))
   }
-
-  @inlinable var record: Address { at(layout.offset(ofRecord: index)) }
 
   @inlinable func note<M: Machine>(_ machine: M, _ field: FlightField, in record: Address, _ value: UInt64) {
     machine.note(value, at: record.advanced(byBytes: field.offset))
@@ -144,10 +143,12 @@
 extension RankView {
   /// The view of an operation that begins, or goes on: there is one at a time.
   @inlinable public func recorded<M: Machine>(_ machine: M) -> RankView {
-    let last = FlightRecorder(self).progress(machine)
+    let recorder = FlightRecorder(self)
+    let last = recorder.progress(machine)
     var view = self
     view.isRecorded = last.step == .idle ? 0 : 1
     view.flightIndex = last.index &+ 1 &- Int64(view.isRecorded)
+    view.flightRecord = recorder.at(recorder.layout.offset(ofRecord: view.flightIndex))
     return view
   }
 }

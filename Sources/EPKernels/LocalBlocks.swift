@@ -342,19 +342,24 @@
     at(layout.status).store(fit.neededByteCount(columns), at: 6)
     at(layout.status).store(fit.rowCount, at: 7)
   }
-  /// In the details of a status that is `ok`.
-  @inlinable func noteMask<M: Machine>(_ machine: M, _ view: RankView) {
-    if !view.masksRanks { return }
-    machine.forEach(1) { _ in
-      at(layout.status).store(view.mask(.masked), at: 2)
-      at(layout.status).store(view.mask(.missed), at: 3)
-    }
-  }
+  /// What `setOutput` has set.
+  @inlinable var output: SIMD2<Int64> { at(layout.status).load(SIMD2<Int64>.self, at: 3) }
   /// Lets the host know the status. Once, when it will not change any more: the host's memory may be far away.
   @inlinable func tell<M: Machine>(_ machine: M, _ view: RankView) {
     machine.forEach(1) { _ in report.store(status, at: 0) }
     // The parts that are left have nothing to wait for; where all ranks have the same status, they all come to the end.
     if !part.isWhole && !outcome.isAgreed { openGates(machine, view) }
+  }
+  /// The same of an operation that ends well.
+  @inlinable func tellEnd<M: Machine>(_ machine: M, _ view: RankView, output: SIMD2<Int64>) {
+    let masks = view.masksRanks ? SIMD2(view.mask(.masked), view.mask(.missed)) : SIMD2(0, 0)
+    machine.forEach(1) { _ in
+      let details = (Int64(bitPattern: masks.x), Int64(bitPattern: masks.y), Int64(0), Int64(0))
+      var status = OperationStatus(.ok, rank: 0, details)
+      (status.neededByteCount, status.rowCount) = (output.x, output.y)
+      if view.masksRanks { set(status) }
+      report.store(status, at: 0)
+    }
   }
   @inlinable func noteWait(for peer: Int32, nanoseconds: UInt64) {
     if !waits.isNull { waits.store(waits.load(UInt64.self, at: peer) &+ nanoseconds, at: peer) }
@@ -371,7 +376,7 @@
   @inlinable func note(_ header: ExchangeHeader) {
     if header.completesLater != 0 { at(layout.completesLater).store(UInt32(1), at: 0) }
   }
-  @inlinable var outcome: Outcome { Outcome(code: Int32(truncatingIfNeeded: status.code)) }
+  @inlinable var outcome: Outcome { Outcome(status) }
 
   @inlinable func column(_ column: Int32, atRank rank: Int32) -> Address {
     Address(bits: at(layout.columns).load(UInt64.self, at: rank &* Columns.count &+ column))
@@ -391,8 +396,8 @@
   /// `StatusCode`.
   @usableFromInline let code: Int32
 
-  @inlinable init(code: Int32) { self.code = code }
   @inlinable init(_ code: StatusCode) { self.code = Int32(truncatingIfNeeded: code.rawValue) }
+  @inlinable init(_ status: OperationStatus) { code = Int32(truncatingIfNeeded: status.code) }
 
   @inlinable var isOK: Bool { `is`(.ok) }
   /// Whether all ranks have the same status, good or bad.

@@ -32,8 +32,12 @@ public protocol Machine {
   func scan(
     _ count: Int32, value: (_ index: Int32) -> Int32, visit: (_ index: Int32, _ before: Int32, _ value: Int32) -> Void)
 
-  /// The sum of the values of `0..<count`, each asked for once, in any order. By this worker alone.
-  func total(of count: Int32, _ value: (_ index: Int32) -> SIMD2<Int32>) -> SIMD2<Int32>
+  /// A lane's part of the sum of the values of `0..<count`, each of which is asked for once, in any order, on lanes that have the least
+  /// to do next. By this worker alone.
+  func part(ofTotal count: Int32, _ value: (_ index: Int32) -> SIMD2<Int32>) -> SIMD2<Int32>
+
+  /// The sum of all lanes' parts.
+  func total(_ part: SIMD2<Int32>) -> SIMD2<Int32>
 
   /// Numbers, in token order, the tokens of `tokens` that go to each of at most 64 destinations. By this worker alone.
   ///
@@ -94,8 +98,11 @@ public protocol Machine {
 
   /// Sums, for each of `job`'s output rows, the source rows of its slots in slot order, then the biases: accumulated in
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
+  ///
+  /// - Parameter meanwhile: called once, when this worker's first rows are on their way.
   func reduceRows(
-    _ job: ReduceJob, from start: ReduceStart, place: (_ row: Int32, _ slot: Int32) -> WeightedPlace,
+    _ job: ReduceJob, from start: ReduceStart, meanwhile: () -> Void,
+    place: (_ row: Int32, _ slot: Int32) -> WeightedPlace,
     source: (WeightedPlace) -> RowSource)
 
   /// Copies rows that lie in runs, be they many and short; shared out over all workers, ordered as `scatterRows` is.
@@ -108,7 +115,8 @@ public protocol Machine {
   /// aligned to 4; a record whose target is null is left out.
   func copyRecords(_ count: Int32, byteCount: Int32, route: (_ record: Int32) -> RecordRoute)
 
-  /// Fills `byteCount` bytes, a multiple of 4, with a repeated 32-bit pattern, by this worker alone.
+  /// Fills `byteCount` bytes, a multiple of 4, with a repeated 32-bit pattern, by this worker alone, on lanes that have the least to do
+  /// next; ordered as `scatterRows` is.
   func fill(_ destination: Address, byteCount: Int64, pattern: UInt32)
 
   /// This worker reads of those bytes soon, and nobody changes them before: some may be brought closer meanwhile.
@@ -257,7 +265,7 @@ extension Machine {
   @inlinable @inline(__always) public func reduceRows(
     _ job: ReduceJob, place: (_ row: Int32, _ slot: Int32) -> WeightedPlace, source: (WeightedPlace) -> RowSource
   ) {
-    reduceRows(job, from: startReduce(job, place: place), place: place, source: source)
+    reduceRows(job, from: startReduce(job, place: place), meanwhile: {}, place: place, source: source)
   }
 }
 
@@ -304,11 +312,13 @@ extension Machine where ReduceStart == NothingStarted {
   /// UInt32 in this rank's own memory, zero at first, by which workers may count what they have begun; null where there
   /// is none.
   public var counter: Address
+  /// Ranks whose workers share this one's device, itself included.
+  public var sharerCount: Int32
 
   @inlinable public init(
     source: Address, rowCount: Int32, rowByteCount: Int32, slotCount: Int32, transform: RowTransform,
     scaleStride: Int32 = 4, globalScale: Float = 1, beside: Address = .null, besideByteCount: Int32 = 0,
-    writtenByteCount: Int64, counter: Address = .null
+    writtenByteCount: Int64, counter: Address = .null, sharerCount: Int32 = 1
   ) {
     self.source = source
     self.rowCount = rowCount
@@ -321,6 +331,7 @@ extension Machine where ReduceStart == NothingStarted {
     self.besideByteCount = besideByteCount
     self.writtenByteCount = writtenByteCount
     self.counter = counter
+    self.sharerCount = sharerCount
   }
 
   @inlinable public static var besideByteCountMax: Int32 { 256 }

@@ -137,17 +137,19 @@
   }
 }
 
-/// Fills the handle's counts of what this rank sends and receives, and returns them. Run by the worker that has placed its rows.
+/// Fills the handle's counts of what this rank sends and receives, but for the sums, which `sumReceived` makes of what this returns. Run
+/// by the worker that has placed its rows.
 ///
 /// - Parameter isFitting: whether rows move, and count in statistics.
-@inlinable func countReceived<M: Machine>(_ machine: M, _ arguments: DispatchArguments, isFitting: Bool) -> CountedRows
-{
+@inlinable func countReceived<M: Machine>(
+  _ machine: M, _ arguments: DispatchArguments, isFitting: Bool
+) -> SIMD2<Int32> {
   let (view, handle) = (arguments.view.behindExchange, arguments.handle)
   let layout = handle.layout
   if isFitting { handle.at(layout.rowCount).store(handle.total(atRank: view.rank), at: 0) }
   let pairCount = view.rankCount &* view.rankCount
   let firstExpert = machine.firstOfLanes(from: pairCount)
-  let rows = machine.total(of: firstExpert &+ view.expertCount) { cell in
+  return machine.part(ofTotal: firstExpert &+ view.expertCount) { cell in
     if cell >= firstExpert {
       return countRows(machine, view, arguments, ofExpert: cell &- firstExpert, isFitting: isFitting)
     }
@@ -160,7 +162,17 @@
     if layout.layout == .byExpert { return SIMD2(0, 0) }
     return SIMD2(source == view.rank ? tokenCount : 0, rank == view.rank ? tokenCount : 0)
   }
+}
+
+/// - Parameters:
+///   - part: what `countReceived` returned.
+///   - isFitting: as that of `countReceived`.
+@inlinable func sumReceived<M: Machine>(
+  _ machine: M, _ handle: HandleView, _ part: SIMD2<Int32>, isFitting: Bool
+) -> CountedRows {
+  let rows = machine.total(part)
   let counted = CountedRows(sent: Int64(rows.x), received: Int64(rows.y))
+  let layout = handle.layout
   machine.forEach(1) { _ in
     // By source, other workers read it already, if rows move.
     if layout.layout == .byExpert || !isFitting { handle.at(layout.sentRows).store(counted.sent, at: 0) }

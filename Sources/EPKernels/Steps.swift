@@ -62,7 +62,8 @@
       prepareStep(machine, arguments)
     } meanwhile: {
     } then: {
-      noteExchange(machine, view, operation, $0)
+      if $0.isOK && operation.does(.middle) { noteSums(machine, arguments) }
+      if !$0.isAgreed { operation.tell(machine, view) }
     }
   } else {
     turn = Turn(leads: false, operation.outcome)
@@ -74,11 +75,11 @@
       let tokens = steps.tokens(ofStep: steps.launch &- 1, of: arguments.handle.layout.chunks.tokenCount)
       // By source, rows are added as they are.
       let start = arguments.startSums(machine, of: tokens, rowWeights: .null)
-      sumRows(machine, arguments, of: tokens, rowWeights: .null, from: start)
+      sumRows(machine, arguments, of: tokens, rowWeights: .null, from: start) {}
     }
     if steps.launch == steps.stepCount && !arguments.weightsOutput.isNull { combineWeights(machine, arguments) }
   }
-  endCombine(machine, arguments, turn)
+  complete(machine, view: view, operation: operation, turn.outcome)
 }
 
 @inlinable func prepareStep<M: Machine>(_ machine: M, _ arguments: CombineArguments) -> Outcome? {

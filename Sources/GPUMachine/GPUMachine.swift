@@ -27,6 +27,9 @@ import PTX
   @inline(__always) var lane: Int32 { thread & 31 }
   @inline(__always) var warp: Int32 { thread >> 5 }
 
+  /// The last warp's are the first: where there is little to do, what else there is to do is done by the first ones.
+  @inline(__always) var threadFromLast: Int32 { Self.threadCount &- 1 &- thread }
+
   /// All lanes below this one.
   @inline(__always) var lowerLanes: UInt32 { (1 &<< UInt32(truncatingIfNeeded: lane)) &- 1 }
 }
@@ -147,15 +150,20 @@ extension GPUMachine {
 
 extension GPUMachine {
   @inline(__always)
-  public func total(of count: Int32, _ value: (Int32) -> SIMD2<Int32>) -> SIMD2<Int32> {
-    var own = SIMD2<Int32>(0, 0)
-    var index = thread
+  public func part(ofTotal count: Int32, _ value: (Int32) -> SIMD2<Int32>) -> SIMD2<Int32> {
+    var part = SIMD2<Int32>(0, 0)
+    var index = threadFromLast
     while index < count {
-      own = own &+ value(index)
+      part = part &+ value(index)
       index = index &+ Self.threadCount
     }
+    return part
+  }
+
+  @inline(__always)
+  public func total(_ part: SIMD2<Int32>) -> SIMD2<Int32> {
     let words = Shared.word(Shared.meetingOffset)
-    let (x, y) = (ptx_sum(own.x), ptx_sum(own.y))
+    let (x, y) = (ptx_sum(part.x), ptx_sum(part.y))
     if lane == 0 { (words[Int(2 &* warp)], words[Int(2 &* warp &+ 1)]) = (x, y) }
     ptx_block_barrier()
     let isWarp = lane < Self.warpCount
@@ -464,11 +472,10 @@ extension GPUMachine {
   @inline(__always)
   public func fill(_ destination: Address, byteCount: Int64, pattern: UInt32) {
     let wordCount = byteCount / 4
-    var word = Int64(thread)
+    var word = Int64(threadFromLast)
     while word < wordCount {
       destination.advanced(byBytes: 4 &* word).store(pattern, at: 0)
       word = word &+ Int64(Self.threadCount)
     }
-    ptx_block_barrier()
   }
 }

@@ -67,19 +67,18 @@ struct Walk {
   /// Of its run's pieces, the number of this one, and where the run ends.
   private var index: Int32
   private var end: Int32
-  /// A run is a row, or half of one: 0 or 1.
-  private let hasHalves: Int32
   private let runLength: Int32
+  private let runsPerRow: Int32
   /// Lane 0: how many runs had been taken, but for each warp's first, when this warp asked.
   private var taken: Int32
 
   /// - Parameters:
-  ///   - inHalves: whether rows of several pieces are taken in two runs.
+  ///   - runLength: pieces of a row that are taken at a time.
   ///   - counter: see `ScatterJob.counter`.
   @inline(__always)
-  init(_ machine: GPUMachine, _ pieces: Pieces, inHalves: Bool, counter: Address) {
-    hasHalves = inHalves && pieces.piecesPerRow > 1 ? 1 : 0
-    runLength = (pieces.piecesPerRow &+ hasHalves) &>> hasHalves
+  init(_ machine: GPUMachine, _ pieces: Pieces, runLength: Int32, counter: Address) {
+    self.runLength = runLength
+    runsPerRow = (pieces.piecesPerRow &+ runLength &- 1).over(runLength)
     // Neighbours in the order of workers, so that few pieces are spread over all multiprocessors.
     let warps = machine.workerCount &* GPUMachine.warpCount
     let place = machine.warp &* machine.workerCount &+ machine.workerIndex
@@ -110,7 +109,7 @@ struct Walk {
 
   /// Over no pieces.
   @inline(__always) init() {
-    (counter, index, end, hasHalves, runLength, taken) = (.null, 0, 0, 0, 0, 0)
+    (counter, index, end, runLength, runsPerRow, taken) = (.null, 0, 0, 0, 0, 0)
   }
 
   /// Behind the last piece.
@@ -137,7 +136,8 @@ struct Walk {
   @inline(__always)
   private mutating func setRun(_ machine: GPUMachine, _ pieces: Pieces) {
     let run = machine.shuffle(taken, from: 0) &+ machine.workerCount &* GPUMachine.warpCount
-    let (row, first) = (run &>> hasHalves, (run & hasHalves) &* runLength)
+    let row = runsPerRow == 1 ? run : run.over(runsPerRow)
+    let first = (run &- row &* runsPerRow) &* runLength
     index = 0
     end = row < pieces.rowCount ? min(runLength, pieces.piecesPerRow &- first) : 0
     piece = Piece(row: pieces.firstRow &+ row, offset: first &* pieces.pieceByteCount)

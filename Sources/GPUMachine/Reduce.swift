@@ -27,33 +27,34 @@ extension GPUMachine {
       // Terms that are coded take more registers.
       pieceByteCountMax: isCoded ? 1024 : TermCursor.termByteCountMax, granule: isCoded ? 512 : 16)
     let pieces = job.pieces(cut)
-    let walk = Walk(self, pieces, inHalves: false, counter: job.counter)
+    let walk = Walk(self, pieces, runLength: pieces.piecesPerRow, counter: job.counter)
     let isTerm = lane < job.slotCount && !walk.isOver
     return ReduceStart(cut: cut, walk: walk, own: isTerm ? place(walk.piece.row, lane) : .none)
   }
 
   @inline(__always)
   public func reduceRows(
-    _ job: ReduceJob, from start: ReduceStart, place: (Int32, Int32) -> WeightedPlace,
+    _ job: ReduceJob, from start: ReduceStart, meanwhile: () -> Void, place: (Int32, Int32) -> WeightedPlace,
     source: (WeightedPlace) -> RowSource
   ) {
     switch job.format {
-    case .bf16: reduce(job, start, BF16.self, place, source)
-    case .fp16: reduce(job, start, FP16.self, place, source)
-    case .logFMT: reduceVectors(job, start, BF16.self, isCoded: true, place, source)
-    default: reduce(job, start, FP32.self, place, source)
+    case .bf16: reduce(job, start, BF16.self, meanwhile, place, source)
+    case .fp16: reduce(job, start, FP16.self, meanwhile, place, source)
+    case .logFMT: reduceVectors(job, start, BF16.self, isCoded: true, meanwhile, place, source)
+    default: reduce(job, start, FP32.self, meanwhile, place, source)
     }
   }
 
   @inline(__always)
   private func reduce<Format: SumFormat>(
-    _ job: ReduceJob, _ start: ReduceStart, _ format: Format.Type, _ place: (Int32, Int32) -> WeightedPlace,
-    _ source: (WeightedPlace) -> RowSource
+    _ job: ReduceJob, _ start: ReduceStart, _ format: Format.Type, _ meanwhile: () -> Void,
+    _ place: (Int32, Int32) -> WeightedPlace, _ source: (WeightedPlace) -> RowSource
   ) {
     if job.rowByteCount % 16 != 0 {
+      meanwhile()
       reduceElements(job, format) { source(place($0, $1)) }
     } else {
-      reduceVectors(job, start, format, isCoded: false, place, source)
+      reduceVectors(job, start, format, isCoded: false, meanwhile, place, source)
     }
   }
 
@@ -80,17 +81,18 @@ extension GPUMachine {
 
   @inline(__always)
   private func reduceVectors<Format: SumFormat>(
-    _ job: ReduceJob, _ start: ReduceStart, _ format: Format.Type, isCoded: Bool,
+    _ job: ReduceJob, _ start: ReduceStart, _ format: Format.Type, isCoded: Bool, _ meanwhile: () -> Void,
     _ place: (Int32, Int32) -> WeightedPlace, _ source: (WeightedPlace) -> RowSource
   ) {
     let (pieces, rowByteCount) = (job.pieces(start.cut), job.rowByteCount)
-    if start.walk.isOver { return }
+    if start.walk.isOver { return meanwhile() }
     var terms = TermCursor(self, start, isCoded: isCoded, slotCount: job.slotCount, source)
     var sums = PieceSums(isEmpty: 1)
     #if BULK_COPIES
       let stages = Stages(self, count: 2)
       var (issued, used) = (Int32(0), Int32(0))
       if terms.lanes != 0 { terms.load(&issued, stages, pieces) }
+      meanwhile()
       var isOver: Bool
       repeat {
         // While these are on their way or added, the next ones are, too: into the stage that was read last.
@@ -120,6 +122,7 @@ extension GPUMachine {
       } while !isOver
       stages.close(after: used)
     #else
+      meanwhile()
       while !terms.isOver {
         let piece = terms.walk.piece
         let byteCount = pieces.byteCount(of: piece)

@@ -26,7 +26,11 @@ extension GPUMachine {
       pieceByteCountMax: job.beside.isNull ? 4096 : 4096 &- ScatterJob.besideByteCountMax,
       granule: quantizes ? Self.quantizedGranule(job.rowByteCount) : 16)
     let pieces = job.pieces(cut)
-    let walk = Walk(self, pieces, inHalves: !quantizes, counter: job.counter)
+    // Where many multiprocessors share the memory, that is what bounds them, and it is fastest where all of them are at neighbours.
+    // Few are faster the less often they find out where a row goes, the more so the more they have to do with it.
+    let isCrowd = workerCount &* job.sharerCount >= 64
+    let runLength = isCrowd ? 1 : quantizes ? pieces.piecesPerRow : (pieces.piecesPerRow &+ 1) &>> 1
+    let walk = Walk(self, pieces, runLength: runLength, counter: job.counter)
     if walk.isOver { return ScatterStart(cut: cut, walk: walk, piece: .none) }
     #if BULK_COPIES
       load(0, Stages(self, count: Self.scatterStageCount), job, pieces, walk.piece)

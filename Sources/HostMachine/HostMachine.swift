@@ -100,11 +100,14 @@ extension HostMachine {
   }
 
   @inline(__always)
-  package func total(of count: Int32, _ value: (Int32) -> SIMD2<Int32>) -> SIMD2<Int32> {
+  package func part(ofTotal count: Int32, _ value: (Int32) -> SIMD2<Int32>) -> SIMD2<Int32> {
     var total = SIMD2<Int32>(0, 0)
     forEach(count) { total &+= value($0) }
     return total
   }
+
+  @inline(__always)
+  package func total(_ part: SIMD2<Int32>) -> SIMD2<Int32> { part }
 
   @inline(__always)
   package func numberTokens(

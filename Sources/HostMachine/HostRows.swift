@@ -187,9 +187,10 @@ extension HostMachine {
   }
 
   package func reduceRows(
-    _ job: ReduceJob, from start: NothingStarted, place: (Int32, Int32) -> WeightedPlace,
+    _ job: ReduceJob, from start: NothingStarted, meanwhile: () -> Void, place: (Int32, Int32) -> WeightedPlace,
     source: (WeightedPlace) -> RowSource
   ) {
+    meanwhile()
     let elementSize: Int32 = job.format == .fp32 ? 4 : 2
     let pieces = Pieces(
       rowCount: job.rowCount, rowSize: job.elementCount, granule: 64, workerCount: workerCount)

@@ -71,10 +71,11 @@ import Testing
     let found = Memory([SIMD2<Int32>](repeating: SIMD2(-1, -1), count: 512))
     let asked = Memory([Int32](repeating: 0, count: Int(count)))
     let fault = emulate(blockCount: 1) { machine in
-      let total = machine.total(of: count) {
+      let part = machine.part(ofTotal: count) {
         asked.address.store(asked.address.load(Int32.self, at: $0) + 1, at: $0)
         return values[Int($0)]
       }
+      let total = machine.total(part)
       machine.forEach(512) { found.address.store(total, at: $0) }
     }
     let total = values.reduce(SIMD2(0, 0), &+)

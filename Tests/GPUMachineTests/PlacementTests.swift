@@ -146,7 +146,8 @@ import Testing
     let (arguments, handle) = (exchange.arguments, exchange.arguments.handle)
     let fault = emulate(blockCount: 1) { machine in
       _ = place(machine, view: arguments.view.behindExchange, arguments)
-      _ = countReceived(machine, arguments, isFitting: true)
+      let part = countReceived(machine, arguments, isFitting: true)
+      _ = sumReceived(machine, arguments.handle, part, isFitting: true)
     }
     #expect(fault == nil)
     let status = arguments.operation.status
@@ -187,7 +188,8 @@ import Testing
       let arguments = exchange.arguments
       let fault = emulate(blockCount: 1) { machine in
         _ = place(machine, view: arguments.view.behindExchange, arguments)
-        _ = countReceived(machine, arguments, isFitting: false)
+        let part = countReceived(machine, arguments, isFitting: false)
+        _ = sumReceived(machine, arguments.handle, part, isFitting: false)
       }
       #expect(fault == nil)
       let (status, needed) = (arguments.operation.status, exchange.byteCount(atRank: tight))

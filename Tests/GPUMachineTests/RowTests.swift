@@ -18,10 +18,12 @@ import Testing
       let channelCount = transform == .quantizeNVFP4 ? (someCount + 63) / 64 * 64 : someCount
       var random = Random(UInt64(channelCount))
       var work = ScatterWork(rowCount, channelCount, slotCount, transform, &random)
-      for isCounted in [false, true] {
-        let (fault, found) = work.done(blockCount: blockCount, isCounted: isCounted)
+      // Counted, they are taken in runs: alone, or piece by piece in a crowd.
+      for (isCounted, sharerCount) in [(false, 1), (true, 1), (true, 64)] where sharerCount == 1 || rowCount >= 40 {
+        let (fault, found) = work.done(blockCount: blockCount, isCounted: isCounted, sharerCount: sharerCount)
+        let how: Comment = "\(rowCount) rows of \(channelCount) channels, counted: \(isCounted), by \(sharerCount)"
         #expect(fault == nil)
-        #expect(found == work.expected, "\(rowCount) rows of \(channelCount) channels, counted: \(isCounted)")
+        #expect(found == work.expected, how)
       }
       if transform == .copy { continue }
       work.hasScaleColumns = true
@@ -294,7 +296,7 @@ private struct ScatterWork {
 
   private static func label(row: Int, slot: Int, part: Int) -> Int32 { Int32(row * 1_000 + slot * 10 + part) }
 
-  func done(blockCount: Int, isCounted: Bool) -> (fault: String?, Written) {
+  func done(blockCount: Int, isCounted: Bool, sharerCount: Int = 1) -> (fault: String?, Written) {
     let rows = Memory(byteCount: empty.rows.count)
     let scales = Memory(byteCount: empty.scales.count)
     let labels = Memory(byteCount: empty.labels.count)
@@ -304,7 +306,7 @@ private struct ScatterWork {
       slotCount: Int32(slotCount), transform: transform,
       scaleStride: Int32(hasScaleColumns ? 4 * rowCount * slotCount : 4), globalScale: Self.globalScale,
       beside: records?.address ?? .null, besideByteCount: Int32(besideByteCount), writtenByteCount: 1,
-      counter: isCounted ? counter.address : .null)
+      counter: isCounted ? counter.address : .null, sharerCount: Int32(sharerCount))
     let fault = emulate(blockCount: blockCount) { machine in
       machine.scatterRows(
         job, from: machine.startScatter(job),

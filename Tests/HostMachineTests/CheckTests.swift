@@ -27,7 +27,7 @@ import Testing
           rank: 1, rankCount: 2, expertCount: 8, localExpertCount: 4, arenas: tables, ownArena: arena,
           expertOwner: .null, expertLocal: .null, expertOrder: .null, firstPlaces: .null, failure: at(1024),
           hostFailure: .null, departures: .null, alarm: .null, arrivals: at(960), pause: at(968), timeoutNanoseconds: 1
-        ).behindExchange
+        ).behindExchange.recorded(HostMachine.host)
       operation = OperationView(
         block: at(8192), report: at(4096), layout: OperationLayout(rankCount: 2, expertCount: 8, chunkCount: 0),
         part: .whole)

@@ -60,8 +60,8 @@ private final class Words: @unchecked Sendable {
     var visits: [[Int32]] = []
     machine().scan(4, value: { 10 - $0 }, visit: { visits.append([$0, $1, $2]) })
     #expect(visits == [[0, 0, 10], [1, 10, 9], [2, 19, 8], [3, 27, 7]])
-    #expect(machine().total(of: 4) { SIMD2($0, 10 - $0) } == SIMD2(6, 34))
-    #expect(machine().total(of: 0) { SIMD2($0, 1) } == SIMD2(0, 0))
+    #expect(machine().total(machine().part(ofTotal: 4) { SIMD2($0, 10 - $0) }) == SIMD2(6, 34))
+    #expect(machine().total(machine().part(ofTotal: 0) { SIMD2($0, 1) }) == SIMD2(0, 0))
   }
 
   @Test(arguments: [Int32(1), 3, 64])
