@@ -363,6 +363,7 @@
   var part = SIMD2<Int32>(0, 0)
   complete(machine, view: view, operation: operation, outcome) {
     if countsRows != 0 { part = rowsToNote(machine, arguments, outcome) }
+    // Padding between groups, which goes by counts, has them from before the rows.
     if outcome.isOK { markPadding(machine, arguments) }
   } then: { view in
     if countsRows != 0 { noteRows(machine, arguments, view, outcome, part) }

@@ -377,7 +377,8 @@ extension RankView {
 /// - Parameters:
 ///   - outcome: what the operation's status says.
 ///   - meanwhile: what no peer waits for. Run by every worker when it has been counted in, by the last when it has told the peers.
-///   - then: run by every worker behind that, by the last when it has waited for the peers.
+///   - then: run by every worker behind that; by the last when it has waited for the peers, in vain or not, where machines wait beside
+///     what goes on.
 ///   - behind: run by that one when all peers have come.
 @inlinable @inline(__always) func complete<M: Machine>(
   _ machine: M, view: RankView, operation: OperationView, _ outcome: Outcome, meanwhile: () -> Void = {},
@@ -403,6 +404,8 @@ extension RankView {
       if outcome.isOK && completesLater == 0 { machine.startNext() }
     }
     meanwhile()
+    // Who looks at this rank's record while it waits sees what it knows.
+    if !M.waitsBeside { then(view) }
     begin = machine.now
   } else if operation.does(.end) {
     begin = resume(machine, view: view, operation: operation)
@@ -414,7 +417,7 @@ extension RankView {
   if isLast && operation.does(.end) {
     seen = awaitAll(machine, view: view, slot: .completion, since: begin, operation: operation)
   }
-  if operation.does(.middle) { then(view) }
+  if M.waitsBeside && operation.does(.middle) { then(view) }
   if isLast && !operation.does(.end) {
     return pause(machine, .completion, now: begin, view: view, operation: operation)
   }

@@ -11,6 +11,8 @@ public protocol Machine {
   var workerIndex: Int32 { get }
   /// Workers that run this launch.
   var workerCount: Int32 { get }
+  /// Whether some lanes of a worker wait for signals while others end what came before.
+  static var waitsBeside: Bool { get }
 
   // MARK: Loops
 
@@ -33,7 +35,7 @@ public protocol Machine {
     _ count: Int32, value: (_ index: Int32) -> Int32, visit: (_ index: Int32, _ before: Int32, _ value: Int32) -> Void)
 
   /// A lane's part of the sum of the values of `0..<count`, each of which is asked for once, in any order, on lanes that have the least
-  /// to do next. By this worker alone.
+  /// to do next. By this worker alone, which sees what its lanes stored meanwhile when it has called `total`.
   func part(ofTotal count: Int32, _ value: (_ index: Int32) -> SIMD2<Int32>) -> SIMD2<Int32>
 
   /// The sum of all lanes' parts.
@@ -99,7 +101,7 @@ public protocol Machine {
   /// Sums, for each of `job`'s output rows, the source rows of its slots in slot order, then the biases: accumulated in
   /// Float from zero, rounded once to nearest even. Shared out over all workers; ordered as `scatterRows` is.
   ///
-  /// - Parameter meanwhile: called once, when this worker's first rows are on their way.
+  /// - Parameter meanwhile: called once on each lane, where rows can be on their way while others work: when the first are.
   func reduceRows(
     _ job: ReduceJob, from start: ReduceStart, meanwhile: () -> Void,
     place: (_ row: Int32, _ slot: Int32) -> WeightedPlace,
@@ -312,7 +314,7 @@ extension Machine where ReduceStart == NothingStarted {
   /// UInt32 in this rank's own memory, zero at first, by which workers may count what they have begun; null where there
   /// is none.
   public var counter: Address
-  /// Ranks whose workers share this one's device, itself included.
+  /// Ranks whose workers are known to share this one's memory, itself included: all of them, or one.
   public var sharerCount: Int32
 
   @inlinable public init(

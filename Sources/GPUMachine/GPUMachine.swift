@@ -24,6 +24,7 @@ import PTX
 
   @inline(__always) public var workerIndex: Int32 { ptx_block_index() }
   @inline(__always) public var workerCount: Int32 { ptx_block_count() }
+  @inline(__always) public static var waitsBeside: Bool { true }
   @inline(__always) var lane: Int32 { thread & 31 }
   @inline(__always) var warp: Int32 { thread >> 5 }
 

@@ -99,6 +99,8 @@ extension HostMachine {
     forEach(count) { body(place($0)) }
   }
 
+  package static var waitsBeside: Bool { false }
+
   @inline(__always)
   package func part(ofTotal count: Int32, _ value: (Int32) -> SIMD2<Int32>) -> SIMD2<Int32> {
     var total = SIMD2<Int32>(0, 0)
