@@ -41,6 +41,9 @@ import Testing
     let (fault, found) = work.done(blockCount: 1, isCounted: true, sharerCount: 64)
     #expect(fault == nil)
     #expect(found == work.expected, "\(shape)")
+    // Each warp asks before it begins its first run, and again for each one that it begins.
+    let pieceCount = shape.rowCount * ((2 * shape.channelCount + 4095) / 4096)
+    #expect(work.counter.elements(UInt32.self) == [UInt32(pieceCount + 16)])
   }
 
   @Test(arguments: [1, 3], [16, 256])
@@ -206,6 +209,8 @@ private struct Written: Equatable {
 }
 
 private struct ScatterWork {
+  /// Of the last job, if that was counted.
+  let counter = Memory([UInt32(0)])
   let rowCount: Int
   let channelCount: Int
   let slotCount: Int
@@ -310,7 +315,7 @@ private struct ScatterWork {
     let rows = Memory(byteCount: empty.rows.count)
     let scales = Memory(byteCount: empty.scales.count)
     let labels = Memory(byteCount: empty.labels.count)
-    let counter = Memory([UInt32(0)])
+    counter.address.store(UInt32(0), at: 0)
     let job = ScatterJob(
       source: source.address, rowCount: Int32(rowCount), rowByteCount: Int32(2 * channelCount),
       slotCount: Int32(slotCount), transform: transform,

@@ -76,8 +76,8 @@ public struct FlightRecord: Equatable, Codable, Sendable {
     public var spans: [Span]
     public var tokenCount: Int
     /// Dispatch: rows written to all ranks, and received from all. Combine: rows that ranks read here, and rows read from
-    /// them. This rank's own are counted, padding is not. Zero until they are
-    /// known and, of a dispatch, nobody waits for this rank; on a GPU that can be when it has completed.
+    /// them. This rank's own are counted, padding is not. Zero until
+    /// they are known and, of a dispatch, nobody waits for this rank: on a GPU that can be when all ranks have completed.
     public var rowsSent: Int
     public var rowsReceived: Int
     /// The same in bytes: rows with what travels with them (scales, sidecars, indices, weights, origins).
